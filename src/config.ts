@@ -1,0 +1,223 @@
+/**
+ * The environment, checked and frozen. Every default is here. A value that cannot be right stops the start with an
+ * error that names the variable and never its value: it may be a secret.
+ */
+import { envSchema } from 'env-schema'
+import { type Static, Type } from 'typebox'
+
+const integer = (minimum: number, maximum: number, fallback: number, description: string) =>
+  Type.Integer({ minimum, maximum, default: fallback, description })
+const optional = (description: string) => Type.Optional(Type.String({ description }))
+
+/** Variable name -> shape, default and meaning. The README's table and .env.example are tested against it. */
+export const environmentSchema = Type.Object({
+  PORT: integer(0, 65_535, 3000, 'port to listen on; 0 takes a free one'),
+  HOST: Type.String({ default: '::', description: 'address to listen on; the default takes IPv6 and IPv4' }),
+  DATABASE_URL: optional('postgres://… ; without it the database is embedded (PGlite in DATA_DIR)'),
+  DATABASE_UNPOOLED_URL: optional('for migrations, when DATABASE_URL goes through a pooler in transaction mode'),
+  DATABASE_POOL: integer(1, 100, 10, 'connections to Postgres'),
+  DATA_DIR: Type.String({
+    default: '.data',
+    minLength: 1,
+    description: 'folder of the embedded database; `memory:` keeps nothing',
+  }),
+  REDIS_URL: optional('redis://… ; this version keeps the event log in the process and says `degraded` when it is set'),
+  JWT_SECRET: optional('own secret for HS256 tokens'),
+  SUPABASE_JWT_SECRET: optional('Supabase secret for HS256 tokens, tried after JWT_SECRET'),
+  JWT_ISSUER: optional('required `iss` of a token'),
+  JWT_AUDIENCE: optional('required `aud` of a token'),
+  CORS_ORIGINS: Type.String({ default: '', description: 'origins, separated by commas, that browsers may call from' }),
+  COOKIE_SAMESITE: Type.Union([Type.Literal('lax'), Type.Literal('none')], {
+    default: 'lax',
+    description: '`none` for a frontend on another site (needs https)',
+  }),
+  OPENAI_API_KEY: optional('key of the OpenAI-compatible provider'),
+  OPENAI_BASE_URL: optional('its address, ending in /v1; default https://api.openai.com/v1'),
+  MODEL_FAST: optional('model of mode `fast`, as provider:model'),
+  MODEL_BALANCED: optional('model of modes `balanced` and `adaptive`'),
+  MODEL_QUALITY: optional('model of mode `quality`'),
+  UPSTREAM_FIRST_BYTE_MS: integer(1, 3_600_000, 120_000, 'longest wait for the first byte of a reply'),
+  UPSTREAM_IDLE_MS: integer(1, 3_600_000, 60_000, 'longest silence within a reply'),
+  UPSTREAM_TOTAL_MS: integer(1, 86_400_000, 1_800_000, 'longest duration of a reply'),
+  SESSION_MAX_MESSAGES: integer(1, 1000, 20, 'messages of a session that go upstream as context'),
+  FRAME_MS: integer(1, 1000, 25, 'time over which new text is merged into one event'),
+  CHECKPOINT_MS: integer(10, 60_000, 1000, 'time between two checkpoints of the running replies'),
+  DRAIN_MS: integer(0, 600_000, 25_000, 'time that running replies get to end after SIGTERM'),
+  RUNS_PER_OWNER: integer(0, 100_000, 20, 'runs of one owner at once; 0 for no limit'),
+  VIEWERS_PER_OWNER: integer(0, 100_000, 100, 'open streams of one owner at once; 0 for no limit'),
+  LOG_LEVEL: Type.Union(
+    ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'].map((level) => Type.Literal(level)),
+    { default: 'info', description: 'fatal error warn info debug trace silent' },
+  ),
+})
+
+type Environment = Static<typeof environmentSchema>
+
+export type Provider = 'openai' | 'demo'
+export interface ModelChoice {
+  readonly provider: Provider
+  readonly model: string
+}
+
+export interface Config {
+  readonly listen: { readonly port: number; readonly host: string }
+  readonly database:
+    | { readonly kind: 'postgres'; readonly url: string; readonly unpooledUrl: string; readonly poolSize: number }
+    | { readonly kind: 'pglite'; readonly dataDir: string }
+  readonly redisUrl: string | undefined
+  readonly auth: {
+    readonly jwtSecret: string | undefined
+    readonly supabaseJwtSecret: string | undefined
+    readonly issuer: string | undefined
+    readonly audience: string | undefined
+    readonly cookieSameSite: 'lax' | 'none'
+  }
+  readonly corsOrigins: readonly string[]
+  readonly upstream: {
+    readonly openai: { readonly apiKey: string | undefined; readonly baseUrl: string } | undefined
+    readonly models: { readonly fast: ModelChoice; readonly balanced: ModelChoice; readonly quality: ModelChoice }
+    readonly firstByteMs: number
+    readonly idleMs: number
+    readonly totalMs: number
+  }
+  readonly sessionMessagesMax: number
+  readonly frameMs: number
+  readonly checkpointMs: number
+  readonly drainMs: number
+  readonly runsPerOwnerMax: number
+  readonly viewersPerOwnerMax: number
+  readonly logLevel: string
+}
+
+/** Names the variable that stops the start. */
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError'
+}
+
+const defaultModels = { fast: 'gpt-5-nano', balanced: 'gpt-5-mini', quality: 'gpt-5' } as const
+
+/**
+ * @param env the process's variables; an empty string counts as unset
+ * @throws ConfigError naming the variable that is wrong
+ */
+export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
+  const known = readEnvironment(env)
+  const openai =
+    known.OPENAI_API_KEY === undefined && known.OPENAI_BASE_URL === undefined
+      ? undefined
+      : {
+          apiKey: known.OPENAI_API_KEY,
+          baseUrl: checkUrl('OPENAI_BASE_URL', known.OPENAI_BASE_URL ?? 'https://api.openai.com/v1', [
+            'http:',
+            'https:',
+          ]).replace(/\/+$/, ''),
+        }
+  const choose = (variable: 'MODEL_FAST' | 'MODEL_BALANCED' | 'MODEL_QUALITY', fallback: string): ModelChoice =>
+    readModelChoice(variable, known[variable], openai !== undefined, fallback)
+
+  return Object.freeze({
+    listen: { port: known.PORT, host: known.HOST },
+    database:
+      known.DATABASE_URL === undefined
+        ? { kind: 'pglite' as const, dataDir: known.DATA_DIR }
+        : {
+            kind: 'postgres' as const,
+            url: checkUrl('DATABASE_URL', known.DATABASE_URL, ['postgres:', 'postgresql:']),
+            unpooledUrl: checkUrl('DATABASE_UNPOOLED_URL', known.DATABASE_UNPOOLED_URL ?? known.DATABASE_URL, [
+              'postgres:',
+              'postgresql:',
+            ]),
+            poolSize: known.DATABASE_POOL,
+          },
+    redisUrl: known.REDIS_URL === undefined ? undefined : checkUrl('REDIS_URL', known.REDIS_URL, ['redis:', 'rediss:']),
+    auth: {
+      jwtSecret: known.JWT_SECRET,
+      supabaseJwtSecret: known.SUPABASE_JWT_SECRET,
+      issuer: known.JWT_ISSUER,
+      audience: known.JWT_AUDIENCE,
+      cookieSameSite: known.COOKIE_SAMESITE,
+    },
+    corsOrigins: readOrigins(known.CORS_ORIGINS),
+    upstream: {
+      openai,
+      models: {
+        fast: choose('MODEL_FAST', defaultModels.fast),
+        balanced: choose('MODEL_BALANCED', defaultModels.balanced),
+        quality: choose('MODEL_QUALITY', defaultModels.quality),
+      },
+      firstByteMs: known.UPSTREAM_FIRST_BYTE_MS,
+      idleMs: known.UPSTREAM_IDLE_MS,
+      totalMs: known.UPSTREAM_TOTAL_MS,
+    },
+    sessionMessagesMax: known.SESSION_MAX_MESSAGES,
+    frameMs: known.FRAME_MS,
+    checkpointMs: known.CHECKPOINT_MS,
+    drainMs: known.DRAIN_MS,
+    runsPerOwnerMax: known.RUNS_PER_OWNER,
+    viewersPerOwnerMax: known.VIEWERS_PER_OWNER,
+    logLevel: known.LOG_LEVEL,
+  })
+}
+
+function readEnvironment(env: Readonly<Record<string, string | undefined>>): Environment {
+  // Hosts pass unset variables as empty strings (docker compose's ${X:-} does): both mean the default.
+  const data: Record<string, string> = {}
+  for (const name of Object.keys(environmentSchema.properties)) {
+    const value = env[name]?.trim()
+    if (value !== undefined && value !== '') data[name] = value
+  }
+  try {
+    return envSchema<Environment>({ schema: environmentSchema, data, env: false })
+  } catch (error) {
+    throw new ConfigError(describeEnvironmentError(error), { cause: error })
+  }
+}
+
+function describeEnvironmentError(error: unknown): string {
+  const failures = (error as { errors?: { instancePath?: string; message?: string }[] }).errors
+  const first = failures?.[0]
+  if (first?.instancePath === undefined) return 'The environment cannot be read'
+  const variable = first.instancePath.slice(1)
+  const schema = (environmentSchema.properties as Record<string, { description?: string }>)[variable]
+  return `${variable} ${first.message ?? 'is not valid'} (${schema?.description ?? 'see the README'})`
+}
+
+function checkUrl(variable: string, value: string, schemes: readonly string[]): string {
+  const url = URL.canParse(value) ? new URL(value) : undefined
+  if (url === undefined || !schemes.includes(url.protocol)) {
+    throw new ConfigError(`${variable} must be a URL that begins with ${schemes.map((s) => `${s}//`).join(' or ')}`)
+  }
+  return value
+}
+
+function readOrigins(list: string): readonly string[] {
+  const origins = list
+    .split(',')
+    .map((origin) => origin.trim())
+    .filter((origin) => origin !== '')
+  for (const origin of origins) {
+    if (origin !== '*' && !(URL.canParse(origin) && new URL(origin).origin === origin)) {
+      throw new ConfigError('CORS_ORIGINS must list origins such as https://app.example.com, separated by commas')
+    }
+  }
+  return origins
+}
+
+function readModelChoice(
+  variable: string,
+  value: string | undefined,
+  hasOpenai: boolean,
+  fallbackModel: string,
+): ModelChoice {
+  if (value === undefined) {
+    return hasOpenai ? { provider: 'openai', model: fallbackModel } : { provider: 'demo', model: 'demo' }
+  }
+  const [provider, ...rest] = value.split(':')
+  const model = rest.join(':')
+  if (provider === 'demo') return { provider, model: model === '' ? 'demo' : model }
+  if (provider !== 'openai' || model === '') {
+    throw new ConfigError(`${variable} must be provider:model with provider openai or demo`)
+  }
+  if (!hasOpenai) throw new ConfigError(`${variable} names openai, but OPENAI_API_KEY and OPENAI_BASE_URL are not set`)
+  return { provider, model }
+}

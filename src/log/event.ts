@@ -1,0 +1,150 @@
+/**
+ * The events of a run's log: what a run says, in the words of the wire protocol. The schemas are the one source for
+ * types, validation and OpenAPI. An event is numbered when it enters the log, as `<generation>-<seq>`: seq is dense
+ * from 1 within a generation, and the pair is also the SSE id and the id in a Redis stream.
+ */
+import { type Static, Type } from 'typebox'
+
+export const PartKind = Type.Union([Type.Literal('text'), Type.Literal('reasoning'), Type.Literal('tool_call')])
+export type PartKind = Static<typeof PartKind>
+
+/** A piece of a message. `text` is the words of a text or reasoning part, and the raw JSON arguments of a tool call. */
+export const Part = Type.Object({
+  kind: PartKind,
+  text: Type.String(),
+  call_id: Type.Optional(Type.String({ description: 'of a tool call' })),
+  name: Type.Optional(Type.String({ description: 'of a tool call' })),
+  input: Type.Optional(Type.Unknown({ description: 'the parsed arguments of a tool call' })),
+})
+export type Part = Static<typeof Part>
+
+export const RunStatus = Type.Union([
+  Type.Literal('queued'),
+  Type.Literal('running'),
+  Type.Literal('completed'),
+  Type.Literal('stopped'),
+  Type.Literal('failed'),
+  Type.Literal('interrupted'),
+])
+export type RunStatus = Static<typeof RunStatus>
+
+export const TerminalStatus = Type.Union([
+  Type.Literal('completed'),
+  Type.Literal('stopped'),
+  Type.Literal('failed'),
+  Type.Literal('interrupted'),
+])
+export type TerminalStatus = Static<typeof TerminalStatus>
+
+/** Token counts as the provider gave them. */
+export const Usage = Type.Object({
+  input_tokens: Type.Integer(),
+  output_tokens: Type.Integer(),
+  total_tokens: Type.Integer(),
+  reasoning_tokens: Type.Optional(Type.Integer()),
+  cached_input_tokens: Type.Optional(Type.Integer()),
+})
+export type Usage = Static<typeof Usage>
+
+export const Mode = Type.Union([
+  Type.Literal('fast'),
+  Type.Literal('balanced'),
+  Type.Literal('quality'),
+  Type.Literal('adaptive'),
+])
+export type Mode = Static<typeof Mode>
+
+export const RunErrorSchema = Type.Object({
+  code: Type.String(),
+  message: Type.String(),
+  retryable: Type.Boolean(),
+})
+
+/** Always the first event of a run. */
+export const RunStarted = Type.Object({
+  run_id: Type.String(),
+  session_id: Type.String(),
+  user_message_id: Type.String(),
+  message_id: Type.String(),
+  model: Type.String(),
+  mode: Mode,
+  created_at: Type.String(),
+})
+
+/** Opens a part of another kind than text, or a second text part. Part 0 needs none when it is text. */
+export const PartOpened = Type.Object({
+  part: Type.Integer(),
+  kind: PartKind,
+  call_id: Type.Optional(Type.String()),
+  name: Type.Optional(Type.String()),
+})
+
+/** Text that joins a part. `offset` counts UTF-16 units of that part's text before it. */
+export const Delta = Type.Object({ part: Type.Integer(), offset: Type.Integer(), text: Type.String() })
+
+/** A tool call whose arguments are complete. `input` is absent when they are not JSON. */
+export const ToolCalled = Type.Object({
+  part: Type.Integer(),
+  call_id: Type.String(),
+  name: Type.String(),
+  input: Type.Optional(Type.Unknown()),
+})
+
+/** Replaces all that a viewer holds. */
+export const Reset = Type.Object({ message_id: Type.String(), parts: Type.Array(Part), cursor: Type.String() })
+
+/** The only end of a run, for success and failure alike. */
+export const Done = Type.Object({
+  status: TerminalStatus,
+  message_id: Type.String(),
+  finish_reason: Type.Optional(Type.String()),
+  usage: Type.Optional(Usage),
+  cost_usd: Type.Optional(Type.String()),
+  ttft_ms: Type.Optional(Type.Integer()),
+  latency_ms: Type.Optional(Type.Integer()),
+  error: Type.Optional(RunErrorSchema),
+})
+export type Done = Static<typeof Done>
+
+/** Event name on the wire -> schema of its data. */
+export const eventSchemas = {
+  run: RunStarted,
+  part: PartOpened,
+  delta: Delta,
+  tool: ToolCalled,
+  reset: Reset,
+  done: Done,
+} as const
+
+export type RunEvent = {
+  [Name in keyof typeof eventSchemas]: { readonly type: Name; readonly data: Static<(typeof eventSchemas)[Name]> }
+}[keyof typeof eventSchemas]
+
+/** A place in a run's log. */
+export interface EventId {
+  readonly generation: number
+  readonly seq: number
+}
+
+/** One numbered event of a run's log. */
+export interface LogEntry extends EventId {
+  readonly event: RunEvent
+}
+
+// Nine digits keep every id a safe integer and every comparison exact; a longer one was not made by us.
+const eventIdPattern = /^(0|[1-9]\d{0,8})-(0|[1-9]\d{0,8})$/
+
+/** @returns the place that `text` names, or undefined when it is not `<generation>-<seq>` */
+export function parseEventId(text: string): EventId | undefined {
+  const match = eventIdPattern.exec(text)
+  return match === null ? undefined : { generation: Number(match[1]), seq: Number(match[2]) }
+}
+
+export function formatEventId(id: EventId): string {
+  return `${id.generation}-${id.seq}`
+}
+
+/** Negative when `a` comes before `b`, as Redis orders stream ids. */
+export function compareEventIds(a: EventId, b: EventId): number {
+  return a.generation - b.generation || a.seq - b.seq
+}
