@@ -1,0 +1,195 @@
+/**
+ * The port to the database, and what its two adapters share: a gate with bounds, one error class, and one row shape.
+ *
+ * Every state change of the gateway is one SQL statement. That is a rule, not a habit: postgres.js's interactive
+ * transactions are not safe against a dying backend (measured on 3.4.9: a statement of the callback committed alone),
+ * and a single statement is also a single round trip. So the port offers statements and no transaction.
+ *
+ * At each await: when the process dies, a statement has either committed or not, and ids are made before the write,
+ * so a retry by id finds out. When the database dies or hangs, the caller gets a DbError within the deadline, or
+ * `db_unavailable` when it cannot even be asked; the outcome of a write is then unknown until it is read back.
+ */
+import { Problem } from '../errors.ts'
+import type { PgDatabase, PgQueryResultHKT, SQL } from './drizzle.ts'
+
+export type Orm = PgDatabase<PgQueryResultHKT>
+
+export interface Db {
+  readonly kind: 'postgres' | 'pglite'
+  /** True when no other process can have this database open, so whatever ran under another instance is dead. */
+  readonly exclusive: boolean
+  /** For the start line: where the data is, without credentials. */
+  readonly description: string
+  /**
+   * Runs one statement written as SQL. Column names are the statement's own; numerics and bigints must be cast to
+   * text or float8 by the statement, because the drivers differ in what they make of them.
+   * @throws Problem `db_unavailable`; DbError for whatever the database says about the statement itself
+   */
+  rows<Row>(statement: SQL): Promise<Row[]>
+  /** Runs one drizzle query, under the same gate and with the same errors. */
+  run<T>(query: (orm: Orm) => PromiseLike<T>): Promise<T>
+  /**
+   * Brings the schema up to date. Processes that start at the same time take turns.
+   * @throws SchemaTooNew when a newer program has been here
+   */
+  migrate(): Promise<void>
+  close(): Promise<void>
+}
+
+/** What the database said about a statement. Holds no SQL and no parameters: those can be people's words. */
+export class DbError extends Error {
+  override readonly name = 'DbError'
+  /** SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html */
+  readonly sqlstate: string
+  readonly constraint: string | undefined
+
+  constructor(sqlstate: string, constraint: string | undefined, cause: unknown) {
+    super(`SQLSTATE ${sqlstate}${constraint === undefined ? '' : ` (${constraint})`}`)
+    this.sqlstate = sqlstate
+    this.constraint = constraint
+    // Kept out of every serializer by not being enumerable: drizzle's message quotes the parameters.
+    Object.defineProperty(this, 'cause', { value: cause, enumerable: false })
+  }
+}
+
+export class SchemaTooNew extends Error {
+  override readonly name = 'SchemaTooNew'
+  constructor() {
+    super(
+      'The database was migrated by a newer version of this program, and this one does not know its schema: start the newer version, or restore a backup from before the upgrade.',
+    )
+  }
+}
+
+export const uniqueViolation = '23505'
+
+export interface GateOptions {
+  /** Statements at once. */
+  readonly size: number
+  /** Statements that may wait for a place before the next is refused. */
+  readonly waitersMax: number
+  /** Longest wait for a place, and longest run of a statement. */
+  readonly deadlineMs: number
+  /** Called when a statement did not answer in time; the adapter renews its connections. */
+  readonly onDeadline: () => void
+}
+
+export interface Gate {
+  pass<T>(statement: () => PromiseLike<T>): Promise<T>
+}
+
+const attemptsMax = 3
+
+/**
+ * Puts bounds around a driver that has none: how many statements at once, how many in line, and how long one takes.
+ * Statements that the database undid for a reason that passes (deadlock, serialization) are run again, three times in all.
+ */
+export function createGate(options: GateOptions): Gate {
+  const waiters: (() => void)[] = []
+  let busy = 0
+
+  function leave(): void {
+    const next = waiters.shift()
+    if (next === undefined) busy -= 1
+    else next()
+  }
+
+  function enter(): Promise<void> {
+    if (busy < options.size) {
+      busy += 1
+      return Promise.resolve()
+    }
+    if (waiters.length >= options.waitersMax) {
+      return Promise.reject(unavailable('Too many statements wait for the database'))
+    }
+    return new Promise((resolve, reject) => {
+      const admit = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+      const timer = setTimeout(() => {
+        waiters.splice(waiters.indexOf(admit), 1)
+        reject(unavailable('The database was busy for too long'))
+      }, options.deadlineMs)
+      waiters.push(admit)
+    })
+  }
+
+  async function once<T>(statement: () => PromiseLike<T>): Promise<T> {
+    await enter()
+    let timer: NodeJS.Timeout | undefined
+    const deadline = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        options.onDeadline()
+        reject(unavailable('The database did not answer in time'))
+      }, options.deadlineMs)
+    })
+    try {
+      return await Promise.race([statement(), deadline])
+    } catch (error) {
+      throw toDbError(error)
+    } finally {
+      clearTimeout(timer)
+      leave()
+    }
+  }
+
+  return {
+    async pass(statement) {
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          return await once(statement)
+        } catch (error) {
+          const passing = error instanceof DbError && retryableStates.has(error.sqlstate)
+          if (!passing || attempt === attemptsMax) throw error
+        }
+      }
+    },
+  }
+}
+
+/** One shape for what `execute` answers: an array on postgres.js, `{ rows }` on PGlite. */
+export function toRows<Row>(result: unknown): Row[] {
+  return Array.isArray(result) ? (result as Row[]) : (result as { rows: Row[] }).rows
+}
+
+const retryableStates: ReadonlySet<string> = new Set(['40001', '40P01'])
+
+// Class 08 connection, 53 resources, 57P0x shutdown and crash, 57014 statement_timeout, 25006 read-only after a failover.
+const unavailableStates = /^(08...|53...|57P0.|57014|25006|XX000)$/
+const unavailableCodes: ReadonlySet<string> = new Set([
+  'CONNECTION_CLOSED',
+  'CONNECTION_ENDED',
+  'CONNECTION_DESTROYED',
+  'CONNECT_TIMEOUT',
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  'EPIPE',
+  'ETIMEDOUT',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOENT',
+])
+
+function unavailable(detail: string, cause?: unknown): Problem {
+  return new Problem('db_unavailable', `${detail}.`, { retryAfterSeconds: 2, cause })
+}
+
+function toDbError(error: unknown): unknown {
+  if (error instanceof Problem || error instanceof DbError) return error
+  for (let inner = error; inner instanceof Error; inner = inner.cause) {
+    const { code, constraint_name, constraint } = inner as Error & {
+      code?: unknown
+      constraint_name?: string
+      constraint?: string
+    }
+    if (typeof code !== 'string') continue
+    if (unavailableCodes.has(code) || unavailableStates.test(code)) {
+      return unavailable('The database cannot be reached', inner)
+    }
+    if (/^[0-9A-Z]{5}$/.test(code)) return new DbError(code, constraint_name ?? constraint, inner)
+  }
+  return error
+}

@@ -1,0 +1,76 @@
+/**
+ * The database inside this process: PGlite, which is Postgres compiled to WebAssembly, on a folder of its own.
+ *
+ * PGlite takes no lock on its folder, and two processes on one folder lose data, so an operating-system lock is taken
+ * first: an exclusive SQLite transaction on an empty file, which is Node's only built-in way to an fcntl lock. The
+ * kernel gives it back when the process ends in whatever way, and it holds between containers that share a volume.
+ *
+ * What has been committed survives the death of the process, because it is in the operating system's cache; it may not
+ * survive a power cut, because this file system layer cannot fsync. With `memory:` nothing survives.
+ */
+import { mkdir } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import { DatabaseSync } from 'node:sqlite'
+import { PGlite } from '@electric-sql/pglite'
+import { createGate, type Db, type Orm, toRows } from './db.ts'
+import { loadPglite } from './drizzle.ts'
+import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
+
+const inMemory = 'memory:'
+const deadlineMs = 5000
+// One connection: more than a few statements in line only move the wait around.
+const waitersMax = 1000
+const sqliteBusy = 5
+
+/**
+ * @param dataDir a folder, made when missing, or `memory:`
+ * @throws Error with a sentence for the operator when another process has the folder open
+ */
+export async function openPglite(dataDir: string): Promise<Db> {
+  const { drizzle, migrate } = loadPglite()
+  const folder = dataDir === inMemory ? undefined : resolve(dataDir)
+  const lock = folder === undefined ? undefined : await lockFolder(folder)
+  const client = await PGlite.create({
+    dataDir: folder === undefined ? 'memory://' : join(folder, 'pglite'),
+    // 345 -> 218 MB of memory, and nothing here needs a larger buffer.
+    startParams: [...PGlite.defaultStartParams, '-c', 'shared_buffers=16MB'],
+  }).catch((error: unknown) => {
+    lock?.close()
+    throw error
+  })
+  const database = drizzle(client)
+  const orm = database as unknown as Orm
+  // A statement that misses its deadline still runs to its end, because there is no second connection to cancel it from.
+  const gate = createGate({ size: 1, waitersMax, deadlineMs, onDeadline: () => undefined })
+
+  return {
+    kind: 'pglite',
+    exclusive: true,
+    description: folder === undefined ? 'PGlite in memory (nothing is kept)' : `PGlite in ${dataDir}`,
+    rows: (statement) => gate.pass(async () => toRows(await orm.execute(statement))),
+    run: (query) => gate.pass(() => query(orm)),
+    async migrate() {
+      await refuseNewerSchema((statement) => orm.execute(statement))
+      await migrate(database, { migrationsFolder })
+    },
+    async close() {
+      await client.close()
+      lock?.close()
+    },
+  }
+}
+
+async function lockFolder(folder: string): Promise<{ close(): void }> {
+  await mkdir(folder, { recursive: true })
+  const lock = new DatabaseSync(join(folder, 'lock'))
+  try {
+    lock.exec('pragma journal_mode = off; pragma locking_mode = exclusive; begin exclusive')
+    return lock
+  } catch (error) {
+    lock.close()
+    if ((error as { errcode?: number }).errcode !== sqliteBusy) throw error
+    throw new Error(`Another process has the data folder ${folder} open. End it, or set DATA_DIR to another folder.`, {
+      cause: error,
+    })
+  }
+}

@@ -1,0 +1,104 @@
+/**
+ * The database as a Postgres server, by postgres.js. The driver has no time limit for a statement or for a place in its
+ * pool, so both are ours (see createGate); when a statement misses its deadline its connection may be dead without
+ * knowing it, and the whole pool is replaced. A server that is not there at start is no error here: the first
+ * statement fails, and whoever asked tries again.
+ */
+import postgres from 'postgres'
+import { createGate, type Db, type Orm, toRows } from './db.ts'
+import { loadPostgresJs, sql } from './drizzle.ts'
+import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
+
+export interface PostgresOptions {
+  readonly url: string
+  /** For migrations and advisory locks, which a pooler in transaction mode cannot carry. */
+  readonly unpooledUrl: string
+  readonly poolSize: number
+  readonly deadlineMs?: number
+}
+
+const connectSeconds = 5
+const migrationWaitMs = 60_000
+const migrationPollMs = 250
+// Any constant of our own: processes that migrate the same database meet on it.
+const migrationLock = 7_362_684_517
+
+export function openPostgres(options: PostgresOptions): Db {
+  const { drizzle, migrate } = loadPostgresJs()
+  const deadlineMs = options.deadlineMs ?? 5000
+  const pooled = isPooler(options.url)
+
+  function connect(url: string, max: number, statementTimeoutMs: number | undefined) {
+    const client = postgres(withoutForeignParameters(url), {
+      max,
+      connect_timeout: connectSeconds,
+      prepare: !isPooler(url),
+      onnotice: () => undefined,
+      connection: {
+        application_name: 'verbatim',
+        // A pooler refuses start-up parameters that it does not know.
+        ...(statementTimeoutMs === undefined ? {} : { statement_timeout: statementTimeoutMs }),
+      },
+    })
+    return { client, orm: drizzle(client) as unknown as Orm }
+  }
+
+  const openPool = () => connect(options.url, options.poolSize, pooled ? undefined : deadlineMs - 500)
+  let pool = openPool()
+  const gate = createGate({ size: options.poolSize, waitersMax: options.poolSize * 50, deadlineMs, onDeadline: renew })
+
+  function renew(): void {
+    const old = pool
+    pool = openPool()
+    // Its statements have failed already; that its connections do not close politely is what brought us here.
+    old.client.end({ timeout: 0 }).catch(() => undefined)
+  }
+
+  return {
+    kind: 'postgres',
+    exclusive: false,
+    description: `Postgres at ${new URL(options.url).host}`,
+    rows: (statement) => gate.pass(async () => toRows(await pool.orm.execute(statement))),
+    run: (query) => gate.pass(() => query(pool.orm)),
+    async migrate() {
+      const { client, orm } = connect(options.unpooledUrl, 1, undefined)
+      try {
+        await takeMigrationLock(orm)
+        await refuseNewerSchema((statement) => orm.execute(statement))
+        await migrate(orm as never, { migrationsFolder })
+      } finally {
+        // Ending the connection gives the advisory lock back, also when the statement that held it failed.
+        await client.end({ timeout: connectSeconds })
+      }
+    },
+    close: () => pool.client.end({ timeout: connectSeconds }),
+  }
+}
+
+// drizzle's migrator takes no lock: of three processes that started at once, two died on "relation already exists".
+async function takeMigrationLock(orm: Orm): Promise<void> {
+  const giveUpAt = Date.now() + migrationWaitMs
+  for (;;) {
+    const [row] = toRows<{ taken: boolean }>(
+      await orm.execute(sql`select pg_try_advisory_lock(${migrationLock}) as taken`),
+    )
+    if (row?.taken === true) return
+    if (Date.now() > giveUpAt) throw new Error('Another process has been migrating the database for a minute')
+    await new Promise((resolve) => setTimeout(resolve, migrationPollMs))
+  }
+}
+
+/** PgBouncer and Supavisor in transaction mode cannot keep prepared statements. */
+function isPooler(url: string): boolean {
+  const { hostname, port, searchParams } = new URL(url)
+  return hostname.includes('pooler') || port === '6543' || searchParams.get('pgbouncer') === 'true'
+}
+
+// Hosts put parameters of other clients into their URLs; postgres.js would send them to the server, which refuses them.
+function withoutForeignParameters(url: string): string {
+  const clean = new URL(url)
+  for (const name of ['pgbouncer', 'connection_limit', 'pool_timeout', 'connect_timeout', 'schema']) {
+    clean.searchParams.delete(name)
+  }
+  return clean.toString()
+}

@@ -1,0 +1,204 @@
+/**
+ * The tables. What is true about rows is said here, in checks and indexes, so that no program version and no hand-made
+ * statement can break it: one active run per session, one run per idempotency key, one owner per session.
+ * No address and no user agent is stored anywhere. Columns that a later capability fills are nullable or have defaults.
+ */
+import {
+  bigint,
+  boolean,
+  check,
+  index,
+  integer,
+  jsonb,
+  numeric,
+  pgTable,
+  primaryKey,
+  sql,
+  text,
+  timestamp,
+  unique,
+  uniqueIndex,
+  uuid,
+} from './drizzle.ts'
+
+// Strings keep the microseconds that a JavaScript Date drops; a cursor made of Dates skips rows.
+const time = (name: string) => timestamp(name, { withTimezone: true, mode: 'string' })
+
+export const chatSessions = pgTable(
+  'chat_sessions',
+  {
+    id: uuid('id').primaryKey(),
+    externalId: text('external_id'),
+    userId: text('user_id'),
+    visitorHash: text('visitor_hash'),
+    isAnonymous: boolean('is_anonymous').notNull().generatedAlwaysAs(sql`user_id is null`),
+    owner: text('owner').generatedAlwaysAs(
+      sql`case when user_id is not null then 'user:' || user_id else 'visitor:' || visitor_hash end`,
+    ),
+    kind: text('kind').notNull().default('chat'),
+    status: text('status').notNull().default('created'),
+    state: jsonb('state'),
+    input: text('input'),
+    context: jsonb('context'),
+    title: text('title'),
+    titleSource: text('title_source'),
+    mode: text('mode').notNull().default('balanced'),
+    model: text('model'),
+    phase: text('phase'),
+    roundNumber: integer('round_number'),
+    messageCount: integer('message_count').notNull().default(0),
+    totalTokens: bigint('total_tokens', { mode: 'number' }).notNull().default(0),
+    totalCost: numeric('total_cost').notNull().default('0'),
+    activeRunId: uuid('active_run_id'),
+    tags: text('tags').array().notNull().default(sql`'{}'`),
+    metadata: jsonb('metadata').notNull().default({}),
+    version: integer('version').notNull().default(1),
+    createdAt: time('created_at').notNull().defaultNow(),
+    updatedAt: time('updated_at').notNull().defaultNow(),
+    lastActivityAt: time('last_activity_at').notNull().defaultNow(),
+    endedAt: time('ended_at'),
+    archived: boolean('archived').notNull().default(false),
+    archiveLocation: text('archive_location'),
+    archiveSha256: text('archive_sha256'),
+    deletedAt: time('deleted_at'),
+  },
+  (table) => [
+    check('chat_sessions_one_owner', sql`num_nonnulls(${table.userId}, ${table.visitorHash}) = 1`),
+    check('chat_sessions_mode', sql`${table.mode} in ('fast', 'balanced', 'quality', 'adaptive')`),
+    check(
+      'chat_sessions_status',
+      sql`${table.status} in ('created', 'running', 'completed', 'failed', 'killed', 'deleted')`,
+    ),
+    check('chat_sessions_title_source', sql`${table.titleSource} in ('message', 'client', 'model')`),
+    uniqueIndex('chat_sessions_owner_external_id').on(table.owner, table.externalId),
+    index('chat_sessions_owner_activity')
+      .on(table.owner, table.lastActivityAt.desc().nullsFirst(), table.id.desc().nullsFirst())
+      .where(sql`${table.deletedAt} is null`),
+    index('chat_sessions_owner_status_activity')
+      .on(table.owner, table.status, table.lastActivityAt.desc().nullsFirst(), table.id.desc().nullsFirst())
+      .where(sql`${table.deletedAt} is null`),
+    index('chat_sessions_archive').on(table.archived, table.endedAt).where(sql`${table.endedAt} is not null`),
+    index('chat_sessions_metadata').using('gin', table.metadata.op('jsonb_path_ops')),
+    index('chat_sessions_tags').using('gin', table.tags),
+  ],
+)
+
+export const chatMessages = pgTable(
+  'chat_messages',
+  {
+    id: uuid('id').primaryKey(),
+    sessionId: uuid('session_id')
+      .notNull()
+      .references(() => chatSessions.id, { onDelete: 'cascade' }),
+    seq: integer('seq').notNull(),
+    parentId: uuid('parent_id'),
+    runId: uuid('run_id'),
+    role: text('role').notNull(),
+    content: text('content').notNull().default(''),
+    parts: jsonb('parts').notNull().default([]),
+    status: text('status').notNull(),
+    agentId: text('agent_id'),
+    model: text('model'),
+    clientMessageId: text('client_message_id'),
+    retrievedDocs: jsonb('retrieved_docs'),
+    rerankerUsed: boolean('reranker_used'),
+    inputTokens: integer('input_tokens'),
+    outputTokens: integer('output_tokens'),
+    totalTokens: integer('total_tokens'),
+    latencyMs: integer('latency_ms'),
+    ttftMs: integer('ttft_ms'),
+    finishReason: text('finish_reason'),
+    error: jsonb('error'),
+    metadata: jsonb('metadata').notNull().default({}),
+    createdAt: time('created_at').notNull().defaultNow(),
+    completedAt: time('completed_at'),
+  },
+  (table) => [
+    unique('chat_messages_session_seq').on(table.sessionId, table.seq),
+    check('chat_messages_role', sql`${table.role} in ('user', 'assistant', 'system', 'tool')`),
+    check(
+      'chat_messages_status',
+      sql`${table.status} in ('streaming', 'completed', 'stopped', 'failed', 'interrupted')`,
+    ),
+    index('chat_messages_parent').on(table.parentId),
+    index('chat_messages_run').on(table.runId),
+    index('chat_messages_session_created').on(table.sessionId, table.createdAt),
+    index('chat_messages_retrieved_docs').using('gin', table.retrievedDocs.op('jsonb_path_ops')),
+  ],
+)
+
+export const chatRuns = pgTable(
+  'chat_runs',
+  {
+    id: uuid('id').primaryKey(),
+    sessionId: uuid('session_id')
+      .notNull()
+      .references(() => chatSessions.id, { onDelete: 'cascade' }),
+    userMessageId: uuid('user_message_id').notNull(),
+    messageId: uuid('message_id').notNull(),
+    kind: text('kind').notNull().default('chat'),
+    status: text('status').notNull(),
+    mode: text('mode').notNull(),
+    provider: text('provider').notNull(),
+    model: text('model').notNull(),
+    phase: text('phase'),
+    roundNumber: integer('round_number'),
+    cost: numeric('cost'),
+    usage: jsonb('usage'),
+    usageSource: text('usage_source'),
+    finishReason: text('finish_reason'),
+    error: jsonb('error'),
+    generation: integer('generation').notNull().default(1),
+    instanceId: uuid('instance_id'),
+    attempts: integer('attempts').notNull().default(1),
+    lastSeq: integer('last_seq').notNull().default(0),
+    stopRequestedAt: time('stop_requested_at'),
+    onDisconnect: text('on_disconnect').notNull().default('continue'),
+    owner: text('owner').notNull(),
+    idempotencyKey: text('idempotency_key'),
+    requestHash: text('request_hash').notNull(),
+    createdAt: time('created_at').notNull().defaultNow(),
+    startedAt: time('started_at'),
+    firstTokenAt: time('first_token_at'),
+    endedAt: time('ended_at'),
+  },
+  (table) => [
+    unique('chat_runs_owner_key').on(table.owner, table.idempotencyKey),
+    uniqueIndex('chat_runs_one_active').on(table.sessionId).where(sql`${table.status} in ('queued', 'running')`),
+    check(
+      'chat_runs_status',
+      sql`${table.status} in ('queued', 'running', 'completed', 'stopped', 'failed', 'interrupted')`,
+    ),
+    check('chat_runs_mode', sql`${table.mode} in ('fast', 'balanced', 'quality', 'adaptive')`),
+    check('chat_runs_on_disconnect', sql`${table.onDisconnect} in ('continue', 'stop')`),
+    index('chat_runs_session').on(table.sessionId, table.createdAt),
+    index('chat_runs_owner_active').on(table.owner).where(sql`${table.status} in ('queued', 'running')`),
+    index('chat_runs_instance_active').on(table.instanceId).where(sql`${table.status} in ('queued', 'running')`),
+  ],
+)
+
+/** New text of a running reply since its last checkpoint, a row per part; deleted by the commit. */
+export const runCheckpoints = pgTable(
+  'run_checkpoints',
+  {
+    runId: uuid('run_id')
+      .notNull()
+      .references(() => chatRuns.id, { onDelete: 'cascade' }),
+    generation: integer('generation').notNull(),
+    seq: integer('seq').notNull(),
+    part: integer('part').notNull(),
+    kind: text('kind').notNull(),
+    partOffset: integer('part_offset').notNull(),
+    text: text('text').notNull(),
+    detail: jsonb('detail'),
+  },
+  (table) => [primaryKey({ columns: [table.runId, table.generation, table.seq, table.part] })],
+)
+
+/** The gateway processes. A run whose process's lease has passed, by the database's clock, may be taken over. */
+export const instances = pgTable('instances', {
+  id: uuid('id').primaryKey(),
+  leaseUntil: time('lease_until').notNull(),
+  draining: boolean('draining').notNull().default(false),
+  startedAt: time('started_at').notNull().defaultNow(),
+})
