@@ -1,0 +1,198 @@
+/**
+ * One HTTP POST to a provider and the waits it is allowed: it knows bytes and time, not what the bytes mean.
+ *
+ * The exchange owns the socket's half of the reply: a queue of received bytes and one timer for the wait at hand (first
+ * byte, then idle, then whatever `limitWait` sets) beside one for the whole. It is a handler of undici's `dispatch` and
+ * not a stream, because a Readable that is destroyed by a reset throws away what it had received before: here the queue
+ * outlives the connection, so that every byte the kernel gave us is read, and a `[DONE]` before a reset counts.
+ *
+ * The only await is `wait`: it ends when bytes came, when the exchange has ended (by the provider, by a limit or by
+ * `cut`), and never otherwise. A reader that is elsewhere holds nothing up: past `queueBytesMax` the socket is paused,
+ * and the idle limit does not count against a provider that we are not listening to. Redirects are not followed.
+ */
+import type { Dispatcher } from 'undici'
+import { Problem } from '../errors.ts'
+
+/** Received and not yet read: above it the socket is paused, below half of it resumed. */
+const queueBytesMax = 256 * 1024
+
+export interface ExchangeOptions {
+  readonly dispatcher: Dispatcher
+  readonly url: URL
+  readonly headers: Readonly<Record<string, string>>
+  readonly body: string
+  /** Covers the connection, the status and the first byte of the body. */
+  readonly firstByteMs: number
+  readonly idleMs: number
+  readonly totalMs: number
+}
+
+export interface Head {
+  readonly status: number
+  readonly retryAfter: string | undefined
+}
+
+export interface Exchange {
+  /** Undefined until the provider has answered. */
+  readonly head: Head | undefined
+  /** Nothing more will be received. What is queued can still be taken. */
+  readonly ended: boolean
+  /** Why it ended: undefined for a clean end, the Problem of a limit, what `cut` was given, or the connection's error. */
+  readonly error: unknown
+  /** @returns the next received bytes; undefined when there are none at present */
+  take(): Uint8Array | undefined
+  /** Resolves when there is something to take, a head to look at, or an end. Never rejects. One waiter at a time. */
+  wait(): Promise<void>
+  /** From now on one wait may last `ms` in all, whatever comes; then the exchange ends without an error. */
+  limitWait(ms: number): void
+  /** Destroys the socket, drops what is queued, and ends the exchange with `reason`. Harmless when it has ended. */
+  cut(reason: unknown): void
+  /** Stops the timers and destroys what is still open. */
+  close(): void
+}
+
+/** Sends the request at once. Failures are found in `error`; it does not throw. */
+export function openExchange(options: ExchangeOptions): Exchange {
+  const { firstByteMs, idleMs, totalMs } = options
+  let head: Head | undefined
+  let ended = false
+  let error: unknown
+  let controller: Dispatcher.DispatchController | undefined
+  let paused = false
+  let queue: Uint8Array[] = []
+  let queueBytes = 0
+  let wake: (() => void) | undefined
+  let phase: 'first byte' | 'idle' | 'last' = 'first byte'
+  // The wait's limit passed while nobody waited: the next wait starts it anew.
+  let overslept = false
+
+  const total = setTimeout(
+    () => end(new Problem('upstream_timeout', `The reply took longer than ${totalMs} ms.`)),
+    totalMs,
+  )
+  let limit = setTimeout(onLimit, firstByteMs)
+
+  function onLimit(): void {
+    if (wake === undefined && phase !== 'first byte') {
+      overslept = true
+      return
+    }
+    if (phase === 'last') end(undefined)
+    else if (phase === 'idle') end(new Problem('upstream_timeout', `The provider fell silent for ${idleMs} ms.`))
+    else end(new Problem('upstream_timeout', `The provider sent no first byte within ${firstByteMs} ms.`))
+  }
+
+  function setLimit(next: typeof phase, ms: number): void {
+    clearTimeout(limit)
+    phase = next
+    limit = setTimeout(onLimit, ms)
+  }
+
+  function end(reason: unknown): void {
+    if (ended) return
+    ended = true
+    error = reason
+    clearTimeout(limit)
+    clearTimeout(total)
+    // undici reports this abort to onResponseError, which finds the exchange ended.
+    controller?.abort(reason instanceof Error ? reason : new Error('The exchange has ended'))
+    wakeUp()
+  }
+
+  function wakeUp(): void {
+    const waiter = wake
+    wake = undefined
+    waiter?.()
+  }
+
+  const handler: Dispatcher.DispatchHandler = {
+    onRequestStart(started) {
+      controller = started
+      // Cut while it was connecting or queued: undici knows no earlier moment to abort.
+      if (ended) started.abort(new Error('The exchange has ended'))
+    },
+    onResponseStart(_, status, headers) {
+      if (ended || status < 200) return
+      const retryAfter = headers['retry-after']
+      head = { status, retryAfter: typeof retryAfter === 'string' ? retryAfter : undefined }
+      wakeUp()
+    },
+    onResponseData(_, bytes) {
+      if (ended) return
+      if (phase === 'first byte') setLimit('idle', idleMs)
+      queue.push(bytes)
+      queueBytes += bytes.length
+      if (queueBytes > queueBytesMax) {
+        paused = true
+        controller?.pause()
+      }
+      wakeUp()
+    },
+    onResponseEnd() {
+      if (ended) return
+      // Before `end` would abort it: an exchange that came to its own end leaves its socket to the next one.
+      controller = undefined
+      end(undefined)
+    },
+    onResponseError(_, reason) {
+      controller = undefined
+      end(reason)
+    },
+  }
+
+  options.dispatcher.dispatch(
+    {
+      origin: options.url.origin,
+      path: options.url.pathname + options.url.search,
+      method: 'POST',
+      headers: options.headers,
+      body: options.body,
+      headersTimeout: 0,
+      bodyTimeout: 0,
+    },
+    handler,
+  )
+
+  return {
+    get head() {
+      return head
+    },
+    get ended() {
+      return ended
+    },
+    get error() {
+      return error
+    },
+    take() {
+      const bytes = queue.shift()
+      if (bytes === undefined) return undefined
+      queueBytes -= bytes.length
+      if (paused && queueBytes <= queueBytesMax / 2) {
+        paused = false
+        controller?.resume()
+      }
+      return bytes
+    },
+    wait() {
+      if (ended || queue.length > 0) return Promise.resolve()
+      if (phase === 'idle' || overslept) {
+        overslept = false
+        limit.refresh()
+      }
+      return new Promise((resolve) => {
+        wake = resolve
+      })
+    },
+    limitWait(ms) {
+      if (!ended) setLimit('last', ms)
+    },
+    cut(reason) {
+      queue = []
+      queueBytes = 0
+      end(reason)
+    },
+    close() {
+      end(undefined)
+    },
+  }
+}
