@@ -1,0 +1,46 @@
+/**
+ * The port to the event log: one replayable sequence of numbered events per run.
+ *
+ * The log is the only tee between a run and its viewers. The run appends; a viewer is a cursor that reads what comes
+ * after it and, when there is nothing, waits to be woken. Replay and live are the same loop, so there is no hand-over
+ * between them in which an event could be lost or doubled, and no queue per viewer that could overflow.
+ *
+ * Every adapter keeps this contract (test/contracts/log.ts runs on all of them):
+ * - `append` hands events over before any viewer can see them, never throws and never waits.
+ * - Ids only rise. An event whose id is not greater than the last one is already there, or comes from a process whose
+ *   run was taken over; it is ignored either way.
+ * - `read` returns entries in order and without a hole, or says that it cannot serve the cursor. It never papers over.
+ * - A run whose log has been let go is `unknown`; its viewers are then served from the stored message.
+ */
+import type { EventId, LogEntry } from './event.ts'
+
+/** New events of one run. */
+export interface RunEntries {
+  readonly runId: string
+  readonly entries: readonly LogEntry[]
+}
+
+export type LogPage =
+  /** In order, directly after the cursor; none when the cursor is at the end of what there is. */
+  | { readonly kind: 'entries'; readonly entries: readonly LogEntry[] }
+  /** The cursor is from the future, from another generation, or older than the log: the viewer needs a `reset`. */
+  | { readonly kind: 'unservable' }
+  /** This log holds nothing of the run. */
+  | { readonly kind: 'unknown' }
+
+export interface EventLog {
+  /** Appends the new events of many runs at once. A run's first append makes its log. */
+  append(frame: readonly RunEntries[]): void
+  /** @param after the cursor; undefined reads from the beginning */
+  read(runId: string, after: EventId | undefined, entriesMax: number): Promise<LogPage>
+  /**
+   * Calls `wake` whenever a run's log grows or is let go, until the returned function is called.
+   * A viewer must start to watch before it reads, or it can miss the event that comes in between.
+   */
+  watch(runId: string, wake: () => void): () => void
+  /** The id of the run's terminal event, when the log holds it. */
+  terminalId(runId: string): EventId | undefined
+  /** Lets a run's log go at once: its process is no longer the one that may write it. */
+  forget(runId: string): void
+  close(): Promise<void>
+}
