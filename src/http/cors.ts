@@ -1,0 +1,40 @@
+/**
+ * Which other origins may call from a browser. The headers that a client may send and read are fixed lists, so how a
+ * browser spells its preflight (with or without blanks after the commas) does not matter.
+ */
+import cors from '@fastify/cors'
+import type { Server } from './server.ts'
+
+const allowedHeaders = [
+  'Authorization',
+  'Content-Type',
+  'Last-Event-ID',
+  'Idempotency-Key',
+  'X-Visitor-Token',
+  'If-Match',
+  'Accept',
+  'Cache-Control',
+]
+const exposedHeaders = [
+  'X-Session-Id',
+  'X-Run-Id',
+  'X-Message-Id',
+  'X-Visitor-Token',
+  'X-Request-Id',
+  'Location',
+  'Retry-After',
+]
+const preflightSeconds = 7200
+
+/** @param origins none: no other origin may. `*`: any may, but without cookies */
+export async function registerCors(app: Server, origins: readonly string[]): Promise<void> {
+  const any = origins.includes('*')
+  await app.register(cors, {
+    origin: origins.length === 0 ? false : any ? '*' : [...origins],
+    credentials: !any,
+    methods: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
+    allowedHeaders,
+    exposedHeaders,
+    maxAge: preflightSeconds,
+  })
+}

@@ -1,0 +1,102 @@
+/**
+ * How errors leave: always as application/problem+json with a code of the catalogue (RFC 9457), whatever they were when
+ * they came in. What nobody foresaw is `internal`, with its details in the log and not in the answer.
+ */
+import type { Socket } from 'node:net'
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import { Type } from 'typebox'
+import { catalogue, Problem } from '../errors.ts'
+
+export const problemType = 'application/problem+json'
+
+export const ProblemDocument = Type.Object(
+  {
+    type: Type.String(),
+    title: Type.String(),
+    status: Type.Integer(),
+    code: Type.String(),
+    detail: Type.String(),
+    request_id: Type.String(),
+    retryable: Type.Boolean(),
+  },
+  { additionalProperties: true },
+)
+
+export const problems = fastifyPlugin(async (app: FastifyInstance) => {
+  app.setErrorHandler((error: FastifyError, request, reply) => {
+    const problem = toProblem(error)
+    if (problem.code === 'internal') request.log.error({ err: error }, 'a request failed in a way nobody expected')
+    else if (problem.status >= 500) request.log.warn({ code: problem.code }, 'a request failed')
+    return sendProblem(problem, request, reply)
+  })
+  app.setNotFoundHandler((request, reply) =>
+    sendProblem(new Problem('not_found', 'There is no such route.'), request, reply),
+  )
+})
+
+export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  if (problem.retryAfterSeconds !== undefined) reply.header('Retry-After', problem.retryAfterSeconds)
+  if (problem.code === 'invalid_token') reply.header('WWW-Authenticate', 'Bearer error="invalid_token"')
+  return reply
+    .code(problem.status)
+    .type(problemType)
+    .header('Cache-Control', 'no-store')
+    .send({ ...toDocument(problem), request_id: request.id })
+}
+
+/** Answers what is not even a request: Node gives us a bare socket. */
+export function answerBrokenRequest(error: NodeJS.ErrnoException, socket: Socket): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) {
+    socket.destroy()
+    return
+  }
+  const problem =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? new Problem('too_large', 'The URL and headers may hold 16 KiB together at most.')
+      : new Problem('invalid_request', 'The request is not HTTP.')
+  const body = JSON.stringify({ ...toDocument(problem), request_id: '' })
+  const status = problem.code === 'too_large' ? '431 Request Header Fields Too Large' : '400 Bad Request'
+  socket.end(
+    `HTTP/1.1 ${status}\r\nContent-Type: ${problemType}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+  )
+}
+
+function toDocument(problem: Problem) {
+  const { code, status, retryable, message } = problem
+  return {
+    type: 'about:blank',
+    title: catalogue[code].title,
+    status,
+    code,
+    detail: message,
+    retryable,
+    ...problem.members,
+  }
+}
+
+function toProblem(error: FastifyError & { sqlstate?: string }): Problem {
+  if (error instanceof Problem) return error
+  if (error.validation !== undefined) return toValidationProblem(error)
+  // Class 22 of SQLSTATE: the database could not read a value, such as the year 0000. It came from the request.
+  if (error.sqlstate?.startsWith('22')) {
+    return new Problem('invalid_request', 'A value cannot be stored.', { cause: error })
+  }
+  if (error.code === 'FST_ERR_CTP_BODY_TOO_LARGE') return new Problem('too_large', 'The body may hold 2 MiB at most.')
+  if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
+    return new Problem('invalid_request', error.message)
+  }
+  return new Problem('internal', undefined, { cause: error })
+}
+
+function toValidationProblem(error: FastifyError): Problem {
+  const [first] = error.validation ?? []
+  const place = `${error.validationContext ?? 'request'}${first?.instancePath ?? ''}`
+  const unknownField = first?.params.additionalProperty
+  const detail =
+    typeof unknownField === 'string'
+      ? `${place} has an unknown field: ${unknownField.slice(0, 64)}`
+      : `${place} ${first?.message ?? 'is not valid'}`
+  const tooLong = first?.keyword === 'maxLength' && first.instancePath === '/message'
+  return new Problem(tooLong ? 'too_large' : 'invalid_request', `${detail}.`)
+}

@@ -1,0 +1,119 @@
+/**
+ * The Fastify instance, with what is true of every route: strict validation (nothing in a body is coerced, nothing is
+ * silently removed), logs without addresses, queries or words, request ids, and the limits of a request.
+ */
+import { randomUUID } from 'node:crypto'
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
+import { Ajv } from 'ajv'
+import ajvFormats from 'ajv-formats'
+import fastify, { type FastifyBaseLogger, type FastifyInstance, LogController, type RawServerDefault } from 'fastify'
+import { Problem } from '../errors.ts'
+import { answerBrokenRequest, problems, sendProblem } from './problem.ts'
+
+export type Server = FastifyInstance<
+  RawServerDefault,
+  IncomingMessage,
+  ServerResponse,
+  FastifyBaseLogger,
+  TypeBoxTypeProvider
+>
+
+/** A message of 100 000 characters, each escaped as a surrogate pair, is 1.2 MB; metadata comes on top. */
+export const bodyBytesMax = 2 * 1024 * 1024
+const headerBytesMax = 16 * 1024
+/** How long a client may take to send a whole request. */
+const requestMs = 30_000
+
+export interface ServerOptions {
+  readonly logLevel: string
+  /** Where log lines go; standard output when absent. */
+  readonly logStream?: { write(line: string): void }
+}
+
+export function createServer({ logLevel, logStream }: ServerOptions): Server {
+  const app = fastify({
+    logger: {
+      level: logLevel,
+      // Railway and most collectors read `message` and a level that is a word.
+      messageKey: 'message',
+      base: null,
+      timestamp: () => `,"time":"${new Date().toISOString()}"`,
+      formatters: { level: (level) => ({ level }) },
+      serializers: { err: describeError },
+      ...(logStream === undefined ? {} : { stream: logStream }),
+    },
+    // The stock lines print query strings and addresses; one line of our own says what an operator needs.
+    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
+    genReqId: () => randomUUID(),
+    bodyLimit: bodyBytesMax,
+    requestTimeout: requestMs,
+    http: { maxHeaderSize: headerBytesMax },
+    // A HEAD on a stream route would start a run.
+    exposeHeadRoutes: false,
+    // While draining, viewers still come to read.
+    return503OnClosing: false,
+    clientErrorHandler: answerBrokenRequest,
+    frameworkErrors: (error, request, reply) =>
+      sendProblem(new Problem('invalid_request', error.message), request, reply as never),
+  }).withTypeProvider<TypeBoxTypeProvider>()
+
+  const strict = createAjv(false)
+  // Everything in a URL is text, so there, and only there, "5" may be read as 5.
+  const lenient = createAjv(true)
+  app.setValidatorCompiler(({ schema, httpPart }) => (httpPart === 'body' ? strict : lenient).compile(schema as object))
+  // Response schemas are for the documents; a serializer made from them would drop what they do not name.
+  app.setSerializerCompiler(() => (data) => JSON.stringify(data))
+
+  const parseJson = app.getDefaultJsonParser('error', 'error')
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
+    // A POST without a body often comes with the type all the same.
+    if (body === '') done(null, undefined)
+    else parseJson(request, body as string, done)
+  })
+
+  app.register(problems)
+  app.addHook('onRequest', async (request, reply) => {
+    reply.header('X-Request-Id', request.id)
+  })
+  app.addHook('onResponse', async (request, reply) => {
+    // Orchestrators ask every few seconds.
+    const level = request.routeOptions.url?.startsWith('/health/') ? 'debug' : 'info'
+    request.log[level](
+      {
+        method: request.method,
+        route: request.routeOptions.url ?? 'none',
+        status: reply.statusCode,
+        ms: Math.round(reply.elapsedTime),
+      },
+      'request',
+    )
+  })
+  return app
+}
+
+function createAjv(coerceTypes: boolean): Ajv {
+  const ajv = new Ajv({ coerceTypes, removeAdditional: false, useDefaults: false, allErrors: false, strict: false })
+  ajvFormats.default(ajv)
+  // The library's own takes a `urn:uuid:` prefix, which Postgres does not.
+  ajv.addFormat('uuid', /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i)
+  return ajv
+}
+
+/** What may be logged of an error: drivers put SQL and its parameters, that is people's words, into other members. */
+function describeError(error: Error & { code?: unknown; sqlstate?: unknown }) {
+  const cause = error.cause as { name?: unknown; code?: unknown } | undefined
+  return {
+    type: error.name,
+    message: error.name === 'DrizzleQueryError' ? 'a query failed' : error.message,
+    code: error.code,
+    sqlstate: error.sqlstate,
+    cause: cause === undefined ? undefined : { type: cause.name, code: cause.code },
+    stack: (error.stack ?? '')
+      .split('\n')
+      .filter((line) => line.trimStart().startsWith('at '))
+      .slice(0, 8)
+      .join('\n'),
+  }
+}

@@ -1,0 +1,220 @@
+/**
+ * One viewer's connection: headers, bytes, heartbeat, backpressure, and the ways it can end. It knows bytes, not events.
+ *
+ * A body ends cleanly only when whoever feeds it says so (`end`), which it does after a terminal event; or with the
+ * farewell, which tells the client to come back: when the connection is older than edges allow, and when the process
+ * shuts down. In every other case the socket is destroyed, because fetch clients take a clean end for success (P8).
+ *
+ * Backpressure: large writes are cut into slices, and a slice waits until the socket has taken the one before. So a
+ * viewer never has more than about a slice in this process, whatever it does not read; after `drainWaitMs` without
+ * reading it is cut, and can resume. `write()` returning false bounds nothing by itself: 16.7 MB were seen in one response.
+ *
+ * One timer serves all connections, for heartbeats and ages.
+ */
+import type { ServerResponse } from 'node:http'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { Problem } from '../errors.ts'
+
+export interface SseOptions {
+  /** Streams of one owner at once; 0 for no limit. */
+  readonly viewersPerOwnerMax: number
+  readonly heartbeatMs?: number
+  /** Edges cut a response after 15 minutes; ours ends a little earlier, in a way the client understands. */
+  readonly connectionMs?: number
+  readonly drainWaitMs?: number
+}
+
+export interface SseConnection {
+  /** Aborted when the client has gone, the connection is too old, or the process shuts down. */
+  readonly signal: AbortSignal
+  /** True when the client left or was cut, false while the connection lives or after the server ended it. */
+  readonly clientLeft: boolean
+  /** Resolves when the socket can take more; at once, as undefined, when it can already. */
+  write(bytes: Buffer): Promise<void> | undefined
+  /** Ends the body cleanly. Only after a terminal event. */
+  end(): void
+  /** Ends the body the way a broken connection ends. */
+  destroy(): void
+}
+
+export interface SseEdge {
+  /** @throws Problem `rate_limited` when the owner has as many streams as are allowed */
+  refuseAtLimit(ownerKey: string): void
+  /** Takes the response over and sends its headers at once. */
+  open(request: FastifyRequest, reply: FastifyReply, headers: Readonly<Record<string, string>>): SseConnection
+  /** Tells a client that only has to come back later: for a native EventSource any other answer would be its end. */
+  turnAway(reply: FastifyReply, retryMs: number): void
+  readonly size: number
+  /** Ends every connection with the farewell. */
+  close(): void
+}
+
+export const retryMs = 1000
+export const sliceBytes = 64 * 1024
+const tickMs = 1000
+/** How long a client may take to read what was sent before the end. */
+const farewellWaitMs = 5000
+
+interface Open {
+  readonly response: ServerResponse
+  readonly openedAt: number
+  lastWriteAt: number
+  sayFarewell(): void
+}
+
+const farewell = (ms: number) => `event: reconnect\ndata: {"retry_ms":${ms}}\n\n`
+
+// Lower case, so that they take the place of what hooks have set under the same name.
+const streamHeaders = {
+  'content-type': 'text/event-stream',
+  'cache-control': 'no-cache, no-transform',
+  'x-accel-buffering': 'no',
+} as const
+
+export function createSseEdge(options: SseOptions): SseEdge {
+  const { viewersPerOwnerMax, heartbeatMs = 15_000, connectionMs = 14 * 60_000, drainWaitMs = 30_000 } = options
+  const connections = new Set<Open>()
+  const perOwner = new Map<string, number>()
+
+  const timer = setInterval(
+    () => {
+      const now = performance.now()
+      for (const connection of connections) {
+        if (now - connection.openedAt >= connectionMs) connection.sayFarewell()
+        else if (now - connection.lastWriteAt >= heartbeatMs && !connection.response.writableNeedDrain) {
+          connection.lastWriteAt = now
+          connection.response.write(': hb\n')
+        }
+      }
+    },
+    Math.min(tickMs, heartbeatMs),
+  )
+  timer.unref()
+
+  function count(ownerKey: string, step: 1 | -1): void {
+    const next = (perOwner.get(ownerKey) ?? 0) + step
+    if (next === 0) perOwner.delete(ownerKey)
+    else perOwner.set(ownerKey, next)
+  }
+
+  function open(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    headers: Readonly<Record<string, string>>,
+    ownerKey: string,
+  ): SseConnection {
+    const response = reply.raw
+    const abort = new AbortController()
+    const now = performance.now()
+    let clientLeft = false
+
+    // Headers that plugins have set (CORS, cookies) are lost with hijack unless they are handed on.
+    reply.hijack()
+    response.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), ...streamHeaders, ...headers })
+    response.write(`retry: ${retryMs}\n`)
+    // Tokens are small and late: Nagle's algorithm would hold them back.
+    request.raw.socket.setNoDelay(true)
+
+    const connection: Open = {
+      response,
+      openedAt: now,
+      lastWriteAt: now,
+      sayFarewell() {
+        finish(farewell(retryMs))
+      },
+    }
+    connections.add(connection)
+    count(ownerKey, 1)
+
+    function close(): void {
+      if (abort.signal.aborted) return
+      connections.delete(connection)
+      count(ownerKey, -1)
+      abort.abort()
+    }
+    const leave = () => {
+      clientLeft = !response.writableFinished && !abort.signal.aborted
+      close()
+    }
+    response.on('close', leave)
+    // The socket's errors come here; 'close' follows, and is what counts.
+    response.on('error', leave)
+    if (response.destroyed || request.raw.socket.destroyed) leave()
+
+    function finish(lastWords: string): void {
+      if (abort.signal.aborted) return
+      close()
+      response.end(lastWords)
+      // A client that does not read its last bytes must not keep them, or the shutdown, waiting for ever.
+      const slow = setTimeout(() => response.destroy(), farewellWaitMs)
+      slow.unref()
+      response.on('close', () => clearTimeout(slow))
+    }
+
+    function destroy(): void {
+      close()
+      response.destroy()
+    }
+
+    function drained(): Promise<void> {
+      return new Promise((resolve) => {
+        const proceed = () => {
+          clearTimeout(slow)
+          response.off('drain', proceed)
+          abort.signal.removeEventListener('abort', proceed)
+          resolve()
+        }
+        const slow = setTimeout(() => {
+          clientLeft = true
+          destroy()
+        }, drainWaitMs)
+        response.on('drain', proceed)
+        abort.signal.addEventListener('abort', proceed)
+        if (abort.signal.aborted) proceed()
+      })
+    }
+
+    async function writeSlices(bytes: Buffer): Promise<void> {
+      for (let start = 0; start < bytes.length && !abort.signal.aborted; start += sliceBytes) {
+        if (!response.write(bytes.subarray(start, start + sliceBytes))) await drained()
+      }
+    }
+
+    return {
+      signal: abort.signal,
+      get clientLeft() {
+        return clientLeft
+      },
+      write(bytes) {
+        if (abort.signal.aborted) return undefined
+        connection.lastWriteAt = performance.now()
+        if (bytes.length > sliceBytes) return writeSlices(bytes)
+        return response.write(bytes) ? undefined : drained()
+      },
+      end() {
+        finish('')
+      },
+      destroy,
+    }
+  }
+
+  return {
+    get size() {
+      return connections.size
+    },
+    refuseAtLimit(ownerKey) {
+      if (viewersPerOwnerMax === 0 || (perOwner.get(ownerKey) ?? 0) < viewersPerOwnerMax) return
+      throw new Problem('rate_limited', `At most ${viewersPerOwnerMax} streams at once.`, { retryAfterSeconds: 5 })
+    },
+    open: (request, reply, headers) => open(request, reply, headers, request.owner.key),
+    turnAway(reply, ms) {
+      reply.hijack()
+      reply.raw.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), ...streamHeaders })
+      reply.raw.end(`retry: ${ms}\n${farewell(ms)}`)
+    },
+    close() {
+      clearInterval(timer)
+      for (const connection of [...connections]) connection.sayFarewell()
+    },
+  }
+}
