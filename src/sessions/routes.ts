@@ -1,0 +1,88 @@
+/** The REST side of sessions and their messages. What a running reply has said so far comes from whoever makes it. */
+
+import { Problem } from '../errors.ts'
+import { problemResponses } from '../http/openapi.ts'
+import type { Server } from '../http/server.ts'
+import { cleanJson } from '../http/text.ts'
+import type { Part } from '../log/event.ts'
+import {
+  CreateSessionBody,
+  IdParams,
+  ListMessagesQuery,
+  ListSessionsQuery,
+  Message,
+  metadataBytesMax,
+  page,
+  Session,
+} from './model.ts'
+import type { SessionStore } from './store.ts'
+
+/** The text of a running reply, and the event up to which it goes, read together. */
+export interface PartialReply {
+  readonly parts: Part[]
+  readonly content: string
+  readonly cursor: string
+}
+
+export interface SessionRoutesOptions {
+  readonly store: SessionStore
+  /** @returns undefined when the run has ended meanwhile, or has said nothing that is known here */
+  readonly readPartial: (runId: string) => Promise<PartialReply | undefined>
+}
+
+const tags = ['sessions']
+
+export function registerSessions(app: Server, { store, readPartial }: SessionRoutesOptions): void {
+  app.post(
+    '/sessions',
+    { schema: { tags, body: CreateSessionBody, response: { 200: Session, 201: Session, ...problemResponses } } },
+    async (request, reply) => {
+      const body = cleanJson(request.body)
+      for (const name of ['metadata', 'context'] as const) {
+        if (body[name] !== undefined && Buffer.byteLength(JSON.stringify(body[name])) > metadataBytesMax) {
+          throw new Problem('too_large', `${name} may hold ${metadataBytesMax} bytes of JSON at most.`)
+        }
+      }
+      const { session, created } = await store.createSession(request.owner, body)
+      return reply
+        .code(created ? 201 : 200)
+        .header('Location', `/api/v1/sessions/${session.id}`)
+        .send(session)
+    },
+  )
+
+  app.get(
+    '/sessions',
+    { schema: { tags, querystring: ListSessionsQuery, response: { 200: page(Session), ...problemResponses } } },
+    async (request) => store.listSessions(request.owner, cleanJson(request.query)),
+  )
+
+  app.get(
+    '/sessions/:id',
+    { schema: { tags, params: IdParams, response: { 200: Session, ...problemResponses } } },
+    async (request) => store.getSession(request.owner, request.params.id),
+  )
+
+  app.get(
+    '/sessions/:id/messages',
+    {
+      schema: {
+        tags,
+        params: IdParams,
+        querystring: ListMessagesQuery,
+        response: { 200: page(Message), ...problemResponses },
+      },
+    },
+    async (request) => {
+      const read = () => store.listMessages(request.owner, request.params.id, request.query)
+      const messages = await read()
+      const running = messages.data.find((message) => message.status === 'streaming')
+      if (running?.run_id == null) return messages
+      const partial = await readPartial(running.run_id)
+      // It ended between the two looks: now its text is in the row.
+      if (partial === undefined) return read()
+      Object.assign(running, partial)
+      return messages
+    },
+  )
+}
