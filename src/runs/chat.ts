@@ -1,0 +1,68 @@
+/**
+ * What all surfaces share when a message comes in: refuse what cannot be taken, accept, and start the run here. How the
+ * reply is then shown is the surface's business.
+ */
+import { Problem } from '../errors.ts'
+import type { Owner } from '../http/identity.ts'
+import type { Mode } from '../log/event.ts'
+import type { EventLog } from '../log/log.ts'
+import type { Acceptance, createAccept, ModelByMode } from './accept.ts'
+import type { ChatBody, RunFacts } from './model.ts'
+import type { OwnedRuns } from './owned.ts'
+import type { createStop } from './stop.ts'
+import type { RunStore } from './store.ts'
+
+export interface ChatOptions {
+  readonly accept: ReturnType<typeof createAccept>
+  readonly runs: RunStore
+  readonly owned: OwnedRuns
+  readonly log: EventLog
+  readonly stop: ReturnType<typeof createStop>
+  readonly instanceId: string
+  /** @throws Problem `invalid_request` when no provider is configured for the name */
+  readonly resolveModel: (mode: Mode, model: string | undefined) => { provider: string; model: string }
+}
+
+export type Chat = ReturnType<typeof createChat>
+
+export function createChat({ accept, runs, owned, log, stop, instanceId, resolveModel }: ChatOptions) {
+  function resolveModels(model: string | undefined): ModelByMode {
+    const resolve = (mode: Mode) => {
+      const choice = resolveModel(mode, model)
+      return { provider: choice.provider, model: choice.model }
+    }
+    return {
+      fast: resolve('fast'),
+      balanced: resolve('balanced'),
+      quality: resolve('quality'),
+      adaptive: resolve('adaptive'),
+    }
+  }
+
+  async function place(owner: Owner, body: ChatBody, models: ModelByMode): Promise<Acceptance> {
+    if (owned.isDraining) {
+      // An earlier request with this key may still be watched; nothing new begins.
+      const prior = await accept.findPrior(owner, body)
+      if (prior === undefined) owned.refuseWhenDraining()
+      else return { run: prior, isNew: false }
+    }
+    try {
+      return await accept.accept(owner, body, models)
+    } catch (error) {
+      const busyRun = error instanceof Problem && error.code === 'session_busy' ? error.members.run_id : undefined
+      if (busyRun === undefined || body.on_busy !== 'interrupt') throw error
+      await stop(await runs.getRun(owner, busyRun))
+      return accept.accept(owner, body, models)
+    }
+  }
+
+  /** @returns the run that answers this message; it is under way, or has ended */
+  return async function send(owner: Owner, body: ChatBody): Promise<{ run: RunFacts; isNew: boolean }> {
+    const acceptance = await place(owner, body, resolveModels(body.model))
+    const { run } = acceptance
+    // Also a run whose acceptance this process never heard of, because the answer was lost: it is still ours to make.
+    const notMade = run.status === 'running' && run.instance_id === instanceId && !owned.has(run.id)
+    if (notMade && log.terminalId(run.id) === undefined && !owned.isDraining) owned.start(run)
+    return acceptance
+  }
+}

@@ -1,0 +1,100 @@
+/**
+ * Checkpoints: what the running replies of this process have said so far, written to the database in one statement each
+ * second. They are what a reply is rebuilt from when its process dies, and what a viewer gets where no log is at hand.
+ *
+ * Each run remembers how far its stored text goes; a checkpoint holds only what came after that, so its cost does not
+ * grow with the reply. The place moves on only when the statement has succeeded: after a failure, or an answer that was
+ * lost, the next one covers the same text again, and rows that are already there stay as they are.
+ */
+import type { Db } from '../db/db.ts'
+import { sql } from '../db/drizzle.ts'
+import type { EventId, Part } from '../log/event.ts'
+import { parseInput } from './draft.ts'
+
+/** What a checkpoint needs of a running reply. All of `parts` is in the log, up to `cursor`. */
+export interface CheckpointSource {
+  readonly runId: string
+  readonly parts: readonly Part[]
+  readonly cursor: EventId
+}
+
+interface CheckpointRow {
+  readonly run_id: string
+  readonly generation: number
+  readonly seq: number
+  readonly part: number
+  readonly kind: Part['kind']
+  readonly part_offset: number
+  readonly text: string
+  readonly detail: { readonly call_id?: string; readonly name?: string } | null
+}
+
+/** How far the stored text of each run goes: the length of each part. */
+export type CheckpointPlaces = Map<string, readonly number[]>
+
+/**
+ * Writes what `sources` have gained since `places`, and moves the places on.
+ * Rows of a run that another process has taken over, or that has ended, are left out by the statement.
+ */
+export async function writeCheckpoints(
+  db: Db,
+  sources: readonly CheckpointSource[],
+  places: CheckpointPlaces,
+): Promise<void> {
+  const rows = sources.flatMap((source) => rowsOf(source, places.get(source.runId) ?? []))
+  if (rows.length === 0) return
+  const lengths = sources.map((source) => [source.runId, source.parts.map((part) => part.text.length)] as const)
+  await db.rows(sql`
+    insert into run_checkpoints (run_id, generation, seq, part, kind, part_offset, text, detail)
+    select new.run_id, new.generation, new.seq, new.part, new.kind, new.part_offset, new.text, new.detail
+    from jsonb_to_recordset(${JSON.stringify(rows)}::jsonb) as new (
+      run_id uuid, generation int, seq int, part int, kind text, part_offset int, text text, detail jsonb
+    )
+    join chat_runs run on run.id = new.run_id and run.generation = new.generation and run.status = 'running'
+    on conflict do nothing`)
+  for (const [runId, length] of lengths) if (places.has(runId)) places.set(runId, length)
+}
+
+function rowsOf(source: CheckpointSource, stored: readonly number[]): CheckpointRow[] {
+  const { runId, cursor, parts } = source
+  return parts.flatMap((part, index) => {
+    const offset = stored[index] ?? -1
+    if (part.text.length === offset) return []
+    const row: CheckpointRow = {
+      run_id: runId,
+      generation: cursor.generation,
+      seq: cursor.seq,
+      part: index,
+      kind: part.kind,
+      part_offset: Math.max(0, offset),
+      text: part.text.slice(Math.max(0, offset)),
+      detail: part.kind === 'tool_call' ? { call_id: part.call_id ?? '', name: part.name ?? '' } : null,
+    }
+    return [row]
+  })
+}
+
+export interface Checkpoint {
+  readonly parts: Part[]
+  /** The event up to which the parts go; undefined when nothing was stored yet. */
+  readonly cursor: EventId | undefined
+}
+
+/** Puts a run's text together again. Offsets make that exact also where two checkpoints overlap. */
+export async function readCheckpoint(db: Db, runId: string): Promise<Checkpoint> {
+  const rows = await db.rows<CheckpointRow>(sql`
+    select run_id, generation, seq, part, kind, part_offset, text, detail from run_checkpoints
+    where run_id = ${runId}::uuid order by generation, seq, part`)
+  const parts: Part[] = []
+  for (const row of rows) {
+    const part = parts[row.part]
+    if (part === undefined) parts[row.part] = { kind: row.kind, text: row.text, ...row.detail }
+    else part.text = part.text.slice(0, row.part_offset) + row.text
+  }
+  for (const part of parts) {
+    const input = part.kind === 'tool_call' ? parseInput(part.text) : undefined
+    if (input !== undefined) part.input = input
+  }
+  const last = rows.at(-1)
+  return { parts, cursor: last === undefined ? undefined : { generation: last.generation, seq: last.seq } }
+}

@@ -1,0 +1,109 @@
+/**
+ * Runs as clients see them, and the body that starts one.
+ *
+ * A run's status: `queued` (accepted, nothing asked upstream yet), `running`, and then exactly one of `completed` (the
+ * provider said that the reply is whole), `stopped` (a person said enough), `failed` (the provider or the gateway said
+ * no), `interrupted` (the reply broke off: a cut, a stall, a limit, the end of the process). A run leaves `running`
+ * through one statement only, the commit, which is guarded by generation and status; so a terminal status never
+ * changes, whoever comes late.
+ */
+import { type Static, Type } from 'typebox'
+import { Mode, RunErrorSchema, RunStatus, Usage } from '../log/event.ts'
+import { Message, Session, Time, Uuid } from '../sessions/model.ts'
+
+const nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()])
+
+export const Run = Type.Object({
+  id: Uuid,
+  session_id: Uuid,
+  user_message_id: Uuid,
+  message_id: Uuid,
+  kind: Type.String(),
+  status: RunStatus,
+  mode: Mode,
+  provider: Type.String(),
+  model: Type.String(),
+  phase: nullable(Type.String()),
+  round_number: nullable(Type.Integer()),
+  cost_usd: nullable(Type.String()),
+  usage: nullable(Usage),
+  usage_source: nullable(Type.String()),
+  finish_reason: nullable(Type.String()),
+  error: nullable(RunErrorSchema),
+  generation: Type.Integer(),
+  attempts: Type.Integer(),
+  on_disconnect: Type.Union([Type.Literal('continue'), Type.Literal('stop')]),
+  stop_requested_at: nullable(Time),
+  created_at: Time,
+  started_at: nullable(Time),
+  first_token_at: nullable(Time),
+  ended_at: nullable(Time),
+})
+export type Run = Static<typeof Run>
+
+/** A run with what only the gateway needs to know of it. */
+export interface RunRecord extends Run {
+  readonly owner: string
+  readonly request_hash: string
+  readonly instance_id: string | null
+  readonly last_seq: number
+}
+
+/** What is needed to make, follow and end a run; both an accepted and a read run have it. */
+export type RunFacts = Pick<
+  RunRecord,
+  | 'id'
+  | 'session_id'
+  | 'user_message_id'
+  | 'message_id'
+  | 'status'
+  | 'mode'
+  | 'provider'
+  | 'model'
+  | 'generation'
+  | 'last_seq'
+  | 'instance_id'
+  | 'on_disconnect'
+  | 'created_at'
+>
+
+export const messageCharactersMax = 100_000
+export const keyUnitsMax = 128
+export const modelUnitsMax = 200
+
+const key = Type.String({ pattern: `^[A-Za-z0-9._:-]{1,${keyUnitsMax}}$` })
+
+const fields = {
+  message: Type.String({ minLength: 1, maxLength: messageCharactersMax }),
+  session_id: Type.Optional(Uuid),
+  mode: Type.Optional(Mode),
+  model: Type.Optional(Type.String({ minLength: 1, maxLength: modelUnitsMax })),
+  agent_id: Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
+  parent_id: Type.Optional(Uuid),
+  on_busy: Type.Optional(Type.Union([Type.Literal('reject'), Type.Literal('interrupt')], { default: 'reject' })),
+  on_disconnect: Type.Optional(Type.Union([Type.Literal('continue'), Type.Literal('stop')], { default: 'continue' })),
+}
+
+export const ChatBody = Type.Object(
+  {
+    ...fields,
+    client_message_id: Type.Optional(key),
+    metadata: Type.Optional(Type.Record(Type.String(), Type.Unknown())),
+  },
+  { additionalProperties: false },
+)
+export type ChatBody = Static<typeof ChatBody>
+
+/** A native EventSource repeats its GET when it reconnects: without a key each repeat would be a new run. */
+export const ChatQuery = Type.Object({ ...fields, client_message_id: key }, { additionalProperties: false })
+
+export const WholeReply = Type.Object({ session: Session, user_message: Message, message: Message, run: Run })
+export const StoppedRun = Type.Object({ run: Run, message: Message })
+
+/** What a client may see of a run. */
+export function toRun(record: RunRecord): Run {
+  const { owner: _owner, request_hash: _hash, instance_id: _instance, last_seq: _seq, ...run } = record
+  return run
+}
+
+export const isTerminal = (status: RunStatus): boolean => status !== 'queued' && status !== 'running'

@@ -1,0 +1,166 @@
+/**
+ * The runs that this process makes. Nobody else holds on to them: the request that started one becomes a viewer like
+ * any other, and its end is awaited here. This is also where the checkpoint clock ticks, and where a shutdown waits.
+ *
+ * Draining: no new run is started; the running ones get `drainMs` to end by themselves, then they are stopped as
+ * `interrupted` with all their text, which is committed like any other end. What the database does not take by then is
+ * left to the reaper, with its text in checkpoints.
+ */
+import type { FastifyBaseLogger } from 'fastify'
+import { Problem } from '../errors.ts'
+import type { EventId, Part } from '../log/event.ts'
+import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
+import type { RunFacts } from './model.ts'
+import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, type StopReason } from './run.ts'
+
+export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault'> {
+  readonly checkpointMs: number
+  readonly logger: FastifyBaseLogger
+}
+
+export type OwnedRuns = ReturnType<typeof createOwnedRuns>
+
+// After the drain time, what the last commits may take.
+const commitGraceMs = 3000
+
+export function createOwnedRuns(options: OwnedRunsOptions) {
+  const { db, log, frames, logger, checkpointMs } = options
+  const active = new Map<string, { readonly run: ActiveRun; readonly ended: Promise<void> }>()
+  const places: CheckpointPlaces = new Map()
+  const viewers = new Map<string, number>()
+  const closing = new AbortController()
+  let draining = false
+
+  const deps: RunDeps = {
+    ...options,
+    closing: closing.signal,
+    onFault: (runId, message, error) => logger.error({ run_id: runId, err: error }, message),
+  }
+
+  async function make(run: ActiveRun): Promise<void> {
+    try {
+      const ending = await generate(run, deps)
+      logger.info(
+        {
+          run_id: run.runId,
+          session_id: run.facts.session_id,
+          status: ending?.status ?? 'let go',
+          code: ending?.error?.code,
+          provider: run.facts.provider,
+          model: run.facts.model,
+          ttft_ms: ending?.ttftMs,
+          latency_ms: ending?.latencyMs,
+          output_tokens: ending?.usage?.output_tokens,
+          events: run.cursor.seq,
+        },
+        'run ended',
+      )
+    } catch (error) {
+      log.forget(run.runId)
+      deps.onFault(run.runId, 'a run was let go after a fault of the gateway', error)
+    } finally {
+      active.delete(run.runId)
+      places.delete(run.runId)
+    }
+  }
+
+  async function writeCheckpointsNow(): Promise<void> {
+    // A checkpoint may hold only what is in the log; so what has gathered since the last frame goes there first.
+    frames.flushAll()
+    const sources = [...active.values()].map(({ run }) => ({
+      runId: run.runId,
+      parts: run.draft.parts,
+      cursor: run.cursor,
+    }))
+    try {
+      await writeCheckpoints(db, sources, places)
+    } catch (error) {
+      logger.warn(
+        { err: error, runs: sources.length },
+        'checkpoints could not be written; the next ones will hold their text',
+      )
+    }
+  }
+
+  const checkpointClock = (async () => {
+    while (!closing.signal.aborted) {
+      await pause(checkpointMs, closing.signal)
+      if (active.size > 0 && !closing.signal.aborted) await writeCheckpointsNow()
+    }
+  })()
+
+  async function waitForAll(ms: number): Promise<void> {
+    const enough = new AbortController()
+    await Promise.race([Promise.all([...active.values()].map(({ ended }) => ended)), pause(ms, enough.signal)])
+    enough.abort()
+  }
+
+  return {
+    get size() {
+      return active.size
+    },
+    get isDraining() {
+      return draining
+    },
+    ids: () => [...active.keys()],
+    has: (runId: string) => active.has(runId),
+
+    /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
+    start(facts: RunFacts): void {
+      const run = createActiveRun(facts)
+      announceRun(run, log)
+      places.set(facts.id, [])
+      active.set(facts.id, { run, ended: make(run) })
+    },
+
+    /** Resolves when the run has ended and is stored, or is not this process's any more. */
+    async ended(runId: string): Promise<void> {
+      await active.get(runId)?.ended
+    },
+
+    /** All that the log holds of a running reply, and the event up to which that is; read together. */
+    partial(runId: string): { parts: Part[]; content: string; cursor: EventId } | undefined {
+      const run = active.get(runId)?.run
+      if (run === undefined) return undefined
+      frames.flush(run)
+      return { parts: structuredClone([...run.draft.parts]), content: run.draft.content, cursor: run.cursor }
+    },
+
+    stop(runId: string, reason: StopReason): void {
+      active.get(runId)?.run.stop(reason)
+    },
+
+    /**
+     * Counts a viewer of the run until the returned function is called, with whether the client itself left. The last
+     * one that leaves ends a run that asked for it.
+     */
+    countViewer(facts: RunFacts): (clientLeft: boolean) => void {
+      viewers.set(facts.id, (viewers.get(facts.id) ?? 0) + 1)
+      return (clientLeft) => {
+        const left = (viewers.get(facts.id) ?? 1) - 1
+        if (left > 0) {
+          viewers.set(facts.id, left)
+          return
+        }
+        viewers.delete(facts.id)
+        if (clientLeft && facts.on_disconnect === 'stop') active.get(facts.id)?.run.stop('stop')
+      }
+    },
+
+    refuseWhenDraining(): void {
+      if (draining) throw new Problem('draining', undefined, { retryAfterSeconds: 1 })
+    },
+
+    async drain(drainMs: number): Promise<void> {
+      draining = true
+      if (active.size > 0) logger.info({ runs: active.size, drain_ms: drainMs }, 'draining')
+      await waitForAll(drainMs)
+      for (const { run } of active.values()) run.stop('drain')
+      await waitForAll(commitGraceMs)
+      if (active.size > 0) await writeCheckpointsNow()
+      closing.abort()
+      await checkpointClock
+      frames.close()
+    },
+  }
+}

@@ -1,0 +1,132 @@
+/**
+ * The lease of this process, and the takeover of runs whose process has died (promise P7: no orphan).
+ *
+ * A process renews one row in `instances`, by the database's clock, each `beatMs`. When a row has not been renewed for
+ * `leaseMs`, any process may take its runs over: one statement raises their generation, which fences the old process out of
+ * every later write, and makes them this process's. Then each is ended as `interrupted` with the text of its
+ * checkpoints, through the same commit as every other end. If this process dies in between, its own lease runs out
+ * and the next one does the same.
+ *
+ * On a database that no other process can open (embedded), whoever held a lease before is dead, so there is no wait.
+ *
+ * The beat also brings stop requests that came in through another process.
+ */
+import type { FastifyBaseLogger } from 'fastify'
+import type { Db } from '../db/db.ts'
+import { sql } from '../db/drizzle.ts'
+import { Problem } from '../errors.ts'
+import { readCheckpoint } from './checkpoint.ts'
+import { commitRun } from './commit.ts'
+import type { OwnedRuns } from './owned.ts'
+import { pause } from './run.ts'
+
+export const beatMs = 3000
+export const leaseMs = 10_000
+/** Runs taken over by one statement. */
+const takeoverMax = 50
+// An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
+// found by its key, which is longer than any statement may take.
+const strayMs = 15_000
+
+export interface ReaperOptions {
+  readonly db: Db
+  readonly instanceId: string
+  readonly owned: OwnedRuns
+  readonly logger: FastifyBaseLogger
+}
+
+export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
+  const closing = new AbortController()
+  let clock: Promise<void> | undefined
+
+  async function beat(): Promise<void> {
+    const stops = await db.rows<{ id: string }>(sql`
+      with lease as (
+        insert into instances (id, lease_until, draining)
+        values (${instanceId}::uuid, now() + ${leaseMs}::int * interval '1 millisecond', ${owned.isDraining})
+        on conflict (id) do update set lease_until = excluded.lease_until, draining = excluded.draining
+      )
+      select id from chat_runs
+      where instance_id = ${instanceId}::uuid and status in ('queued', 'running') and stop_requested_at is not null`)
+    for (const { id } of stops) owned.stop(id, 'stop')
+  }
+
+  /** @returns how many runs were ended */
+  async function reap(): Promise<number> {
+    const taken = await db.rows<{ id: string; generation: number }>(sql`
+      with dead as (
+        select run.id from chat_runs run left join instances instance on instance.id = run.instance_id
+        where run.status in ('queued', 'running') and (
+          (run.instance_id is distinct from ${instanceId}::uuid
+            and (instance.id is null or instance.lease_until < now()))
+          or (run.instance_id = ${instanceId}::uuid
+            and run.created_at < now() - ${strayMs}::int * interval '1 millisecond'
+            and run.id <> all (${`{${owned.ids().join(',')}}`}::uuid[]))
+        )
+        order by run.created_at limit ${takeoverMax}::int
+        for update of run skip locked
+      )
+      update chat_runs run
+      set generation = run.generation + 1, instance_id = ${instanceId}::uuid
+      from dead where run.id = dead.id
+      returning run.id, run.generation`)
+    for (const { id, generation } of taken) await interrupt(id, generation)
+    return taken.length
+  }
+
+  async function interrupt(runId: string, generation: number): Promise<void> {
+    const { parts } = await readCheckpoint(db, runId)
+    const outcome = await commitRun(db, runId, generation, {
+      status: 'interrupted',
+      parts,
+      content: parts.reduce((content, part) => (part.kind === 'text' ? content + part.text : content), ''),
+      usage: undefined,
+      finishReason: undefined,
+      model: undefined,
+      error: new Problem('interrupted').toRunError(),
+      ttftMs: undefined,
+      latencyMs: undefined,
+      // The new generation holds the reset at 1 and the terminal event at 2.
+      lastSeq: 2,
+    })
+    logger.warn({ run_id: runId, generation, outcome }, 'took over a run whose process had died')
+  }
+
+  async function sweep(): Promise<void> {
+    await db.rows(sql`
+      with gone as (delete from instances where lease_until < now() - interval '1 hour')
+      delete from run_checkpoints c using chat_runs run
+      where run.id = c.run_id and run.status not in ('queued', 'running')`)
+  }
+
+  return {
+    /** Takes the lease and ends what dead processes have left. Resolves when the first round is through. */
+    async start(): Promise<void> {
+      if (db.exclusive) await db.rows(sql`delete from instances`)
+      await beat()
+      while ((await reap()) === takeoverMax);
+      await sweep()
+      clock = (async () => {
+        for (;;) {
+          await pause(beatMs, closing.signal)
+          if (closing.signal.aborted) return
+          try {
+            await beat()
+            await reap()
+          } catch (error) {
+            logger.warn({ err: error }, 'the lease could not be renewed')
+          }
+        }
+      })()
+    },
+
+    /** Gives the lease back, so that what is left is taken over at once. */
+    async close(): Promise<void> {
+      closing.abort()
+      await clock
+      await db
+        .rows(sql`delete from instances where id = ${instanceId}::uuid`)
+        .catch((error: unknown) => logger.warn({ err: error }, 'the lease could not be given back; it will run out'))
+    },
+  }
+}

@@ -1,0 +1,218 @@
+/**
+ * One generation of one reply: ask the upstream, fold what it says into the draft, tell the frame clock, and at the end
+ * commit and say `done`. It runs in the background and knows nothing of HTTP: a viewer that leaves changes nothing here.
+ *
+ * What happens at each await when something dies there:
+ * - reading the history: the database fails, the run ends as `failed`; no upstream call was made.
+ * - the upstream: a cut, stall, refusal or garbage arrives as a Problem. With nothing said yet the run has `failed`; with
+ *   words already shown it is `interrupted` and keeps them, except where the provider itself says that it failed.
+ * - stop: the signal aborts the upstream request at once, and the partial text is committed as `stopped`.
+ * - the commit: tried again, with growing pauses, until the database has it; `done` is not said before. When the process
+ *   must end first, the run is left as it is, for the reaper of the next process.
+ * - this process: its lease runs out, and another process ends the run from its checkpoints.
+ */
+import { type Db, DbError } from '../db/db.ts'
+import { Problem } from '../errors.ts'
+import type { Done, EventId, LogEntry, RunEvent, TerminalStatus } from '../log/event.ts'
+import type { FrameSource, Frames } from '../log/frames.ts'
+import type { EventLog } from '../log/log.ts'
+import type { HistoryMessage } from '../sessions/store.ts'
+import type { Upstream } from '../upstream/upstream.ts'
+import { type CommitOutcome, commitRun, type Ending } from './commit.ts'
+import { createDraft, type Draft } from './draft.ts'
+import type { RunFacts } from './model.ts'
+
+/** Why a run is to end before its reply does. */
+export type StopReason = 'stop' | 'drain' | 'fenced'
+
+export interface ActiveRun extends FrameSource {
+  readonly facts: RunFacts
+  readonly draft: Draft
+  /** The last event in the log. */
+  readonly cursor: EventId
+  readonly signal: AbortSignal
+  readonly startedAt: number
+  readonly ttftMs: number | undefined
+  readonly stopReason: StopReason | undefined
+  stop(reason: StopReason): void
+  /** Numbers an event that does not come from the draft. */
+  number(event: LogEntry['event']): LogEntry
+}
+
+export interface RunDeps {
+  readonly db: Db
+  readonly log: EventLog
+  readonly frames: Frames
+  readonly readHistory: (messageId: string) => Promise<readonly HistoryMessage[]>
+  readonly upstreamFor: (facts: RunFacts) => Upstream
+  /** Told of what went wrong inside the gateway: a try to commit that failed, or an error that nobody expected. */
+  readonly onFault: (runId: string, message: string, error: unknown) => void
+  /** Aborted when the process cannot wait for the database any longer. */
+  readonly closing: AbortSignal
+}
+
+const commitPauseFirstMs = 100
+const commitPauseMaxMs = 2000
+// A statement that the database refuses for its content will not get better; the reaper ends the run from checkpoints.
+const commitRefusalsMax = 3
+
+export function createActiveRun(facts: RunFacts): ActiveRun {
+  const abort = new AbortController()
+  const draft = createDraft()
+  const startedAt = performance.now()
+  let seq = 0
+  let ttftMs: number | undefined
+  let stopReason: StopReason | undefined
+
+  function number(event: LogEntry['event']): LogEntry {
+    seq += 1
+    return { generation: facts.generation, seq, event }
+  }
+
+  return {
+    runId: facts.id,
+    facts,
+    draft,
+    startedAt,
+    signal: abort.signal,
+    number,
+    get urgent() {
+      return ttftMs === undefined
+    },
+    get cursor() {
+      return { generation: facts.generation, seq }
+    },
+    get ttftMs() {
+      return ttftMs
+    },
+    get stopReason() {
+      return stopReason
+    },
+    stop(reason) {
+      stopReason ??= reason
+      abort.abort(reason)
+    },
+    takeEntries() {
+      const entries = draft.takeEvents().map(number)
+      if (entries.length > 0) ttftMs ??= Math.round(performance.now() - startedAt)
+      return entries
+    },
+  }
+}
+
+/** Says `run`, the first event of every run. Synchronous, so that the first viewer finds it. */
+export function announceRun(run: ActiveRun, log: EventLog): void {
+  log.append([{ runId: run.runId, entries: [run.number(runStarted(run.facts))] }])
+}
+
+/**
+ * Makes the reply, and ends it.
+ * @returns how it ended; undefined when this process had to let go of it
+ */
+export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ending | undefined> {
+  const end = await readReply(run, deps)
+  run.draft.close()
+  deps.frames.flush(run)
+  const ending = toEnding(run, end)
+  const outcome = await commit(run, ending, deps)
+  if (outcome === 'committed') {
+    deps.log.append([{ runId: run.runId, entries: [run.number({ type: 'done', data: toDone(run.facts, ending) })] }])
+    return ending
+  }
+  deps.log.forget(run.runId)
+  return undefined
+}
+
+interface ReplyEnd {
+  readonly status: TerminalStatus
+  readonly problem: Problem | undefined
+}
+
+async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
+  const { draft, signal } = run
+  try {
+    const messages = await deps.readHistory(run.facts.user_message_id)
+    signal.throwIfAborted()
+    const reply = deps.upstreamFor(run.facts).stream({ model: run.facts.model, messages }, signal)
+    for await (const event of reply) {
+      draft.apply(event)
+      deps.frames.touch(run)
+    }
+    return { status: 'completed', problem: undefined }
+  } catch (error) {
+    if (!(error instanceof Problem) && run.stopReason === undefined) {
+      deps.onFault(run.runId, 'making a reply failed in a way nobody expected', error)
+    }
+    return endOf(error, run)
+  }
+}
+
+function endOf(error: unknown, { stopReason, draft }: ActiveRun): ReplyEnd {
+  if (stopReason === 'stop') return { status: 'stopped', problem: undefined }
+  if (stopReason !== undefined) return { status: 'interrupted', problem: new Problem('interrupted') }
+  const problem = error instanceof Problem ? error : new Problem('internal', undefined, { cause: error })
+  // What the provider or the gateway itself calls a failure is one; what merely broke off after words is interrupted.
+  const brokeOff = problem.code !== 'upstream_rejected' && problem.code !== 'internal'
+  return { status: brokeOff && !draft.isEmpty ? 'interrupted' : 'failed', problem }
+}
+
+function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
+  const { draft } = run
+  return {
+    status,
+    parts: draft.parts,
+    content: draft.content,
+    usage: draft.usage,
+    finishReason: draft.finishReason,
+    model: draft.model,
+    error: problem?.toRunError(),
+    ttftMs: run.ttftMs,
+    latencyMs: Math.round(performance.now() - run.startedAt),
+    lastSeq: run.cursor.seq + 1,
+  }
+}
+
+async function commit(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<CommitOutcome | 'left'> {
+  let refusals = 0
+  for (let pauseMs = commitPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, commitPauseMaxMs)) {
+    try {
+      return await commitRun(deps.db, run.runId, run.facts.generation, ending)
+    } catch (error) {
+      deps.onFault(run.runId, 'a reply could not be committed yet', error)
+      if (error instanceof DbError) refusals += 1
+      if (refusals >= commitRefusalsMax || deps.closing.aborted) return 'left'
+      await pause(pauseMs, deps.closing)
+    }
+  }
+}
+
+export function toDone(facts: Pick<RunFacts, 'message_id'>, ending: Ending): Done {
+  return {
+    status: ending.status,
+    message_id: facts.message_id,
+    ...(ending.finishReason === undefined ? {} : { finish_reason: ending.finishReason }),
+    ...(ending.usage === undefined ? {} : { usage: ending.usage }),
+    ...(ending.ttftMs === undefined ? {} : { ttft_ms: ending.ttftMs }),
+    ...(ending.latencyMs === undefined ? {} : { latency_ms: ending.latencyMs }),
+    ...(ending.error === undefined ? {} : { error: { ...ending.error } }),
+  }
+}
+
+export function runStarted(run: RunFacts): RunEvent {
+  const { id, session_id, user_message_id, message_id, model, mode, created_at } = run
+  return { type: 'run', data: { run_id: id, session_id, user_message_id, message_id, model, mode, created_at } }
+}
+
+/** Resolves after `ms`, or at once when the signal is aborted. */
+export function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) return resolve()
+    const finish = () => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', finish)
+      resolve()
+    }
+    const timer = setTimeout(finish, ms)
+    signal.addEventListener('abort', finish)
+  })
+}

@@ -1,0 +1,36 @@
+/**
+ * Stopping a run from wherever the request comes in. The wish is stored first, so that it outlives this process and
+ * reaches the one that makes the run; if that is this one, the upstream request is aborted at once.
+ */
+import { isTerminal, type RunFacts, type RunRecord } from './model.ts'
+import type { OwnedRuns } from './owned.ts'
+import { pause } from './run.ts'
+import type { RunStore } from './store.ts'
+
+export interface StopOptions {
+  readonly runs: RunStore
+  readonly owned: OwnedRuns
+}
+
+/** How long the answer waits for the run's end. */
+export const stopWaitMs = 2000
+const pollMs = 100
+
+export function createStop({ runs, owned }: StopOptions) {
+  /** @returns the run as it is afterwards: ended, unless its process needs longer than {@link stopWaitMs} */
+  return async function stop(run: RunRecord): Promise<RunRecord> {
+    if (isTerminal(run.status)) return run
+    await runs.requestStop(run)
+    const enough = AbortSignal.timeout(stopWaitMs)
+    if (owned.has(run.id)) {
+      owned.stop(run.id, 'stop')
+      await Promise.race([owned.ended(run.id), pause(stopWaitMs, enough)])
+    }
+    let now: RunFacts & RunRecord = (await runs.reread(run.id)) ?? run
+    while (!isTerminal(now.status) && !enough.aborted) {
+      await pause(pollMs, enough)
+      now = (await runs.reread(run.id)) ?? now
+    }
+    return now
+  }
+}

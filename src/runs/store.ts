@@ -1,0 +1,90 @@
+/**
+ * Reading runs, and the one small write that is not accept or commit: the request to stop. As everywhere, the owner is
+ * part of the condition.
+ */
+import type { Db } from '../db/db.ts'
+import { and, eq, type SQL, sql } from '../db/drizzle.ts'
+import { chatRuns } from '../db/schema.ts'
+import { Problem } from '../errors.ts'
+import type { Owner } from '../http/identity.ts'
+import { isoTime } from '../sessions/store.ts'
+import type { Run, RunRecord } from './model.ts'
+
+export const runColumns = {
+  id: chatRuns.id,
+  session_id: chatRuns.sessionId,
+  user_message_id: chatRuns.userMessageId,
+  message_id: chatRuns.messageId,
+  kind: chatRuns.kind,
+  status: sql<Run['status']>`${chatRuns.status}`,
+  mode: sql<Run['mode']>`${chatRuns.mode}`,
+  provider: chatRuns.provider,
+  model: chatRuns.model,
+  phase: chatRuns.phase,
+  round_number: chatRuns.roundNumber,
+  cost_usd: sql<string | null>`${chatRuns.cost}::text`,
+  usage: sql<Run['usage']>`${chatRuns.usage}`,
+  usage_source: chatRuns.usageSource,
+  finish_reason: chatRuns.finishReason,
+  error: sql<Run['error']>`${chatRuns.error}`,
+  generation: chatRuns.generation,
+  attempts: chatRuns.attempts,
+  on_disconnect: sql<Run['on_disconnect']>`${chatRuns.onDisconnect}`,
+  stop_requested_at: isoTime(chatRuns.stopRequestedAt) as SQL<string | null>,
+  created_at: isoTime(chatRuns.createdAt),
+  started_at: isoTime(chatRuns.startedAt) as SQL<string | null>,
+  first_token_at: isoTime(chatRuns.firstTokenAt) as SQL<string | null>,
+  ended_at: isoTime(chatRuns.endedAt) as SQL<string | null>,
+  owner: chatRuns.owner,
+  request_hash: chatRuns.requestHash,
+  instance_id: chatRuns.instanceId,
+  last_seq: chatRuns.lastSeq,
+}
+
+const active = sql`${chatRuns.status} in ('queued', 'running')`
+
+export type RunStore = ReturnType<typeof createRunStore>
+
+export function createRunStore(db: Db) {
+  async function findRun(owner: Owner, condition: SQL | undefined): Promise<RunRecord | undefined> {
+    const [run] = await db.run((orm) =>
+      orm
+        .select(runColumns)
+        .from(chatRuns)
+        .where(and(condition, eq(chatRuns.owner, owner.key))),
+    )
+    return run
+  }
+
+  return {
+    /** @throws Problem `not_found` */
+    async getRun(owner: Owner, id: string): Promise<RunRecord> {
+      const run = await findRun(owner, eq(chatRuns.id, id))
+      if (run === undefined) throw new Problem('not_found')
+      return run
+    },
+
+    findByKey: (owner: Owner, key: string) => findRun(owner, eq(chatRuns.idempotencyKey, key)),
+
+    findActive: (owner: Owner, sessionId: string) => findRun(owner, and(eq(chatRuns.sessionId, sessionId), active)),
+
+    /** For the gateway itself, which follows a run after its owner was checked. */
+    async reread(id: string): Promise<RunRecord | undefined> {
+      const [run] = await db.run((orm) => orm.select(runColumns).from(chatRuns).where(eq(chatRuns.id, id)))
+      return run
+    },
+
+    /**
+     * Asks for a run's stop in a way that outlives this process. The process that owns the run looks at the column
+     * whenever it renews its lease.
+     */
+    async requestStop({ id, owner }: RunRecord): Promise<void> {
+      await db.run((orm) =>
+        orm
+          .update(chatRuns)
+          .set({ stopRequestedAt: sql`coalesce(${chatRuns.stopRequestedAt}, now())` })
+          .where(and(eq(chatRuns.id, id), eq(chatRuns.owner, owner), active)),
+      )
+    },
+  }
+}
