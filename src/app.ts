@@ -1,0 +1,165 @@
+/**
+ * The table of contents: which parts there are, what each is given, and in which order they start and stop. `buildApp`
+ * owns everything; no module keeps state of its own.
+ *
+ * Starting: the embedded database must open, or there is no process. Postgres may be away: the process is then live and
+ * not ready, and keeps trying. Stopping (`preClose`): no new runs, running replies end or are stored as they are,
+ * viewers are told to come back, the lease is given back, and only then do sockets and stores close.
+ */
+import { readFileSync } from 'node:fs'
+import { v7 as uuidv7 } from 'uuid'
+import { openBackends } from './backends.ts'
+import type { Config } from './config.ts'
+import { SchemaTooNew } from './db/db.ts'
+import { sql } from './db/drizzle.ts'
+import { Problem } from './errors.ts'
+import { registerCors } from './http/cors.ts'
+import { registerHealth } from './http/health.ts'
+import { identity } from './http/identity.ts'
+import { registerOpenapi } from './http/openapi.ts'
+import { createServer, type Server } from './http/server.ts'
+import { createSseEdge, type SseOptions } from './http/sse.ts'
+import { formatEventId } from './log/event.ts'
+import { createFrames } from './log/frames.ts'
+import { createAccept } from './runs/accept.ts'
+import { createChat } from './runs/chat.ts'
+import { readCheckpoint } from './runs/checkpoint.ts'
+import { createOwnedRuns } from './runs/owned.ts'
+import { createReaper } from './runs/reaper.ts'
+import { registerRuns } from './runs/routes.ts'
+import { pause } from './runs/run.ts'
+import { createStop } from './runs/stop.ts'
+import { createRunStore } from './runs/store.ts'
+import { registerSessions } from './sessions/routes.ts'
+import { createSessionStore } from './sessions/store.ts'
+import { registerNative } from './surfaces/native-routes.ts'
+import { createCatalog } from './upstream/catalog.ts'
+
+/** What a test may put in the place of the real thing. */
+export interface Overrides {
+  readonly logStream?: { write(line: string): void }
+  readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
+}
+
+export interface App {
+  readonly server: Server
+  /** One sentence: what was chosen. */
+  readonly description: string
+  /** Resolves when the schema is up to date and the lease is taken. @throws SchemaTooNew */
+  readonly ready: Promise<void>
+  /** Drains, and closes everything. */
+  close(): Promise<void>
+}
+
+const startPauseMs = 500
+
+export async function buildApp(config: Config, overrides: Overrides = {}): Promise<App> {
+  const instanceId = uuidv7()
+  const { db, log, degraded } = await openBackends(config)
+  const server = createServer({ logLevel: config.logLevel, ...overrides })
+  const catalog = createCatalog(config.upstream)
+  const frames = createFrames(log, config.frameMs)
+  const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
+
+  const sessions = createSessionStore(db)
+  const runs = createRunStore(db)
+  const owned = createOwnedRuns({
+    db,
+    log,
+    frames,
+    checkpointMs: config.checkpointMs,
+    logger: server.log,
+    readHistory: (messageId) => sessions.readHistory(messageId, config.sessionMessagesMax),
+    upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
+  })
+  const reaper = createReaper({ db, instanceId, owned, logger: server.log })
+  const follow = { db, log, runs, sessions }
+  const stop = createStop({ runs, owned })
+  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
+  const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
+
+  async function readPartial(runId: string) {
+    const own = owned.partial(runId)
+    if (own !== undefined) return { ...own, cursor: formatEventId(own.cursor) }
+    const { parts, cursor } = await readCheckpoint(db, runId)
+    if (cursor === undefined) return undefined
+    const content = parts.map((part) => (part.kind === 'text' ? part.text : '')).join('')
+    return { parts, content, cursor: formatEventId(cursor) }
+  }
+
+  let state: 'starting' | 'ready' = 'starting'
+  const closing = new AbortController()
+
+  async function start(): Promise<void> {
+    for (;;) {
+      try {
+        await db.migrate()
+        await reaper.start()
+        state = 'ready'
+        return
+      } catch (error) {
+        if (error instanceof SchemaTooNew || db.kind === 'pglite') throw error
+        server.log.warn({ err: error }, 'the database does not answer yet; trying again')
+        await pause(startPauseMs, closing.signal)
+        if (closing.signal.aborted) return
+      }
+    }
+  }
+
+  await registerCors(server, config.corsOrigins)
+  await registerOpenapi(server, readVersion())
+  registerHealth(server, {
+    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded }),
+    pingDatabase: () => db.rows(sql`select 1`),
+  })
+  await server.register(
+    async (api) => {
+      await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins })
+      api.addHook('onRequest', async (_request, reply) => {
+        reply.header('Cache-Control', 'no-store')
+        if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
+      })
+      registerSessions(api as Server, { store: sessions, readPartial })
+      registerRuns(api as Server, { chat, runs, sessions, owned, follow, stop })
+      registerNative(api as Server, { chat, runs, owned, log, follow, edge })
+    },
+    { prefix: '/api/v1' },
+  )
+
+  server.addHook('preClose', async () => {
+    closing.abort()
+    await owned.drain(config.drainMs)
+    edge.close()
+    await reaper.close()
+  })
+  server.addHook('onClose', async () => {
+    await catalog.close()
+    await log.close()
+    await db.close()
+  })
+
+  return {
+    server,
+    description: describe(db.description, catalog.providers, degraded, config),
+    ready: start(),
+    close: () => server.close(),
+  }
+}
+
+function describe(database: string, providers: readonly string[], degraded: readonly string[], config: Config) {
+  const { fast, balanced, quality } = config.upstream.models
+  const models = [...new Set([balanced, fast, quality].map(({ provider, model }) => `${provider}:${model}`))]
+  const demo = config.upstream.openai === undefined ? ' (no provider key: the built-in demo answers)' : ''
+  return [
+    `database: ${database}`,
+    'event log: in this process',
+    `providers: ${providers.join(', ')}`,
+    `models: ${models.join(', ')}${demo}`,
+    ...degraded.map((reason) => `degraded: ${reason}`),
+  ].join(' · ')
+}
+
+function readVersion(): string {
+  const manifest: { version: string } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
+  return manifest.version
+}

@@ -1,0 +1,79 @@
+/**
+ * The process edge: environment, start, signals, exit code. The only file that touches `process`.
+ *
+ * `node src/main.ts` serves; `node src/main.ts migrate` brings the schema up to date and ends. A first SIGTERM or SIGINT
+ * drains and ends with 0; a second one ends the process at once.
+ */
+import closeWithGrace from 'close-with-grace'
+import { type App, buildApp } from './app.ts'
+import { openBackends } from './backends.ts'
+import { type Config, ConfigError, readConfig } from './config.ts'
+
+// After the drain time, what closing sockets and stores may take before the process ends anyway.
+const closeGraceMs = 10_000
+
+function fail(message: string): never {
+  process.stderr.write(`${message}\n`)
+  process.exit(1)
+}
+
+function readConfigOrFail(): Config {
+  try {
+    return readConfig(process.env)
+  } catch (error) {
+    if (error instanceof ConfigError) fail(error.message)
+    throw error
+  }
+}
+
+async function migrate(config: Config): Promise<void> {
+  const { db, log } = await openBackends(config)
+  await db.migrate()
+  process.stdout.write(`The schema is up to date: ${db.description}\n`)
+  await log.close()
+  await db.close()
+}
+
+async function serve(config: Config): Promise<void> {
+  const app = await buildApp(config)
+  const { server } = app
+  // A collector that stops reading, or a closed pipe, must not take the gateway with it.
+  process.stdout.on('error', () => undefined)
+  process.stderr.on('error', () => undefined)
+
+  closeWithGrace({ delay: config.drainMs + closeGraceMs, logger: false }, async ({ err, signal }) => {
+    if (err !== undefined) server.log.error({ err }, 'an error that nobody caught ends the process')
+    else server.log.info({ signal }, 'ending')
+    await app.close()
+  })
+  app.ready.catch((error: Error) => {
+    server.log.fatal({ err: error }, error.message)
+    process.exit(1)
+  })
+
+  await listen(app, config)
+}
+
+async function listen({ server, description }: App, { listen: { port, host } }: Config): Promise<void> {
+  const listenTextResolver = (address: string) => {
+    const reachable = address.replace(/\[::\]|0\.0\.0\.0/, 'localhost')
+    return `Verbatim listens on ${reachable} · ${description}`
+  }
+  try {
+    await server.listen({ port, host, listenTextResolver })
+  } catch (error) {
+    // A machine without IPv6 cannot take the default address; every IPv4 address means the same there.
+    if ((error as NodeJS.ErrnoException).code !== 'EAFNOSUPPORT' || host !== '::') throw error
+    await server.listen({ port, host: '0.0.0.0', listenTextResolver })
+  }
+}
+
+const [command] = process.argv.slice(2)
+const config = readConfigOrFail()
+try {
+  if (command === undefined) await serve(config)
+  else if (command === 'migrate') await migrate(config)
+  else fail(`There is no command ${command}. Known: migrate`)
+} catch (error) {
+  fail(error instanceof Error ? error.message : String(error))
+}

@@ -1,0 +1,144 @@
+/**
+ * The routes of the native SSE surface: start a run and watch it, or attach to one. The request that starts a run is a
+ * viewer like any other; when its connection breaks, nothing happens to the run.
+ *
+ * A native EventSource is dead for good after any answer but 200, so a reconnect (it brings a Last-Event-ID) is never
+ * refused for something that passes: it is accepted and told to come back. 204 ends it on purpose.
+ */
+
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { Type } from 'typebox'
+import { Problem } from '../errors.ts'
+import { eventStream, problemResponses } from '../http/openapi.ts'
+import type { Server } from '../http/server.ts'
+import type { SseConnection, SseEdge } from '../http/sse.ts'
+import { compareEventIds, type EventId, parseEventId } from '../log/event.ts'
+import type { EventLog } from '../log/log.ts'
+import type { Chat } from '../runs/chat.ts'
+import { type FollowDeps, followRun, terminalIdOf } from '../runs/follow.ts'
+import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
+import type { OwnedRuns } from '../runs/owned.ts'
+import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
+import type { RunStore } from '../runs/store.ts'
+import { IdParams } from '../sessions/model.ts'
+import { createNativeEncoder, readyBlock } from './native.ts'
+
+export interface NativeRoutesOptions {
+  readonly chat: Chat
+  readonly runs: RunStore
+  readonly owned: OwnedRuns
+  readonly log: EventLog
+  readonly follow: FollowDeps
+  readonly edge: SseEdge
+}
+
+const turnAwayMs = 2000
+const cursorUnitsMax = 32
+
+const AttachQuery = Type.Object(
+  { after: Type.Optional(Type.String({ maxLength: cursorUnitsMax })) },
+  { additionalProperties: false },
+)
+
+const response = {
+  200: eventStream,
+  204: Type.Null({ description: 'the cursor is at the end; ends an EventSource' }),
+  ...problemResponses,
+}
+
+export function registerNative(app: Server, options: NativeRoutesOptions): void {
+  const { chat, runs, owned, log, follow, edge } = options
+  const encoder = createNativeEncoder()
+
+  /** Sends a run's events from the cursor on, until the end of the run or of the connection. */
+  async function show(connection: SseConnection, run: RunFacts, after: EventId | undefined, attached: boolean) {
+    const leave = owned.countViewer(run)
+    let toldReady = !attached
+    let ended = false
+    try {
+      for await (const { entries, caughtUp } of followRun(follow, run, after, connection.signal)) {
+        for (const entry of entries) {
+          const full = connection.write(encoder.encode(entry))
+          if (full !== undefined) await full
+          ended ||= entry.event.type === 'done'
+        }
+        if (caughtUp && !toldReady && !ended) {
+          toldReady = true
+          await connection.write(readyBlock)
+        }
+      }
+    } catch (error) {
+      app.log.error({ err: error, run_id: run.id }, 'a viewer was cut after a fault of the gateway')
+    } finally {
+      if (ended) connection.end()
+      else connection.destroy()
+      leave(connection.clientLeft)
+    }
+  }
+
+  /** A cursor beyond the end is one from the future, and is answered with `reset`. */
+  function isAtEnd(run: RunFacts, after: EventId | undefined): boolean {
+    const terminal = terminalIdOf(run, log)
+    return after !== undefined && terminal !== undefined && compareEventIds(after, terminal) === 0
+  }
+
+  function open(request: FastifyRequest, reply: FastifyReply, run: RunFacts): SseConnection {
+    return edge.open(request, reply, runHeaders(run))
+  }
+
+  app.post('/chat/stream', { schema: { tags: ['chat'], body: ChatBody, response } }, async (request, reply) => {
+    // Clients on fetch repeat their POST when they reconnect, key and cursor included.
+    const after = readCursor(request.headers['last-event-id'])
+    edge.refuseAtLimit(request.owner.key)
+    const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
+    const { run, isNew } = await chat(request.owner, body)
+    const connection = open(request, reply, run)
+    // 204 would be an error to them: a stream that ends at once says the same.
+    if (isAtEnd(run, after)) connection.end()
+    else await show(connection, run, after, !isNew)
+  })
+
+  app.get('/chat/stream', { schema: { tags: ['chat'], querystring: ChatQuery, response } }, async (request, reply) => {
+    const after = readCursor(request.headers['last-event-id'])
+    await unlessPassing(request, reply, async () => {
+      edge.refuseAtLimit(request.owner.key)
+      const { run, isNew } = await chat(request.owner, request.query)
+      if (isAtEnd(run, after)) return reply.code(204).send(null)
+      await show(open(request, reply, run), run, after, !isNew)
+    })
+  })
+
+  app.get(
+    '/runs/:id/events',
+    { schema: { tags: ['runs'], params: IdParams, querystring: AttachQuery, response } },
+    async (request, reply) => {
+      // A reconnecting EventSource repeats its URL, so its header is the newer of the two.
+      const after = readCursor(request.headers['last-event-id']) ?? readCursor(request.query.after)
+      await unlessPassing(request, reply, async () => {
+        edge.refuseAtLimit(request.owner.key)
+        const run = await runs.getRun(request.owner, request.params.id)
+        if (isAtEnd(run, after)) return reply.code(204).send(null)
+        await show(open(request, reply, run), run, after, true)
+      })
+    },
+  )
+
+  /** A reconnect that meets something that passes is told to come back. */
+  async function unlessPassing(request: FastifyRequest, reply: FastifyReply, attach: () => Promise<unknown>) {
+    try {
+      await attach()
+    } catch (error) {
+      const reconnects = request.headers['last-event-id'] !== undefined
+      if (!(error instanceof Problem) || !reconnects || error.retryAfterSeconds === undefined) throw error
+      edge.turnAway(reply, turnAwayMs)
+    }
+  }
+}
+
+/** @throws Problem `invalid_request` for what is not an event id */
+function readCursor(text: string | string[] | undefined): EventId | undefined {
+  if (text === undefined || text === '') return undefined
+  const id = parseEventId(String(text))
+  if (id === undefined) throw new Problem('invalid_request', 'Last-Event-ID must be an id of an earlier event.')
+  return id
+}
