@@ -148,7 +148,8 @@ export async function startFakeUpstream(
 
     const steps = script(call)
     const iterator = Symbol.asyncIterator in steps ? steps[Symbol.asyncIterator]() : steps[Symbol.iterator]()
-    for (;;) {
+    // Looked at besides the race: a script that never waits would win every one of them.
+    while (!response.closed) {
       const step = await Promise.race([iterator.next(), left.promise])
       if ('aborted' in step) return
       if (step.done === true) break
@@ -166,6 +167,7 @@ export async function startFakeUpstream(
         return
       }
     }
+    if (response.closed) return
     scriptEnded = true
     if (!response.headersSent) response.writeHead(200, streamHeaders)
     response.end()

@@ -45,7 +45,9 @@ export interface OpenaiOptions {
 }
 
 export function createOpenai(options: OpenaiOptions): Upstream {
-  const url = new URL(`${options.baseUrl.replace(/\/+$/, '')}/chat/completions`)
+  const url = new URL(options.baseUrl)
+  // The path and not the text: Azure wants `?api-version=…` to stay behind it.
+  url.pathname = `${url.pathname.replace(/\/+$/, '')}/chat/completions`
   const ownAgent = options.dispatcher === undefined ? createAgent() : undefined
   const dispatcher = options.dispatcher ?? ownAgent!
   const headers = {
@@ -82,7 +84,7 @@ export function createOpenai(options: OpenaiOptions): Upstream {
       const head = exchange.head
       if (head === undefined) throw failureOf(exchange)
       if (head.status > 299) {
-        const refusal = head.status === 429 ? await readRefusal(exchange) : undefined
+        const refusal = head.status === 429 ? await readRefusal(exchange, Math.min(errorBodyMs, idleMs)) : undefined
         signal.throwIfAborted()
         throw refusedWith(head.status, refusal, head.retryAfter)
       }
@@ -151,8 +153,8 @@ function failureOf(exchange: Exchange): Problem {
 }
 
 /** @returns the body of a refusal as parsed JSON; undefined when it is none, too long, or does not come */
-async function readRefusal(exchange: Exchange): Promise<unknown> {
-  exchange.limitWait(errorBodyMs)
+async function readRefusal(exchange: Exchange, ms: number): Promise<unknown> {
+  exchange.limitWait(ms)
   const pieces: Uint8Array[] = []
   let bytesRead = 0
   for (;;) {

@@ -80,7 +80,7 @@ const cases: Readonly<Record<string, Case>> = {
     retryAfterSeconds: 3600,
   },
   '429 with a page': { script: () => refuse(429, page), ...unavailable },
-  '429 with a body that never ends': {
+  '429 with a longer body than is read': {
     script: () => refuse(429, `${quoted} `.repeat(10_000)),
     ...unavailable,
   },
@@ -215,6 +215,10 @@ t.test('the request is what the dialect asks for, with the key only where there 
   t.equal(first.headers['content-type'], 'application/json')
   t.strictSame(first.body, { ...request, stream: true, stream_options: { include_usage: true } })
   t.equal(second.headers.authorization, `Bearer ${apiKey}`)
+  const versioned = openaiAt(`${fake.url}/deployments/x?api-version=2026-01-01`)
+  await collect(versioned)
+  t.equal((await fake.call(2)).path, '/v1/deployments/x/chat/completions?api-version=2026-01-01')
+  await versioned.close()
   await anonymous.close()
   await keyed.close()
   await fake.close()
@@ -309,6 +313,20 @@ t.test('a provider that takes too long is cut off, and its socket with it', asyn
     await upstream.close()
     await fake.drained()
   }
+  await fake.close()
+})
+
+t.test('a refusal whose body does not come is a refusal all the same', async (t) => {
+  const fake = await startFakeUpstream({
+    script: async function* () {
+      yield head(429, { 'content-type': 'application/json' })
+      await forever()
+    },
+  })
+  const upstream = openaiAt(fake.url, { idleMs: 30 })
+  t.match((await collect(upstream)).error, { code: 'upstream_unavailable', message: 'The provider answered 429.' })
+  await fake.drained()
+  await upstream.close()
   await fake.close()
 })
 
