@@ -1,0 +1,315 @@
+/**
+ * Private Postgres and Redis servers: each on a free port of 127.0.0.1, in a temporary folder, gone without a trace
+ * when it is closed. The test command starts them for a run; tests that kill a server start their own. Nothing here
+ * survives a power cut: fsync is off.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { chownSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Redis } from 'ioredis'
+import postgres from 'postgres'
+
+/** Longest wait for the answer of a service; a local one answers within milliseconds. */
+const answerMs = 5_000
+/** Longest wait for a server we start. initdb takes 0.6 s and a start 0.1 s; slow disks take much longer. */
+const startMs = 30_000
+/** Longest wait for a server to end by itself before it is killed. */
+const stopMs = 10_000
+/** Time between two looks at a server that is starting. */
+const lookMs = 50
+/** Another program can take a free port between finding and using it. */
+const startAttemptsMax = 3
+const logTailLines = 20
+
+/** What was asked for cannot be had; the message says what to do. */
+export class ServicesError extends Error {
+  override readonly name = 'ServicesError'
+}
+
+export interface Server {
+  readonly url: string
+  /** Ends it and removes its folder. */
+  close(): Promise<void>
+  /** The same at once and without waiting, for an exit that cannot wait. */
+  kill(): void
+}
+
+export interface Answer {
+  readonly version: number
+  readonly mayCreate: boolean
+}
+
+/**
+ * A Postgres of its own on a free port of 127.0.0.1, without fsync; its role `postgres` is the superuser.
+ * Tests that kill a server use it too.
+ * @param folder with `initdb` and `postgres`
+ */
+export async function startPostgres(folder: string, signal: AbortSignal): Promise<Server> {
+  const account = unprivilegedAccount()
+  const home = makeHome('pg', account)
+  const password = randomBytes(16).toString('hex')
+  const passwordFile = join(home, 'password')
+  const data = join(home, 'data')
+  writeFileSync(passwordFile, password, { mode: 0o600 })
+  if (account !== undefined) chownSync(passwordFile, account.uid, account.gid)
+  try {
+    await run(
+      join(folder, 'initdb'),
+      [
+        `--pgdata=${data}`,
+        '--username=postgres',
+        `--pwfile=${passwordFile}`,
+        '--auth=scram-sha-256',
+        '--encoding=UTF8',
+        '--locale=C',
+        '--no-sync',
+      ],
+      { home, account, timeoutMs: startMs, signal },
+    )
+    return await startOnFreePort(home, account, signal, (port) => ({
+      command: join(folder, 'postgres'),
+      // No Unix socket: the default folder belongs to another user, and a path in a deep temp folder is too long.
+      args: `-D ${data} -p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off
+        -c synchronous_commit=off -c full_page_writes=off -c max_connections=200`.split(/\s+/),
+      url: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
+      // SIGINT is Postgres's fast shutdown: it ends sessions. SIGTERM would wait for clients to leave.
+      stopWith: 'SIGINT',
+      // SIGKILL would leave its shared memory and its backends behind.
+      killWith: 'SIGQUIT',
+      answers: async (url) => (await askPostgres(url)) !== undefined,
+    }))
+  } catch (error) {
+    rmSync(home, { recursive: true, force: true })
+    throw error
+  }
+}
+
+/** A Redis of its own on a free port of 127.0.0.1 that writes nothing to disk. @param command path of redis-server */
+export async function startRedis(command: string, signal: AbortSignal): Promise<Server> {
+  const home = makeHome('redis', undefined)
+  try {
+    return await startOnFreePort(home, undefined, signal, (port) => ({
+      command,
+      args: ['--port', `${port}`, '--bind', '127.0.0.1', '--dir', home, '--save', '', '--appendonly', 'no'],
+      url: `redis://127.0.0.1:${port}`,
+      stopWith: 'SIGTERM',
+      killWith: 'SIGKILL',
+      answers: async (url) => (await askRedis(url)) !== undefined,
+    }))
+  } catch (error) {
+    rmSync(home, { recursive: true, force: true })
+    throw error
+  }
+}
+
+/** Logs in. @returns undefined when nothing there lets us in */
+export async function askPostgres(url: string): Promise<Answer | undefined> {
+  const sql = postgres(url, { max: 1, connect_timeout: answerMs / 1000, onnotice: () => undefined })
+  try {
+    const query = sql<{ version: number; may_create: boolean }[]>`
+      select current_setting('server_version_num')::int / 10000 as version, rolcreatedb or rolsuper as may_create
+      from pg_roles where rolname = current_user`
+    const rows = await within(answerMs, query)
+    return rows?.[0] && { version: rows[0].version, mayCreate: rows[0].may_create }
+  } catch {
+    return undefined // Whatever kept us out, the next way is taken; a given URL is reported by its caller.
+  } finally {
+    await sql.end({ timeout: 1 })
+  }
+}
+
+/** The same for Redis. */
+export async function askRedis(url: string): Promise<Answer | undefined> {
+  const redis = new Redis(url, {
+    lazyConnect: true,
+    connectTimeout: answerMs,
+    commandTimeout: answerMs,
+    maxRetriesPerRequest: 0,
+    retryStrategy: () => null,
+  })
+  redis.on('error', () => undefined) // The same error rejects connect() below.
+  try {
+    await redis.connect()
+    await redis.ping()
+    const version = /redis_version:(\d+\.\d+)/.exec(await redis.info('server'))?.[1]
+    return { version: Number(version), mayCreate: true }
+  } catch {
+    return undefined // As for Postgres: the next way is taken.
+  } finally {
+    redis.disconnect()
+  }
+}
+
+interface Account {
+  readonly uid: number
+  readonly gid: number
+}
+
+/** Postgres refuses to run as root. Debian's package makes the user postgres; nobody serves as well. */
+function unprivilegedAccount(): Account | undefined {
+  if (process.getuid?.() !== 0) return undefined
+  const entries = readFileSync('/etc/passwd', 'utf8')
+    .split('\n')
+    .map((line) => line.split(':'))
+  for (const name of ['postgres', 'nobody']) {
+    const entry = entries.find(([user]) => user === name)
+    if (entry !== undefined) return { uid: Number(entry[2]), gid: Number(entry[3]) }
+  }
+  throw new ServicesError('Postgres does not run as root, and there is neither a user postgres nor nobody')
+}
+
+function makeHome(kind: string, account: Account | undefined): string {
+  const home = mkdtempSync(join(tmpdir(), `verbatim-test-${kind}-`))
+  if (account !== undefined) chownSync(home, account.uid, account.gid)
+  return home
+}
+
+interface Launch {
+  readonly command: string
+  readonly args: readonly string[]
+  readonly url: string
+  readonly stopWith: NodeJS.Signals
+  /** For an exit that cannot wait. */
+  readonly killWith: NodeJS.Signals
+  readonly answers: (url: string) => Promise<boolean>
+}
+
+async function startOnFreePort(
+  home: string,
+  account: Account | undefined,
+  signal: AbortSignal,
+  plan: (port: number) => Launch,
+): Promise<Server> {
+  let failure = ''
+  for (let attempt = 0; attempt < startAttemptsMax; attempt++) {
+    const launch = plan(await findFreePort())
+    const log = join(home, `log-${attempt}`)
+    const child = launchServer(launch, home, account, log)
+    if (await waitUntilItAnswers(child, launch, signal)) return ownServer(child, launch, home)
+    await end(child, 'SIGKILL')
+    signal.throwIfAborted()
+    failure = readFileSync(log, 'utf8').split('\n').slice(-logTailLines).join('\n')
+  }
+  throw new ServicesError(`A server did not start in ${startAttemptsMax} attempts. Its last words:\n${failure}`)
+}
+
+function launchServer(launch: Launch, home: string, account: Account | undefined, log: string): ChildProcess {
+  const out = openSync(log, 'w')
+  try {
+    return spawn(launch.command, [...launch.args], {
+      cwd: home,
+      stdio: ['ignore', out, out],
+      // A group of its own: Ctrl-C in a terminal goes to the whole group, and the run has to clean up first.
+      detached: true,
+      env: serverEnvironment(home),
+      ...account,
+    })
+  } finally {
+    closeSync(out)
+  }
+}
+
+/** TEST_RUN marks a server that a test started: the end of the run looks for it. The run's own servers lack it. */
+function serverEnvironment(home: string): NodeJS.ProcessEnv {
+  const { PATH, LD_LIBRARY_PATH, TEST_RUN } = process.env
+  return {
+    HOME: home,
+    LC_ALL: 'C',
+    ...(PATH === undefined ? {} : { PATH }),
+    ...(LD_LIBRARY_PATH === undefined ? {} : { LD_LIBRARY_PATH }),
+    ...(TEST_RUN === undefined ? {} : { TEST_RUN }),
+  }
+}
+
+async function waitUntilItAnswers(child: ChildProcess, launch: Launch, signal: AbortSignal): Promise<boolean> {
+  let failed = false
+  child.once('error', () => {
+    failed = true
+  })
+  const deadline = performance.now() + startMs
+  while (performance.now() < deadline && !signal.aborted) {
+    if (failed || hasEnded(child)) return false
+    if (await launch.answers(launch.url)) return true
+    await sleep(lookMs)
+  }
+  return false
+}
+
+function ownServer(child: ChildProcess, launch: Launch, home: string): Server {
+  return {
+    url: launch.url,
+    async close() {
+      await end(child, launch.stopWith)
+      rmSync(home, { recursive: true, force: true })
+    },
+    kill() {
+      if (!hasEnded(child)) child.kill(launch.killWith)
+      rmSync(home, { recursive: true, force: true, maxRetries: 5, retryDelay: 20 })
+    },
+  }
+}
+
+const hasEnded = (child: ChildProcess): boolean =>
+  child.pid === undefined || child.exitCode !== null || child.signalCode !== null
+
+async function end(child: ChildProcess, stopWith: NodeJS.Signals): Promise<void> {
+  if (hasEnded(child)) return
+  const exit = once(child, 'exit')
+  child.kill(stopWith)
+  if ((await within(stopMs, exit)) !== undefined) return
+  child.kill('SIGKILL')
+  await exit
+}
+
+export interface RunOptions {
+  readonly home?: string
+  readonly account?: Account | undefined
+  readonly env?: NodeJS.ProcessEnv
+  readonly timeoutMs: number
+  readonly signal: AbortSignal
+}
+
+/** Runs a program to its end. @throws with its last words when it fails, is aborted or takes too long */
+export async function run(command: string, args: readonly string[], options: RunOptions): Promise<void> {
+  const child = spawn(command, [...args], {
+    cwd: options.home ?? '/',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: options.env ?? serverEnvironment(options.home ?? '/'),
+    signal: AbortSignal.any([options.signal, AbortSignal.timeout(options.timeoutMs)]),
+    ...options.account,
+  })
+  const tail: string[] = []
+  const keep = (chunk: Buffer): void => {
+    tail.push(...chunk.toString().split('\n'))
+    tail.splice(0, tail.length - logTailLines)
+  }
+  child.stdout.on('data', keep)
+  child.stderr.on('data', keep)
+  const [code, ended] = await once(child, 'close')
+  if (code !== 0) throw new Error(`${command} ended with ${code ?? ended}:\n${tail.join('\n')}`)
+}
+
+async function findFreePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const address = server.address()
+  server.close()
+  await once(server, 'close')
+  if (address === null || typeof address === 'string') throw new ServicesError('The system gave no free port')
+  return address.port
+}
+
+/** The promise's value, or undefined after the time. */
+async function within<T>(timeoutMs: number, promise: PromiseLike<T>): Promise<T | undefined> {
+  const timer = new AbortController()
+  try {
+    return await Promise.race([promise, sleep(timeoutMs, undefined, { signal: timer.signal })])
+  } finally {
+    timer.abort()
+  }
+}

@@ -1,0 +1,45 @@
+/**
+ * Databases for tests: each test gets one of its own on the run's Postgres, named after the run, and drops it at its
+ * end. A database that outlives its test makes the run fail.
+ */
+import { randomBytes } from 'node:crypto'
+import postgres from 'postgres'
+import type { Test } from 'tap'
+
+/** Longest wait for the server's answer to a login. */
+const connectSeconds = 10
+const missing = 'run npm test, or set TEST_DATABASE_URL'
+
+export type DatabaseKind = 'pglite' | 'postgres'
+
+/**
+ * The databases that the suite runs on: both, or only the embedded one when the run says so.
+ * @throws when there is no Postgres and the run does not say that it goes without
+ */
+export function databases(env: Readonly<Record<string, string | undefined>> = process.env): readonly DatabaseKind[] {
+  if (env.TEST_EMBEDDED_ONLY === '1') return ['pglite']
+  if (env.TEST_DATABASE_URL === undefined || env.TEST_DATABASE_URL === '') throw new Error(missing)
+  return ['pglite', 'postgres']
+}
+
+/** An empty database; it is dropped, with its sessions, when the test ends. */
+export async function createTestDatabase(t: Pick<Test, 'teardown'>): Promise<{ url: string }> {
+  const server = process.env.TEST_DATABASE_URL
+  if (server === undefined || server === '') throw new Error(missing)
+  const name = `${process.env.TEST_RUN ?? 'verbatim_test'}_${randomBytes(6).toString('hex')}`
+  // template0: nobody can be connected to it, so several files can copy it at once.
+  await onServer(server, (sql) => sql`create database ${sql(name)} template template0`)
+  t.teardown(() => onServer(server, (sql) => sql`drop database if exists ${sql(name)} with (force)`))
+  const url = new URL(server)
+  url.pathname = `/${name}`
+  return { url: url.href }
+}
+
+async function onServer(url: string, statement: (sql: postgres.Sql) => PromiseLike<unknown>): Promise<void> {
+  const sql = postgres(url, { max: 1, connect_timeout: connectSeconds, onnotice: () => undefined })
+  try {
+    await statement(sql)
+  } finally {
+    await sql.end({ timeout: 1 })
+  }
+}
