@@ -16,8 +16,8 @@ export const replyUnitsMax = 2_000_000
 export const toolCallsMax = 256
 /** Provider's words that we only label things with: response id, model, finish reason. */
 const labelUnitsMax = 256
-/** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. */
-const strayUnitsMax = 64 * 1024
+/** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. It is parsed at every line. */
+const strayUnitsMax = 16 * 1024
 
 /** Half of a surrogate pair that waits for the other half in the next piece of the same part. */
 interface Held {
