@@ -17,6 +17,7 @@ import { registerCors } from './http/cors.ts'
 import { registerHealth } from './http/health.ts'
 import { identity } from './http/identity.ts'
 import { registerOpenapi } from './http/openapi.ts'
+import { page } from './http/page.ts'
 import { createServer, type Server } from './http/server.ts'
 import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { formatEventId } from './log/event.ts'
@@ -108,6 +109,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 
   await registerCors(server, config.corsOrigins)
   await registerOpenapi(server, readVersion())
+  await server.register(page)
   registerHealth(server, {
     readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded }),
     pingDatabase: () => db.rows(sql`select 1`),

@@ -1,0 +1,166 @@
+/**
+ * A client for tests: one visitor or user, JSON requests, and streams read the way the protocol says. It remembers
+ * everything it was sent, and folds events into the text that a person would see.
+ */
+import { createParser } from 'eventsource-parser'
+
+export interface Received {
+  readonly event: string
+  // biome-ignore lint/suspicious/noExplicitAny: what a server sends is checked by the test that reads it
+  readonly data: any
+  readonly id: string | undefined
+}
+
+export interface Stream {
+  readonly status: number
+  readonly headers: Headers
+  /** Everything received so far. */
+  readonly received: readonly Received[]
+  /** The raw bytes so far, as text. */
+  readonly text: () => string
+  /** Resolves with the first event for which `found` is true, now or when it comes. */
+  until(found: (event: Received) => boolean): Promise<Received>
+  /** Resolves when the body has ended: `clean`, or `cut` when the connection broke. */
+  readonly ended: Promise<'clean' | 'cut'>
+  /** Closes the connection as a closed tab does. */
+  close(): void
+}
+
+export interface Answer {
+  readonly status: number
+  readonly headers: Headers
+  // biome-ignore lint/suspicious/noExplicitAny: as above
+  readonly body: any
+}
+
+export type Client = ReturnType<typeof createClient>
+
+/** @param headers identify the client; without any it is a visitor, and keeps the token of its first answer */
+export function createClient(url: string, headers: Record<string, string> = {}) {
+  const identity: Record<string, string> = { ...headers }
+
+  function remember(response: Response): void {
+    const token = response.headers.get('x-visitor-token')
+    if (token !== null && Object.keys(headers).length === 0) identity['x-visitor-token'] = token
+  }
+
+  async function request(method: string, path: string, body?: unknown, extra: Record<string, string> = {}) {
+    const response = await fetch(`${url}${path}`, {
+      method,
+      headers: { ...identity, ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...extra },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    })
+    remember(response)
+    const text = await response.text()
+    const json = response.headers.get('content-type')?.includes('json') === true
+    const answer: Answer = { status: response.status, headers: response.headers, body: json ? JSON.parse(text) : text }
+    return answer
+  }
+
+  async function open(method: string, path: string, body?: unknown, extra: Record<string, string> = {}) {
+    const abort = new AbortController()
+    const response = await fetch(`${url}${path}`, {
+      method,
+      headers: { ...identity, ...(body === undefined ? {} : { 'content-type': 'application/json' }), ...extra },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      signal: abort.signal,
+    })
+    remember(response)
+    return readStream(response, abort)
+  }
+
+  return {
+    identity,
+    get: (path: string, extra?: Record<string, string>) => request('GET', path, undefined, extra),
+    post: (path: string, body?: unknown, extra?: Record<string, string>) => request('POST', path, body, extra),
+    /** Sends a message and reads the reply's stream. */
+    send: (body: unknown, extra?: Record<string, string>) => open('POST', '/api/v1/chat/stream', body, extra),
+    /** Opens a stream with GET. */
+    watch: (path: string, extra?: Record<string, string>) => open('GET', path, undefined, extra),
+    async messages(sessionId: string) {
+      const answer = await request('GET', `/api/v1/sessions/${sessionId}/messages?limit=100`)
+      return answer.body.data
+    },
+  }
+}
+
+function readStream(response: Response, abort: AbortController): Stream {
+  const received: Received[] = []
+  const waiters: {
+    found: (event: Received) => boolean
+    resolve: (event: Received) => void
+    reject: (e: Error) => void
+  }[] = []
+  let raw = ''
+  const parser = createParser({
+    onEvent({ event = 'message', data, id }) {
+      const one = { event, data: JSON.parse(data), id }
+      received.push(one)
+      for (const waiter of waiters) if (waiter.found(one)) waiter.resolve(one)
+    },
+  })
+
+  async function read(): Promise<'clean' | 'cut'> {
+    const decoder = new TextDecoder()
+    try {
+      for await (const bytes of response.body ?? []) {
+        const text = decoder.decode(bytes, { stream: true })
+        raw += text
+        parser.feed(text)
+      }
+      return 'clean'
+    } catch {
+      return 'cut' // whatever undici calls it: the body did not end as it should
+    } finally {
+      for (const waiter of waiters) waiter.reject(new Error(`the stream ended first; it said: ${raw.slice(-500)}`))
+    }
+  }
+
+  return {
+    status: response.status,
+    headers: response.headers,
+    received,
+    text: () => raw,
+    ended: read(),
+    until(found) {
+      const known = received.find(found)
+      if (known !== undefined) return Promise.resolve(known)
+      return new Promise((resolve, reject) => waiters.push({ found, resolve, reject }))
+    },
+    close: () => abort.abort(),
+  }
+}
+
+export const isDone = (event: Received) => event.event === 'done'
+export const isDelta = (event: Received) => event.event === 'delta'
+
+export interface HeldPart {
+  kind: string
+  text: string
+}
+
+/**
+ * What a client holds after these events, by the protocol's rules.
+ * @throws when a delta does not join exactly to what is held: that would be a gap or a duplicate
+ */
+export function holdParts(events: readonly Received[], held: HeldPart[] = []): HeldPart[] {
+  let parts = structuredClone(held)
+  for (const { event, data } of events) {
+    if (event === 'reset') parts = data.parts.map(({ kind, text }: HeldPart) => ({ kind, text }))
+    if (event === 'part') parts[data.part] = { kind: data.kind, text: '' }
+    if (event !== 'delta') continue
+    const part = parts[data.part] ?? { kind: 'text', text: '' }
+    if (part.text.length !== data.offset) throw new Error(`offset ${data.offset}, but ${part.text.length} held`)
+    part.text += data.text
+    parts[data.part] = part
+  }
+  return parts
+}
+
+/** The words that a person sees: the text parts, joined. */
+export function shownText(events: readonly Received[], held?: HeldPart[]): string {
+  return holdParts(events, held)
+    .filter((part) => part.kind === 'text')
+    .map((part) => part.text)
+    .join('')
+}

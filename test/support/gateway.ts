@@ -1,0 +1,112 @@
+/**
+ * Gateways for tests: in this process, listening on a free port (`startGateway`), or as a process of their own that can
+ * be killed (`spawnGateway`). Both end with the test, and leave nothing behind.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, rm } from 'node:fs/promises'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import type { Test } from 'tap'
+import { type App, buildApp, type Overrides } from '../../src/app.ts'
+import { readConfig } from '../../src/config.ts'
+import { createTestDatabase, type DatabaseKind } from './database.ts'
+
+export interface GatewayOptions extends Overrides {
+  readonly database?: DatabaseKind
+  /** Environment variables, over the defaults of a test. */
+  readonly env?: Readonly<Record<string, string>>
+}
+
+export interface Gateway {
+  /** Without a slash at its end. */
+  readonly url: string
+  readonly app: App
+  close(): Promise<void>
+}
+
+type Teardown = Pick<Test, 'teardown'>
+
+/** The variables that point a gateway at a database of the test's own. */
+export async function databaseEnv(t: Teardown, database: DatabaseKind): Promise<Record<string, string>> {
+  if (database === 'postgres') return { DATABASE_URL: (await createTestDatabase(t)).url, DATABASE_POOL: '5' }
+  return { DATA_DIR: 'memory:' }
+}
+
+/** A folder that is gone when the test ends. */
+export async function createFolder(t: Teardown): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'verbatim-test-'))
+  t.teardown(() => rm(folder, { recursive: true, force: true }))
+  return folder
+}
+
+/** A gateway in this process, ready. */
+export async function startGateway(t: Teardown, options: GatewayOptions = {}): Promise<Gateway> {
+  const { database = 'pglite', env = {}, ...overrides } = options
+  // Teardowns run last to first: the database must be dropped after the gateway has let go of it.
+  const store = await databaseEnv(t, database)
+  const config = readConfig({ LOG_LEVEL: 'silent', DRAIN_MS: '0', CHECKPOINT_MS: '50', ...store, ...env })
+  const app = await buildApp(config, overrides)
+  let closed: Promise<void> | undefined
+  const close = () => {
+    closed ??= app.close()
+    return closed
+  }
+  t.teardown(close)
+  await app.ready
+  await app.server.listen({ port: 0, host: '127.0.0.1' })
+  const { port } = app.server.server.address() as AddressInfo
+  return { url: `http://127.0.0.1:${port}`, app, close }
+}
+
+export interface SpawnedGateway {
+  readonly url: string
+  readonly process: ChildProcess
+  /** Lines of standard output so far. */
+  readonly lines: readonly string[]
+  /** Resolves with the exit code, or the signal's name. */
+  readonly exited: Promise<number | string>
+}
+
+const startMs = 30_000
+
+/**
+ * A gateway as a process of its own; resolves when it listens, or when it has ended without.
+ * @param env must name its database
+ */
+export async function spawnGateway(t: Teardown, env: Readonly<Record<string, string>>): Promise<SpawnedGateway> {
+  const child = spawn(process.execPath, ['src/main.ts'], {
+    cwd: new URL('../..', import.meta.url).pathname,
+    env: { PATH: process.env.PATH ?? '', PORT: '0', HOST: '127.0.0.1', DRAIN_MS: '0', CHECKPOINT_MS: '50', ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  const exited = once(child, 'exit').then(([code, signal]) => (code ?? signal) as number | string)
+  t.teardown(async () => {
+    child.kill('SIGKILL')
+    await exited
+  })
+  const lines: string[] = []
+  const listening = Promise.withResolvers<string>()
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface({ input: stream }).on('line', (line) => {
+      lines.push(line)
+      const url = /Verbatim listens on (http:\/\/\S+)/.exec(line)?.[1]
+      if (url !== undefined) listening.resolve(url)
+    })
+  }
+  const timer = setTimeout(() => listening.reject(new Error(`no start line in ${startMs} ms`)), startMs)
+  const url = await Promise.race([listening.promise, exited.then(() => '')])
+  clearTimeout(timer)
+  return { url, process: child, lines, exited }
+}
+
+/** Resolves when the gateway says that it is ready. */
+export async function untilReady(url: string): Promise<void> {
+  for (const giveUpAt = Date.now() + startMs; Date.now() < giveUpAt; ) {
+    if ((await fetch(`${url}/health/ready`)).ok) return
+    await new Promise((resolve) => setTimeout(resolve, 50))
+  }
+  throw new Error(`not ready in ${startMs} ms`)
+}
