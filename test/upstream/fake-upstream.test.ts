@@ -97,7 +97,7 @@ t.test('what is random is the same for the same seed', (t) => {
 
 t.test('the message says what the program does', async (t) => {
   const fake = await startFakeUpstream({ script: byMessage({ tokens: 4 }) })
-  const upstream = openaiAt(fake.url, { idleMs: 30 })
+  const upstream = openaiAt(fake.url, { idleMs: 200 })
   const outcome = async (message: string) => {
     const { text, error } = await collect(upstream, undefined, ask(message))
     return [text.split(' ').filter(Boolean).length, (error as { code?: string } | undefined)?.code]

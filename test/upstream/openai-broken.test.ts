@@ -285,9 +285,9 @@ t.test('a provider that takes too long is cut off, and its socket with it', asyn
         yield* begin({ text: 'two words' })
         await forever()
       },
-      { idleMs: 30 },
+      { idleMs: 200 },
       'two words',
-      /silent for 30 ms/,
+      /silent for 200 ms/,
     ],
     'comments for ever': [
       async function* () {
@@ -345,7 +345,7 @@ t.test('a connection that is never made counts as no first byte', async (t) => {
 t.test('a reply with a finish reason is whole when only silence or a reset follows', async (t) => {
   const fake = await startFakeUpstream()
   // The grace for the usage is never longer than the idle limit.
-  const upstream = openaiAt(fake.url, { idleMs: 30 })
+  const upstream = openaiAt(fake.url, { idleMs: 200 })
   for (const [name, after] of Object.entries({
     silence: async function* () {
       yield await forever()
@@ -366,8 +366,8 @@ t.test('a reply with a finish reason is whole when only silence or a reset follo
     t.equal(seen.text, 'all of it', name)
     t.equal(seen.finish, 'stop', name)
   }
-  await fake.drained()
   await upstream.close()
+  await fake.drained()
   await fake.close()
 })
 

@@ -176,7 +176,7 @@ t.test('a stream cut in two at any byte is the same reply', async (t) => {
     const cuts =
       stream.bytes.length <= everyByteMax
         ? Array.from({ length: stream.bytes.length - 1 }, (_, index) => index + 1)
-        : seededCuts(stream.bytes.length, 300, 20_261_121)
+        : seededCuts(stream.bytes.length, 100, 20_261_121)
     let wrong: number | undefined
     for (const cut of cuts) {
       const seen = plain(await collect(openaiFed(cutAt(stream.bytes, [cut]))))
@@ -214,8 +214,9 @@ for (const [how, end] of [
 ] as const) {
   t.test(`a stream broken off by a ${how} is whole only if the provider had said so`, async (t) => {
     for (const stream of all) {
+      // Both ends take the same way through the adapter up to the verdict: one of them at every byte is enough.
       const ends =
-        stream.bytes.length <= everyByteMax
+        end === 'fin' && stream.bytes.length <= everyByteMax
           ? Array.from({ length: stream.bytes.length }, (_, index) => index)
           : eventEnds(stream)
       let wrong: string | undefined
