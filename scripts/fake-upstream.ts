@@ -70,6 +70,8 @@ export interface FakeUpstream {
   readonly calls: readonly FakeCall[]
   /** Connections that are open now. */
   readonly socketCount: number
+  /** Connections that were ever made. */
+  readonly connectionCount: number
   /** Resolves with call number `index`, now or when it comes. */
   call(index: number): Promise<FakeCall>
   /** Resolves when no connection is open. */
@@ -87,6 +89,7 @@ export async function startFakeUpstream(
   const calls: FakeCall[] = []
   const waiters: { readonly index: number; readonly resolve: (call: FakeCall) => void }[] = []
   let socketCount = 0
+  let connectionCount = 0
   let drainWaiters: (() => void)[] = []
 
   const server = createServer((request, response) => {
@@ -100,6 +103,7 @@ export async function startFakeUpstream(
   })
   server.on('connection', (socket) => {
     socketCount++
+    connectionCount++
     socket.setNoDelay(true)
     socket.on('close', () => {
       socketCount--
@@ -182,6 +186,9 @@ export async function startFakeUpstream(
     calls,
     get socketCount() {
       return socketCount
+    },
+    get connectionCount() {
+      return connectionCount
     },
     call(index) {
       const known = calls[index]

@@ -16,8 +16,10 @@ export const replyUnitsMax = 2_000_000
 export const toolCallsMax = 256
 /** Provider's words that we only label things with: response id, model, finish reason. */
 const labelUnitsMax = 256
-/** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. It is parsed at every line. */
+/** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. */
 const strayUnitsMax = 16 * 1024
+/** Times that it is parsed, at every line that could be its last: without this, 64 KiB of brackets took 9 s. */
+const strayParsesMax = 100
 
 /** Half of a surrogate pair that waits for the other half in the next piece of the same part. */
 interface Held {
@@ -55,6 +57,7 @@ export class ChatReader {
   #usage: Usage | undefined
   #reason = ''
   #stray = ''
+  #strayParses = 0
 
   /** Whether the provider said that the reply is whole. A bare `[DONE]` after nothing at all is no reply. */
   get complete(): boolean {
@@ -105,6 +108,10 @@ export class ChatReader {
     }
     this.#stray += `${line}\n`
     if (!line.trimEnd().endsWith('}')) return
+    if (++this.#strayParses > strayParsesMax) {
+      this.#fail('The provider answered something that is not a stream.')
+      return
+    }
     const body = parse(this.#stray)
     if (body === undefined) return
     const error = errorIn(body)

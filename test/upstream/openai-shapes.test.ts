@@ -287,3 +287,12 @@ t.test('a line and an event without an end are cut off', async (t) => {
   const pieces = Array(5).fill(Buffer.concat([Buffer.from('data: '), mebibyte, Buffer.from('\n')]))
   t.equal(codeOf(await collect(openaiFed(pieces))), 'too_large', 'many lines of one event')
 })
+
+t.test('a body that is no stream is looked at for so long and no longer', async (t) => {
+  const deep = `${'{"a":'.repeat(101)}1\n${'}\n'.repeat(100)}`
+  t.match((await read(deep)).error, { code: 'upstream_unavailable', message: 'The reply broke off.' })
+  const deeper = `${'{"a":'.repeat(102)}1\n${'}\n'.repeat(101)}`
+  t.match((await read(deeper)).error, { message: 'The provider answered something that is not a stream.' })
+  const long = `{\n${'"a": 1,\n'.repeat(3000)}`
+  t.match((await read(long)).error, { message: 'The provider answered something that is not a stream.' })
+})
