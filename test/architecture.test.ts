@@ -159,8 +159,8 @@ t.test('forbidden contents are noticed, with their line', async (t) => {
     `// ${marker}: later`,
   ]
   for (const source of forbidden) {
-    const found: Violations = checkContents({ path: 'src/runs/x.ts', source: `// head\n${source}` })
-    t.match(found, [/^src\/runs\/x\.ts:2 /], source)
+    const found: Violations = checkContents({ path: 'src/runs/x.ts', source: `// head\n\n${source}` })
+    t.match(found, [/^src\/runs\/x\.ts:3 /], source)
   }
 })
 
@@ -180,6 +180,8 @@ t.test('what only looks forbidden is not noticed', async (t) => {
     'for (const x of y) { let z = x }',
     'try { f() } catch {\n  // Gone already: nothing to close.\n}',
     'promise.catch(() => undefined) // The same error is thrown below.',
+    '// It is closed twice.\npromise.catch(() => undefined)',
+    'const x = none ? false : any ? 1 : 2',
     'const x = { process: 1 }\nconst y = x.process.z',
   ]
   for (const source of fine) t.strictSame(checkContents({ path: 'src/runs/x.ts', source }), [], source)

@@ -157,7 +157,7 @@ export function checkCycles(files: readonly SourceFile[]): Violations {
 export function checkContents(file: SourceFile): Violations {
   const text = readSource(file.source)
   const found = [
-    ...search(text, text.code, /(?:[:<|&,(=]\s*|\bas\s+|\bextends\s+)any\b(?!\s*[(.:])/g, () => 'says `any`'),
+    ...search(text, text.code, /(?:[:<|&,(=]\s*|\bas\s+|\bextends\s+)any\b(?!\s*[(.:?])/g, () => 'says `any`'),
     ...checkModuleState(text),
     ...checkCatches(text),
     ...search(text, text.comments, unfinished, (match) => `has a ${match[0]}`),
@@ -217,12 +217,13 @@ function checkModuleState(text: SourceText): readonly Finding[] {
   ]
 }
 
-/** An error may be swallowed only by a catch that says why, in a comment of its own. */
+/** An error may be swallowed only by a catch that says why: inside it, behind it, or on the line above. */
 function checkCatches(text: SourceText): readonly Finding[] {
   const empty = /\bcatch\s*(?:\([^)]*\))?\s*\{\s*\}|\.catch\(\s*\(\w*\)\s*=>\s*(?:\{\s*\}|undefined|null)\s*,?\s*\)/g
   return search(text, text.code, empty, (match) => {
     const endOfLine = text.raw.indexOf('\n', match.index + match[0].length)
-    const comments = text.comments.slice(match.index, endOfLine < 0 ? undefined : endOfLine)
+    const lineBefore = text.comments.lastIndexOf('\n', text.comments.lastIndexOf('\n', match.index) - 1)
+    const comments = text.comments.slice(Math.max(lineBefore, 0), endOfLine < 0 ? undefined : endOfLine)
     return comments.trim() === '' ? 'swallows an error without a reason' : undefined
   })
 }

@@ -1,0 +1,122 @@
+/** The environment: defaults, what stops the start, and that .env.example tells the same story as the schema. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { ConfigError, environmentSchema, readConfig } from '../src/config.ts'
+
+interface Variable {
+  readonly description?: string
+  readonly default?: unknown
+}
+// TypeBox's types say only what a value is; at run time a schema is plain JSON Schema with its annotations.
+const described = environmentSchema.properties as unknown as Readonly<Record<string, Variable>>
+
+function refusal(env: Readonly<Record<string, string>>): Error | undefined {
+  try {
+    readConfig(env)
+    return undefined
+  } catch (error) {
+    return error instanceof Error ? error : new Error('not even an error', { cause: error })
+  }
+}
+
+t.test('without any variable the gateway runs by itself: embedded database, demo model, port 3000', async (t) => {
+  t.match(readConfig({}), {
+    listen: { port: 3000, host: '::' },
+    database: { kind: 'pglite', dataDir: '.data' },
+    redisUrl: undefined,
+    auth: { jwtSecret: undefined, cookieSameSite: 'lax' },
+    corsOrigins: [],
+    upstream: { openai: undefined, models: { fast: { provider: 'demo' }, quality: { provider: 'demo' } } },
+    frameMs: 25,
+    drainMs: 25_000,
+    logLevel: 'info',
+  })
+})
+
+t.test('an empty or blank value is the same as none', async (t) => {
+  const empty = Object.fromEntries(Object.keys(described).map((name) => [name, '']))
+  const blank = Object.fromEntries(Object.keys(described).map((name) => [name, '  ']))
+  t.strictSame(readConfig(empty), readConfig({}))
+  t.strictSame(readConfig(blank), readConfig({}))
+})
+
+t.test('values are taken over', async (t) => {
+  const config = readConfig({
+    PORT: '8080',
+    DATABASE_URL: 'postgres://u:p@db.internal:6543/v?pgbouncer=true',
+    DATABASE_UNPOOLED_URL: 'postgresql://u:p@db.internal:5432/v',
+    REDIS_URL: 'rediss://cache.internal:6379',
+    CORS_ORIGINS: 'https://app.example.com, http://localhost:5173',
+    OPENAI_BASE_URL: 'http://127.0.0.1:1234/v1/',
+    MODEL_FAST: 'openai:llama3:8b',
+    MODEL_QUALITY: 'demo',
+    DRAIN_MS: '0',
+  })
+  t.match(config, {
+    listen: { port: 8080 },
+    database: { kind: 'postgres', unpooledUrl: 'postgresql://u:p@db.internal:5432/v', poolSize: 10 },
+    redisUrl: 'rediss://cache.internal:6379',
+    corsOrigins: ['https://app.example.com', 'http://localhost:5173'],
+    upstream: {
+      openai: { baseUrl: 'http://127.0.0.1:1234/v1' },
+      models: { fast: { provider: 'openai', model: 'llama3:8b' }, quality: { provider: 'demo', model: 'demo' } },
+    },
+    drainMs: 0,
+  })
+  t.ok(Object.isFrozen(config))
+})
+
+t.test('without DATABASE_UNPOOLED_URL migrations take DATABASE_URL', async (t) => {
+  const url = 'postgres://u@db.internal/v'
+  t.match(readConfig({ DATABASE_URL: url }).database, { url, unpooledUrl: url })
+})
+
+t.test(
+  'a value that cannot be right stops the start with the name of the variable, and without the value',
+  async (t) => {
+    const openai = { OPENAI_API_KEY: 'sk-x' }
+    const wrong: readonly (readonly [name: string, value: string, others?: Readonly<Record<string, string>>])[] = [
+      ...Object.keys(described)
+        .filter((name) => typeof described[name]?.default === 'number')
+        .flatMap((name) => [
+          [name, 'hunter2'] as const,
+          [name, '-987654'] as const,
+          [name, '98765432109'] as const,
+          [name, '876.54'] as const,
+        ]),
+      ['DATABASE_URL', 'mysql://u:hunter2@db.internal/v'],
+      ['DATABASE_URL', 'hunter2'],
+      ['DATABASE_UNPOOLED_URL', 'http://hunter2', { DATABASE_URL: 'postgres://u@db.internal/v' }],
+      ['REDIS_URL', 'http://:hunter2@cache.internal'],
+      ['OPENAI_BASE_URL', 'hunter2.internal/v1'],
+      ['CORS_ORIGINS', 'https://app.example.com/hunter2'],
+      ['CORS_ORIGINS', 'hunter2.example.com'],
+      ['COOKIE_SAMESITE', 'hunter2'],
+      ['LOG_LEVEL', 'hunter2'],
+      ['MODEL_FAST', 'hunter2', openai],
+      ['MODEL_BALANCED', 'openai:', openai],
+      ['MODEL_QUALITY', 'openai:gpt-hunter2'],
+    ]
+    for (const [name, value, others] of wrong) {
+      const error = refusal({ ...others, [name]: value })
+      t.ok(error instanceof ConfigError, `${name}=${value} is refused`)
+      t.match(error?.message, name, `${name}=${value} is named`)
+      t.notOk(error?.message.includes(value), `${name}=${value} is not shown`)
+    }
+  },
+)
+
+t.test('.env.example has every variable with its description and default, and no other', async (t) => {
+  const lines = readFileSync(join(import.meta.dirname, '..', '.env.example'), 'utf8').split('\n')
+  const listed = lines.flatMap((line, at) => {
+    const [, name, value] = /^#?([A-Z][A-Z0-9_]*)=(.*)$/.exec(line) ?? []
+    return name === undefined ? [] : [{ name, value, description: lines[at - 1]?.replace(/^# /, '') }]
+  })
+  const expected = Object.entries(described).map(([name, variable]) => ({
+    name,
+    value: `${variable.default ?? ''}`,
+    description: variable.description,
+  }))
+  t.strictSame(listed, expected)
+})
