@@ -1,0 +1,129 @@
+/**
+ * kill -9 of the gateway in mid-stream, and a new one on the same database: the question is there, the partial reply up
+ * to the last checkpoint is there as `interrupted`, nobody waits for ever, and the session goes on. Embedded and Postgres.
+ */
+import { test } from 'tap'
+import { begin, chunk, createGate, doneMarker, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { leaseMs } from '../../src/runs/reaper.ts'
+import { createClient, isDelta, isDone, type Received, shownText } from '../support/client.ts'
+import { createTestDatabase, databases } from '../support/database.ts'
+import { createFolder, spawnGateway, untilReady } from '../support/gateway.ts'
+
+const trials = 3
+/** Promise P7: at most this long after the kill, viewers see the end. */
+const takeoverMsMax = 12_000
+
+for (const database of databases()) {
+  test(`on ${database}, a reply survives the kill -9 of its process up to the last checkpoint`, async (t) => {
+    const upstream = await startFakeUpstream()
+    t.teardown(() => upstream.close())
+    const store: Record<string, string> =
+      database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
+    const env = { ...store, OPENAI_BASE_URL: upstream.url, LOG_LEVEL: 'warn', CHECKPOINT_MS: '20' }
+
+    for (let trial = 1; trial <= trials; trial += 1) {
+      await t.test(`trial ${trial}`, async (t) => {
+        const gate = createGate()
+        upstream.answer(async function* () {
+          yield* begin({ tokens: 20 * trial, paceMs: 2 })
+          await gate.opened
+        })
+        const first = await spawnAndWait(t, env)
+        const client = createClient(first.url)
+        const stream = await client.send({ message: `Trial ${trial}`, client_message_id: `kill-${trial}` })
+        const lastWord = `word${20 * trial - 1}`
+        await stream.until(({ data }) => data.text?.includes(lastWord) === true)
+        const sessionId = stream.headers.get('x-session-id') ?? ''
+        const runPath = `/api/v1/runs/${stream.headers.get('x-run-id')}`
+        // Wait until a checkpoint holds all that was shown: the kill is then at a known place.
+        const shown = shownText(stream.received)
+        await untilCheckpointed(first.url, client.identity, sessionId, shown)
+
+        first.process.kill('SIGKILL')
+        const killedAt = performance.now()
+        t.equal(await stream.ended, 'cut', 'a cut is a cut: the body does not end as if it were whole')
+        await first.exited
+        t.notOk(stream.received.some(isDone))
+
+        const second = await spawnAndWait(t, env)
+        const again = createClient(second.url, client.identity)
+        const lastId = stream.received.at(-1)?.id ?? ''
+        const resumed = await again.watch(`${runPath}/events`, { 'last-event-id': lastId })
+        t.equal(await resumed.ended, 'clean')
+        const tookMs = performance.now() - killedAt
+        const end = resumed.received.at(-1) as Received
+        t.match(end.data, { status: 'interrupted', error: { code: 'interrupted', retryable: true } })
+        t.equal(resumed.received.filter(isDone).length, 1)
+        t.equal(shownText(resumed.received), shown, 'the viewer is given what is stored, by a reset')
+
+        const [question, reply] = await again.messages(sessionId)
+        t.match(question, { role: 'user', content: `Trial ${trial}` })
+        t.match(reply, { status: 'interrupted', content: shown })
+        t.match((await again.get(runPath)).body, { status: 'interrupted', generation: 2 })
+        t.match((await again.get(`/api/v1/sessions/${sessionId}`)).body, { status: 'failed', active_run_id: null })
+        const limit = database === 'pglite' ? takeoverMsMax - leaseMs + 8000 : takeoverMsMax + 5000
+        t.ok(tookMs < limit, 'the end comes within the lease, the reaper’s beat and the start of a process')
+        t.comment(`${database}, trial ${trial}: interrupted after ${Math.round(tookMs)} ms, ${shown.length} units kept`)
+
+        upstream.answer(() => say({ text: 'And on.' }))
+        const repeat = await again.send({ message: `Trial ${trial}`, client_message_id: `kill-${trial}` })
+        t.equal(await repeat.ended, 'clean')
+        t.match(repeat.received.at(-1)?.data, { status: 'interrupted' }, 'the same key is still the same run')
+        const next = await again.post('/api/v1/chat/message', { message: 'Go on', session_id: sessionId })
+        t.match(next.body, { message: { content: 'And on.', status: 'completed' } })
+        second.process.kill('SIGKILL')
+        await second.exited
+        gate.open()
+      })
+    }
+  })
+
+  test(`on ${database}, a kill between acceptance and the first word leaves one question and no orphan`, async (t) => {
+    const upstream = await startFakeUpstream({
+      script: async function* () {
+        await new Promise(() => undefined)
+        yield chunk({ content: 'never' })
+        yield doneMarker
+      },
+    })
+    t.teardown(() => upstream.close())
+    const store: Record<string, string> =
+      database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
+    const env = { ...store, OPENAI_BASE_URL: upstream.url, LOG_LEVEL: 'warn' }
+    const first = await spawnAndWait(t, env)
+    const client = createClient(first.url)
+    const stream = await client.send({ message: 'Hello?', client_message_id: 'k' })
+    t.equal(stream.status, 200)
+    first.process.kill('SIGKILL')
+    await first.exited
+    const second = await spawnAndWait(t, env)
+    const again = createClient(second.url, client.identity)
+    const repeat = await again.send({ message: 'Hello?', client_message_id: 'k' })
+    t.equal(await repeat.ended, 'clean')
+    t.equal(repeat.headers.get('x-run-id'), stream.headers.get('x-run-id'))
+    t.match(repeat.received.at(-1)?.data, { status: 'interrupted' })
+    t.notOk(repeat.received.some(isDelta))
+    const stored = await again.messages(stream.headers.get('x-session-id') ?? '')
+    t.match(stored, [
+      { role: 'user', content: 'Hello?' },
+      { role: 'assistant', status: 'interrupted', content: '' },
+    ])
+    t.equal(stored.length, 2)
+  })
+}
+
+async function spawnAndWait(t: Parameters<typeof spawnGateway>[0], env: Record<string, string>) {
+  // The start line is at level info.
+  const gateway = await spawnGateway(t, { ...env, LOG_LEVEL: 'info' })
+  await untilReady(gateway.url)
+  return gateway
+}
+
+/** The owner reads its own memory; what is in the checkpoint is only seen by asking the database, as the reaper does. */
+async function untilCheckpointed(url: string, identity: Record<string, string>, sessionId: string, text: string) {
+  const client = createClient(url, identity)
+  const reply = (await client.messages(sessionId))[1]
+  if (reply.content !== text) throw new Error('the partial text is not what was shown')
+  // Two checkpoint intervals after the last word, with a margin for a busy machine.
+  await new Promise((resolve) => setTimeout(resolve, 500))
+}
