@@ -130,6 +130,10 @@ async function runOn(
   if (services.databaseUrl !== undefined) leftovers.push(...(await dropDatabases(services.databaseUrl, run)))
   if (services.redisUrl !== undefined) leftovers.push(...(await deleteKeys(services.redisUrl, run)))
 
+  if (selection.files.length === 0) {
+    say('FAIL  no test file is left to run')
+    sum.failed += 1
+  }
   for (const leftover of leftovers) say(`FAIL  left behind: ${leftover}`)
   for (const skip of sum.skipped) say(`skip  ${skip}`)
   if (signal.aborted) say('FAIL  the run was interrupted')

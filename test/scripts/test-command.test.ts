@@ -16,7 +16,11 @@ interface Result {
   readonly lastLine: string
 }
 
-async function runCommand(files: Readonly<Record<string, string>>, options: readonly string[] = []): Promise<Result> {
+async function runCommand(
+  files: Readonly<Record<string, string>>,
+  options: readonly string[] = [],
+  interruptAt?: string,
+): Promise<Result> {
   // Inside the project, so that the files find tap; the name keeps them out of the glob of the whole suite.
   const folder = join(root, '.tap', 'command', `${process.pid}-${Object.keys(files).join('-')}`)
   mkdirSync(folder, { recursive: true })
@@ -30,6 +34,12 @@ async function runCommand(files: Readonly<Record<string, string>>, options: read
       cwd: root,
       env: { ...process.env, TEST_EMBEDDED_ONLY: '1' },
       stdio: ['ignore', 'pipe', 'ignore'],
+    })
+    let seen = ''
+    child.stdout.on('data', (chunk: Buffer) => {
+      const before = seen
+      seen += chunk
+      if (interruptAt !== undefined && seen.includes(interruptAt) && !before.includes(interruptAt)) child.kill('SIGINT')
     })
     const [output, [code]] = await Promise.all([text(child.stdout), once(child, 'exit')])
     return { code, output, lastLine: output.trimEnd().split('\n').at(-1) ?? '' }
@@ -59,7 +69,7 @@ t.test('a failed assertion, a crash and an empty file each count', async (t) => 
 t.test('a file that takes too long fails, and no other file is lost', async (t) => {
   const hang = `t.test('never', () => new Promise(() => setInterval(() => undefined, 1000)))`
   const { code, output } = await runCommand({ a: hang, b: hang, c: `t.pass('c')`, d: `t.pass('d')` }, [
-    '--timeout=1',
+    '--timeout=5',
     '--jobs=2',
   ])
   t.equal(code, 1)
@@ -85,6 +95,15 @@ t.test(
     t.match(state, /\) [ZX]/)
   },
 )
+
+t.test('an interrupted run ends its tests, and is a failure', async (t) => {
+  const hang = `t.test('never', () => new Promise(() => setInterval(() => undefined, 1000)))`
+  const { code, output, lastLine } = await runCommand({ hang }, [], 'run       ')
+  t.match(output, 'SIGINT: ending the run')
+  t.match(lastLine, /^0 passed, [1-9]\d* failed$/)
+  t.equal(code, 1)
+  t.notMatch(output, 'left behind')
+})
 
 t.test('a pattern that finds nothing is a failure', async (t) => {
   const { code, lastLine, output } = await runCommand({}, ['test/no-such.test.ts'])
