@@ -123,7 +123,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       })
       registerSessions(api as Server, { store: sessions, readPartial })
       registerRuns(api as Server, { chat, runs, sessions, owned, follow, stop })
-      registerNative(api as Server, { chat, runs, owned, log, follow, edge })
+      registerNative(api as Server, { chat, runs, owned, follow, edge })
     },
     { prefix: '/api/v1' },
   )

@@ -40,7 +40,7 @@ const pollMs = 1000
 const pollFailedMs = 2000
 
 /** The place of the terminal event, when the run has one. */
-export function terminalIdOf(run: RunFacts, log: EventLog): EventId | undefined {
+export function terminalIdOf({ log }: Pick<FollowDeps, 'log'>, run: RunFacts): EventId | undefined {
   if (isTerminal(run.status)) return { generation: run.generation, seq: run.last_seq }
   return log.terminalId(run.id)
 }

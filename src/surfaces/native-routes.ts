@@ -13,7 +13,6 @@ import { eventStream, problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import type { SseConnection, SseEdge } from '../http/sse.ts'
 import { compareEventIds, type EventId, parseEventId } from '../log/event.ts'
-import type { EventLog } from '../log/log.ts'
 import type { Chat } from '../runs/chat.ts'
 import { type FollowDeps, followRun, terminalIdOf } from '../runs/follow.ts'
 import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
@@ -27,7 +26,6 @@ export interface NativeRoutesOptions {
   readonly chat: Chat
   readonly runs: RunStore
   readonly owned: OwnedRuns
-  readonly log: EventLog
   readonly follow: FollowDeps
   readonly edge: SseEdge
 }
@@ -47,7 +45,7 @@ const response = {
 }
 
 export function registerNative(app: Server, options: NativeRoutesOptions): void {
-  const { chat, runs, owned, log, follow, edge } = options
+  const { chat, runs, owned, follow, edge } = options
   const encoder = createNativeEncoder()
 
   /** Sends a run's events from the cursor on, until the end of the run or of the connection. */
@@ -78,7 +76,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
 
   /** A cursor beyond the end is one from the future, and is answered with `reset`. */
   function isAtEnd(run: RunFacts, after: EventId | undefined): boolean {
-    const terminal = terminalIdOf(run, log)
+    const terminal = terminalIdOf(follow, run)
     return after !== undefined && terminal !== undefined && compareEventIds(after, terminal) === 0
   }
 

@@ -3,7 +3,6 @@
  * catalog owns the providers it made and closes them. It waits for nothing and asks no provider whether a model exists:
  * the provider says so itself, with `upstream_rejected`.
  */
-import type { Config, ModelChoice, Provider } from '../config.ts'
 import { Problem } from '../errors.ts'
 import type { Mode } from '../log/event.ts'
 import { createDemo } from './demo.ts'
@@ -12,6 +11,22 @@ import type { Upstream } from './upstream.ts'
 
 /** Of a model name in a request. The longest in use, of fine-tuned models, have about a hundred. */
 const modelUnitsMax = 200
+
+type Provider = 'openai' | 'demo'
+
+export interface ModelChoice {
+  readonly provider: Provider
+  readonly model: string
+}
+
+export interface CatalogOptions {
+  /** Absent: there is only the demo. */
+  readonly openai: { readonly baseUrl: string; readonly apiKey: string | undefined } | undefined
+  readonly models: { readonly fast: ModelChoice; readonly balanced: ModelChoice; readonly quality: ModelChoice }
+  readonly firstByteMs: number
+  readonly idleMs: number
+  readonly totalMs: number
+}
 
 export interface ResolvedModel extends ModelChoice {
   readonly upstream: Upstream
@@ -32,8 +47,8 @@ export interface Catalog {
   close(): Promise<void>
 }
 
-export function createCatalog(config: Config['upstream']): Catalog {
-  const { openai, models, firstByteMs, idleMs, totalMs } = config
+export function createCatalog(options: CatalogOptions): Catalog {
+  const { openai, models, firstByteMs, idleMs, totalMs } = options
   const upstreams: { readonly [P in Provider]: Upstream | undefined } = {
     openai: openai === undefined ? undefined : createOpenai({ ...openai, firstByteMs, idleMs, totalMs }),
     demo: createDemo(),

@@ -127,12 +127,11 @@ t.test('a stream of every dialect is read over HTTP as what it says', async (t) 
 })
 
 t.test(
-  'a recording of every provider is read as a plain reading of its chunks',
-  { skip: recorded === undefined },
+  'a stream of every dialect, and a recording of every provider, is read as a plain reading of its chunks',
   async (t) => {
     const fake = await startFakeUpstream()
     const upstream = openaiAt(fake.url)
-    for (const stream of recorded ?? []) {
+    for (const stream of [...own, ...(recorded ?? [])]) {
       fake.answer(() => raw(stream.bytes))
       const seen = await collect(upstream)
       const wanted = readPlainly(stream.bytes)
