@@ -9,7 +9,7 @@ const integer = (minimum: number, maximum: number, fallback: number, description
   Type.Integer({ minimum, maximum, default: fallback, description })
 const optional = (description: string) => Type.Optional(Type.String({ description }))
 
-/** Variable name -> shape, default and meaning. The README's table and .env.example are tested against it. */
+/** Variable name -> shape, default and meaning. .env.example is tested against it. */
 export const environmentSchema = Type.Object({
   PORT: integer(0, 65_535, 3000, 'port to listen on; 0 takes a free one'),
   HOST: Type.String({ default: '::', description: 'address to listen on; the default takes IPv6 and IPv4' }),
