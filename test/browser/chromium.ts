@@ -11,6 +11,7 @@ const executablePath = process.env.CHROMIUM_PATH ?? '/usr/bin/chromium'
 const installCommand = 'apt-get install -y --no-install-recommends chromium'
 // No page of ours needs longer for one step, on a machine with two busy cores.
 const stepMsMax = 20_000
+const replyMsMax = 60_000
 
 const args = [
   '--no-sandbox',
@@ -50,14 +51,18 @@ export interface Reader {
   readonly strayRequests: string[]
 }
 
-/** @returns a new visitor with an empty profile, who has opened the page */
+/**
+ * @param options.script runs in each document before the page's own
+ * @returns a new visitor with an empty profile, who has opened the page
+ */
 export async function openPage(
   t: Test,
   browser: Browser,
   url: string,
-  viewport = { width: 1280, height: 800 },
+  options: { viewport?: { width: number; height: number }; script?: string } = {},
 ): Promise<Reader> {
-  const context = await browser.newContext({ viewport })
+  const context = await browser.newContext({ viewport: options.viewport ?? { width: 1280, height: 800 } })
+  if (options.script !== undefined) await context.addInitScript(options.script)
   t.teardown(() => context.close())
   context.setDefaultTimeout(stepMsMax)
   const complaints: string[] = []
@@ -109,6 +114,6 @@ export async function midReply(page: Page, units = 40): Promise<void> {
 
 /** Resolves once the reply has ended, whichever way. */
 export async function endOfReply(page: Page): Promise<void> {
-  await page.locator('[role=log] article[aria-busy=true]').waitFor({ state: 'detached' })
+  await page.locator('[role=log] article[aria-busy=true]').waitFor({ state: 'detached', timeout: replyMsMax })
   await button(page, 'Stop', { disabled: true }).waitFor()
 }

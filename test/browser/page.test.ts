@@ -260,7 +260,7 @@ if (browser !== undefined) {
   })
 
   t.test('at 390 pixels textbox and Send are on the screen, and nothing scrolls sideways', async (t) => {
-    const { page } = await openPage(t, browser, gateway.url, { width: 390, height: 844 })
+    const { page } = await openPage(t, browser, gateway.url, { viewport: { width: 390, height: 844 } })
     const isOnScreen = async (name: string) => {
       for (const control of [textbox(page), button(page, 'Send')]) {
         const box = await control.boundingBox()

@@ -105,7 +105,7 @@ function startPage() {
   })
   otherTabs.addEventListener('message', (event) => {
     task(refreshSessions())
-    if (event.data === conversation.sessionId && conversation.idle) task(load(conversation))
+    if (event.data === conversation.sessionId && conversation.idle && !sending) task(load(conversation))
   })
 
   // On a touch screen focus would open the keyboard over the page.
