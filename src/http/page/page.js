@@ -105,7 +105,7 @@ function startPage() {
   })
   otherTabs.addEventListener('message', (event) => {
     task(refreshSessions())
-    if (event.data === conversation.sessionId && conversation.idle) task(load(conversation))
+    if (event.data === conversation.sessionId && conversation.idle && !sending) task(load(conversation))
   })
 
   // On a touch screen focus would open the keyboard over the page.
@@ -231,8 +231,7 @@ function startPage() {
       await ready()
       stream = await post(text, here.sessionId)
     } catch (error) {
-      const reason = error instanceof Cut ? 'the gateway cannot be reached. Your words are still here' : explain(error)
-      showAlert(`The message was not sent: ${reason}`)
+      showAlert(`The message was not sent: ${explain(error)}`)
       if (error instanceof Refused && error.code === 'idempotency_mismatch') unsent.key = ''
       // Somebody is faster, in another tab or on another device: show that reply.
       if (error instanceof Refused && error.code === 'session_busy' && here === conversation) task(load(here))
@@ -839,9 +838,10 @@ function titleOf(session) {
 class Refused extends Error {
   /** @param {Response} response @param {any} problem its problem document, when it has one */
   constructor(response, problem) {
-    super(problem?.detail ?? problem?.title ?? `the gateway answered with status ${response.status}`)
+    super(problem?.detail ?? `the gateway answered with status ${response.status}.`)
     this.status = response.status
     this.code = typeof problem?.code === 'string' ? problem.code : ''
+    this.title = typeof problem?.title === 'string' ? problem.title : ''
     this.retryAfterMs = Number(response.headers.get('retry-after') ?? 0) * 1000 || 0
   }
 }
@@ -860,9 +860,10 @@ function passes(error) {
 /** @param {unknown} error @returns {string} a sentence for the reader */
 function explain(error) {
   if (error instanceof Cut) return 'the gateway cannot be reached.'
-  if (error instanceof Refused && error.retryAfterMs > 0)
-    return `${error.message} (wait ${Math.ceil(error.retryAfterMs / 1000)} s)`
-  return error instanceof Error ? error.message : String(error)
+  if (!(error instanceof Refused)) return error instanceof Error ? error.message : String(error)
+  if (error.code === 'session_busy') return 'a reply is running in this chat.'
+  const advice = error.retryAfterMs > 0 ? `Try again in ${Math.ceil(error.retryAfterMs / 1000)} s.` : error.message
+  return error.title === '' ? advice : `${error.title}. ${advice}`
 }
 
 /** @param {string} path @param {AbortSignal} [signal] @returns {Promise<any>} */
