@@ -10,7 +10,7 @@ import { readFileSync } from 'node:fs'
 import { v7 as uuidv7 } from 'uuid'
 import { openBackends } from './backends.ts'
 import type { Config } from './config.ts'
-import { SchemaTooNew } from './db/db.ts'
+import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
 import { Problem } from './errors.ts'
 import { registerCors } from './http/cors.ts'
@@ -44,6 +44,8 @@ export interface Overrides {
 
 export interface App {
   readonly server: Server
+  /** Closed with the app. */
+  readonly db: Db
   /** One sentence: what was chosen. */
   readonly description: string
   /** Resolves when the schema is up to date and the lease is taken. @throws SchemaTooNew */
@@ -142,6 +144,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 
   return {
     server,
+    db,
     description: describe(db.description, catalog.providers, degraded, config),
     ready: start(),
     close: () => server.close(),

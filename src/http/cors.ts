@@ -36,5 +36,7 @@ export async function registerCors(app: Server, origins: readonly string[]): Pro
     allowedHeaders,
     exposedHeaders,
     maxAge: preflightSeconds,
+    // An OPTIONS that is no preflight is harmless; the strict answer would be the one error that is no problem document.
+    strictPreflight: false,
   })
 }

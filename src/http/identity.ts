@@ -64,7 +64,7 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, { auth, corsO
     const cookie = request.cookies[visitorCookie]
     if (cookie === undefined) return issueVisitor(request, reply)
     // A browser cannot mend a broken HttpOnly cookie by itself: refuse it, and take it away.
-    if (!visitorTokenPattern.test(cookie)) reply.clearCookie(visitorCookie, { path: '/' })
+    if (!visitorTokenPattern.test(cookie)) reply.clearCookie(visitorCookie, cookieAttributes(request))
     return readVisitor(cookie)
   }
 
@@ -116,17 +116,26 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, { auth, corsO
     return { kind: 'visitor', key: `visitor:${visitorHash}`, userId: null, visitorHash }
   }
 
-  function issueVisitor(request: FastifyRequest, reply: FastifyReply): Owner {
-    const token = `vst_${randomBytes(32).toString('base64url')}`
-    const https = request.protocol === 'https' || request.headers['x-forwarded-proto'] === 'https'
-    reply.header('X-Visitor-Token', token)
-    // As a header, because the plugin's own way runs in onSend, which a stream never comes to.
-    const cookie = app.serializeCookie(visitorCookie, token, {
+  /** The same when a cookie is taken away: a browser ignores a Set-Cookie from another site that is not SameSite=None. */
+  function cookieAttributes(request: FastifyRequest) {
+    // Each proxy on the way may add its own; the first one met the browser.
+    const forwarded = String(request.headers['x-forwarded-proto'] ?? '').split(',')[0]
+    const https = request.protocol === 'https' || forwarded === 'https'
+    return {
       path: '/',
       httpOnly: true,
       sameSite: auth.cookieSameSite,
       // Browsers drop a SameSite=None cookie that is not Secure. A forged header only changes the forger's own cookie.
       secure: https || auth.cookieSameSite === 'none',
+    }
+  }
+
+  function issueVisitor(request: FastifyRequest, reply: FastifyReply): Owner {
+    const token = `vst_${randomBytes(32).toString('base64url')}`
+    reply.header('X-Visitor-Token', token)
+    // As a header, because the plugin's own way runs in onSend, which a stream never comes to.
+    const cookie = app.serializeCookie(visitorCookie, token, {
+      ...cookieAttributes(request),
       maxAge: cookieSeconds,
     })
     reply.header('Set-Cookie', cookie)

@@ -2,6 +2,8 @@
  * How errors leave: always as application/problem+json with a code of the catalogue (RFC 9457), whatever they were when
  * they came in. What nobody foresaw is `internal`, with its details in the log and not in the answer.
  */
+import { randomUUID } from 'node:crypto'
+import type { ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
@@ -38,27 +40,43 @@ export const problems = fastifyPlugin(async (app: FastifyInstance) => {
 export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   if (problem.retryAfterSeconds !== undefined) reply.header('Retry-After', problem.retryAfterSeconds)
   if (problem.code === 'invalid_token') reply.header('WWW-Authenticate', 'Bearer error="invalid_token"')
-  return reply
-    .code(problem.status)
-    .type(problemType)
-    .header('Cache-Control', 'no-store')
-    .send({ ...toDocument(problem), request_id: request.id })
+  return (
+    reply
+      .code(problem.status)
+      .type(problemType)
+      .header('Cache-Control', 'no-store')
+      // A URL that cannot be read never comes to the hook that sets it.
+      .header('X-Request-Id', request.id)
+      .send({ ...toDocument(problem), request_id: request.id })
+  )
 }
 
 /** Answers what is not even a request: Node gives us a bare socket. */
-export function answerBrokenRequest(error: NodeJS.ErrnoException, socket: Socket): void {
-  if (error.code === 'ECONNRESET' || !socket.writable) {
+export function answerBrokenRequest(this: FastifyInstance, error: NodeJS.ErrnoException, socket: Socket): void {
+  // Node's own handler looks at the same member: behind an answer that has begun, a second one would be part of its body.
+  const { _httpMessage: current } = socket as Socket & { _httpMessage?: ServerResponse | null }
+  if (error.code === 'ECONNRESET' || !socket.writable || current?.headersSent === true) {
     socket.destroy()
     return
   }
-  const problem =
-    error.code === 'HPE_HEADER_OVERFLOW'
-      ? new Problem('too_large', 'The URL and headers may hold 16 KiB together at most.')
-      : new Problem('invalid_request', 'The request is not HTTP.')
-  const body = JSON.stringify({ ...toDocument(problem), request_id: '' })
-  const status = problem.code === 'too_large' ? '431 Request Header Fields Too Large' : '400 Bad Request'
+  const requestId = randomUUID()
+  const overflow = error.code === 'HPE_HEADER_OVERFLOW'
+  const problem = overflow
+    ? new Problem('too_large', 'The URL and headers may hold 16 KiB together at most.')
+    : new Problem('invalid_request', 'The request is not HTTP.')
+  const [status, reason] = overflow ? [431, 'Request Header Fields Too Large'] : [400, 'Bad Request']
+  const body = JSON.stringify({ ...toDocument(problem), status, request_id: requestId })
+  this.log.info({ request_id: requestId, status, code: error.code }, 'not a request')
   socket.end(
-    `HTTP/1.1 ${status}\r\nContent-Type: ${problemType}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+    [
+      `HTTP/1.1 ${status} ${reason}`,
+      `Content-Type: ${problemType}`,
+      `Content-Length: ${Buffer.byteLength(body)}`,
+      `X-Request-Id: ${requestId}`,
+      'Connection: close',
+      '',
+      body,
+    ].join('\r\n'),
   )
 }
 
@@ -97,6 +115,7 @@ function toValidationProblem(error: FastifyError): Problem {
     typeof unknownField === 'string'
       ? `${place} has an unknown field: ${unknownField.slice(0, 64)}`
       : `${place} ${first?.message ?? 'is not valid'}`
-  const tooLong = first?.keyword === 'maxLength' && first.instancePath === '/message'
+  const tooLong =
+    first?.keyword === 'maxLength' && (first.instancePath === '/message' || first.instancePath === '/input')
   return new Problem(tooLong ? 'too_large' : 'invalid_request', `${detail}.`)
 }

@@ -54,8 +54,9 @@ export function createServer({ logLevel, logStream }: ServerOptions): Server {
     // While draining, viewers still come to read.
     return503OnClosing: false,
     clientErrorHandler: answerBrokenRequest,
-    frameworkErrors: (error, request, reply) =>
-      sendProblem(new Problem('invalid_request', error.message), request, reply as never),
+    // The message of the error repeats the URL, which may be 16 KiB long.
+    frameworkErrors: (_error, request, reply) =>
+      sendProblem(new Problem('invalid_request', 'The URL cannot be read.'), request, reply as never),
   }).withTypeProvider<TypeBoxTypeProvider>()
 
   const strict = createAjv(false)

@@ -159,5 +159,5 @@ export function titleFrom(message: string): string {
     if (characters > titleCharactersMax) break
     title += segment
   }
-  return title.trim() === '' ? [...line].slice(0, titleCharactersMax).join('') : title
+  return title === '' ? [...line].slice(0, titleCharactersMax).join('') : title.trimEnd()
 }

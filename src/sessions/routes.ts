@@ -43,6 +43,9 @@ export function registerSessions(app: Server, { store, readPartial }: SessionRou
           throw new Problem('too_large', `${name} may hold ${metadataBytesMax} bytes of JSON at most.`)
         }
       }
+      // What only looked like text: U+0000 is gone by now.
+      if (body.external_id === '') throw new Problem('invalid_request', 'external_id is empty.')
+      if (body.title?.trim() === '') throw new Problem('invalid_request', 'title is empty.')
       const { session, created } = await store.createSession(request.owner, body)
       return reply
         .code(created ? 201 : 200)

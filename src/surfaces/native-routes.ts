@@ -38,11 +38,8 @@ const AttachQuery = Type.Object(
   { additionalProperties: false },
 )
 
-const response = {
-  200: eventStream,
-  204: Type.Null({ description: 'the cursor is at the end; ends an EventSource' }),
-  ...problemResponses,
-}
+const response = { 200: eventStream, ...problemResponses }
+const responseToGet = { 204: Type.Null({ description: 'the cursor is at the end; ends an EventSource' }), ...response }
 
 export function registerNative(app: Server, options: NativeRoutesOptions): void {
   const { chat, runs, owned, follow, edge } = options
@@ -96,19 +93,23 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     else await show(connection, run, after, !isNew)
   })
 
-  app.get('/chat/stream', { schema: { tags: ['chat'], querystring: ChatQuery, response } }, async (request, reply) => {
-    const after = readCursor(request.headers['last-event-id'])
-    await unlessPassing(request, reply, async () => {
-      edge.refuseAtLimit(request.owner.key)
-      const { run, isNew } = await chat(request.owner, request.query)
-      if (isAtEnd(run, after)) return reply.code(204).send(null)
-      await show(open(request, reply, run), run, after, !isNew)
-    })
-  })
+  app.get(
+    '/chat/stream',
+    { schema: { tags: ['chat'], querystring: ChatQuery, response: responseToGet } },
+    async (request, reply) => {
+      const after = readCursor(request.headers['last-event-id'])
+      await unlessPassing(request, reply, async () => {
+        edge.refuseAtLimit(request.owner.key)
+        const { run, isNew } = await chat(request.owner, request.query)
+        if (isAtEnd(run, after)) return reply.code(204).send(null)
+        await show(open(request, reply, run), run, after, !isNew)
+      })
+    },
+  )
 
   app.get(
     '/runs/:id/events',
-    { schema: { tags: ['runs'], params: IdParams, querystring: AttachQuery, response } },
+    { schema: { tags: ['runs'], params: IdParams, querystring: AttachQuery, response: responseToGet } },
     async (request, reply) => {
       // A reconnecting EventSource repeats its URL, so its header is the newer of the two.
       const after = readCursor(request.headers['last-event-id']) ?? readCursor(request.query.after)
