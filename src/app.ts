@@ -55,6 +55,8 @@ export interface App {
 }
 
 const startPauseMs = 500
+/** At the end of a shutdown, what an answer under way may still take. */
+const lastAnswersMs = 2000
 
 export async function buildApp(config: Config, overrides: Overrides = {}): Promise<App> {
   const instanceId = uuidv7()
@@ -109,6 +111,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     }
   }
 
+  server.addHook('onRequest', async (_request, reply) => {
+    // The next request of this client should find another process.
+    if (owned.isDraining) reply.header('Connection', 'close')
+  })
   await registerCors(server, config.corsOrigins)
   await registerOpenapi(server, readVersion())
   await server.register(page)
@@ -135,6 +141,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     await owned.drain(config.drainMs)
     edge.close()
     await reaper.close()
+    // Browsers hold connections in reserve on which they have never asked anything. Node does not count them as idle, and
+    // would wait a minute for each.
+    setTimeout(() => server.server.closeAllConnections(), lastAnswersMs).unref()
   })
   server.addHook('onClose', async () => {
     await catalog.close()

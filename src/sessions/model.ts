@@ -159,5 +159,5 @@ export function titleFrom(message: string): string {
     if (characters > titleCharactersMax) break
     title += segment
   }
-  return title === '' ? [...line].slice(0, titleCharactersMax).join('') : title.trimEnd()
+  return title === '' ? [...line].slice(0, titleCharactersMax).join('') : title
 }
