@@ -34,6 +34,9 @@ t.setTimeout(180_000)
 const browser = await openChromium(t)
 if (browser !== undefined) {
   const gateway = await startGateway(t)
+  // Teardowns run last to first, and a browser opens connections in reserve: the gateway would wait for one that has
+  // not brought a request yet (40 s were seen).
+  t.teardown(() => browser.close())
 
   function sessionOf(page: Page): string {
     return new URL(page.url()).hash.replace('#/s/', '')
