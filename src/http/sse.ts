@@ -3,7 +3,8 @@
  *
  * A body ends cleanly only when whoever feeds it says so (`end`), which it does after a terminal event; or with the
  * farewell, which tells the client to come back: when the connection is older than edges allow, and when the process
- * shuts down. In every other case the socket is destroyed, because fetch clients take a clean end for success (P8).
+ * shuts down. In every other case the socket is destroyed, because fetch clients take a clean end for success (P8). That
+includes a farewell that would come in the middle of a block: it would garble the block's data.
  *
  * Backpressure: large writes are cut into slices, and a slice waits until the socket has taken the one before. So a
  * viewer never has more than about a slice in this process, whatever it does not read; after `drainWaitMs` without
@@ -33,14 +34,17 @@ export interface SseConnection {
   write(bytes: Buffer): Promise<void> | undefined
   /** Ends the body cleanly. Only after a terminal event. */
   end(): void
-  /** Ends the body the way a broken connection ends. */
+  /** Ends the body the way a broken connection ends, unless it is ending cleanly already. */
   destroy(): void
 }
 
 export interface SseEdge {
   /** @throws Problem `rate_limited` when the owner has as many streams as are allowed */
   refuseAtLimit(ownerKey: string): void
-  /** Takes the response over and sends its headers at once. */
+  /**
+   * Takes the response over and sends its headers at once. A connection that is one too many, because several passed
+   * the limit at the same time, or that comes after `close`, gets the farewell and is aborted on return.
+   */
   open(request: FastifyRequest, reply: FastifyReply, headers: Readonly<Record<string, string>>): SseConnection
   /** Tells a client that only has to come back later: for a native EventSource any other answer would be its end. */
   turnAway(reply: FastifyReply, retryMs: number): void
@@ -75,6 +79,10 @@ export function createSseEdge(options: SseOptions): SseEdge {
   const { viewersPerOwnerMax, heartbeatMs = 15_000, connectionMs = 14 * 60_000, drainWaitMs = 30_000 } = options
   const connections = new Set<Open>()
   const perOwner = new Map<string, number>()
+  let closed = false
+
+  const isAtLimit = (ownerKey: string) =>
+    viewersPerOwnerMax !== 0 && (perOwner.get(ownerKey) ?? 0) >= viewersPerOwnerMax
 
   const timer = setInterval(
     () => {
@@ -106,7 +114,9 @@ export function createSseEdge(options: SseOptions): SseEdge {
     const response = reply.raw
     const abort = new AbortController()
     const now = performance.now()
+    const unwelcome = closed || isAtLimit(ownerKey)
     let clientLeft = false
+    let inBlock = false
 
     // Headers that plugins have set (CORS, cookies) are lost with hijack unless they are handed on.
     reply.hijack()
@@ -120,7 +130,8 @@ export function createSseEdge(options: SseOptions): SseEdge {
       openedAt: now,
       lastWriteAt: now,
       sayFarewell() {
-        finish(farewell(retryMs))
+        if (inBlock) destroy()
+        else finish(farewell(retryMs))
       },
     }
     connections.add(connection)
@@ -133,13 +144,15 @@ export function createSseEdge(options: SseOptions): SseEdge {
       abort.abort()
     }
     const leave = () => {
-      clientLeft = !response.writableFinished && !abort.signal.aborted
+      if (abort.signal.aborted) return
+      clientLeft = !response.writableFinished
       close()
     }
     response.on('close', leave)
     // The socket's errors come here; 'close' follows, and is what counts.
     response.on('error', leave)
     if (response.destroyed || request.raw.socket.destroyed) leave()
+    if (unwelcome) connection.sayFarewell()
 
     function finish(lastWords: string): void {
       if (abort.signal.aborted) return
@@ -152,6 +165,8 @@ export function createSseEdge(options: SseOptions): SseEdge {
     }
 
     function destroy(): void {
+      // Last words are on their way, and have a time limit of their own.
+      if (response.writableEnded) return
       close()
       response.destroy()
     }
@@ -175,8 +190,11 @@ export function createSseEdge(options: SseOptions): SseEdge {
     }
 
     async function writeSlices(bytes: Buffer): Promise<void> {
+      inBlock = true
       for (let start = 0; start < bytes.length && !abort.signal.aborted; start += sliceBytes) {
-        if (!response.write(bytes.subarray(start, start + sliceBytes))) await drained()
+        const full = !response.write(bytes.subarray(start, start + sliceBytes))
+        inBlock = start + sliceBytes < bytes.length
+        if (full) await drained()
       }
     }
 
@@ -203,7 +221,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
       return connections.size
     },
     refuseAtLimit(ownerKey) {
-      if (viewersPerOwnerMax === 0 || (perOwner.get(ownerKey) ?? 0) < viewersPerOwnerMax) return
+      if (!isAtLimit(ownerKey)) return
       throw new Problem('rate_limited', `At most ${viewersPerOwnerMax} streams at once.`, { retryAfterSeconds: 5 })
     },
     open: (request, reply, headers) => open(request, reply, headers, request.owner.key),
@@ -213,6 +231,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
       reply.raw.end(`retry: ${ms}\n${farewell(ms)}`)
     },
     close() {
+      closed = true
       clearInterval(timer)
       for (const connection of [...connections]) connection.sayFarewell()
     },

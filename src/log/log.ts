@@ -23,18 +23,21 @@ export interface RunEntries {
 export type LogPage =
   /** In order, directly after the cursor; none when the cursor is at the end of what there is. */
   | { readonly kind: 'entries'; readonly entries: readonly LogEntry[] }
-  /** The cursor is from the future, from another generation, or older than the log: the viewer needs a `reset`. */
+  /**
+   * The cursor is from the future, from another generation, or older than the log, or the log's beginning is asked for
+   * and gone: the viewer needs a `reset`.
+   */
   | { readonly kind: 'unservable' }
   /** This log holds nothing of the run. */
   | { readonly kind: 'unknown' }
 
 export interface EventLog {
-  /** Appends the new events of many runs at once. A run's first append makes its log. */
+  /** Appends the new events of many runs at once. A run's first append makes its log; its terminal event closes it. */
   append(frame: readonly RunEntries[]): void
   /** @param after the cursor; undefined reads from the beginning */
   read(runId: string, after: EventId | undefined, entriesMax: number): Promise<LogPage>
   /**
-   * Calls `wake` whenever a run's log grows or is let go, until the returned function is called.
+   * Calls `wake` whenever a run's log grows or is let go, until the returned function is called. `wake` must not throw.
    * A viewer must start to watch before it reads, or it can miss the event that comes in between.
    */
   watch(runId: string, wake: () => void): () => void

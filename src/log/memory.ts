@@ -10,10 +10,11 @@ import { compareEventIds, type EventId, type LogEntry } from './event.ts'
 import type { EventLog } from './log.ts'
 
 interface RunLog {
-  readonly entries: LogEntry[]
-  readonly watchers: Set<() => void>
+  /** Dense: what a hole would separate from the rest is let go. */
+  entries: LogEntry[]
   units: number
-  endedAt: number | undefined
+  terminal: LogEntry | undefined
+  endedAt: number
 }
 
 export interface MemoryLogOptions {
@@ -25,24 +26,39 @@ export interface MemoryLogOptions {
 
 const sweepMs = 5000
 
-export function createMemoryLog(options: MemoryLogOptions = {}): EventLog & { sweep(): void; readonly size: number } {
+export interface MemoryLog extends EventLog {
+  /** Lets go what has been ended for long enough, or is too much. Called by a timer. */
+  sweep(): void
+  /** Runs held. */
+  readonly size: number
+  /** Runs that somebody watches. */
+  readonly watched: number
+}
+
+export function createMemoryLog(options: MemoryLogOptions = {}): MemoryLog {
   const { endedMs = 60_000, endedUnitsMax = 64 * 1024 * 1024, now = () => performance.now() } = options
   const runs = new Map<string, RunLog>()
   // In the order in which runs ended, so that letting go starts with the oldest.
   const ended = new Map<string, RunLog>()
+  // Apart from the runs, because a viewer may watch before the first append and after the log was let go.
+  const watchers = new Map<string, Set<() => void>>()
   let endedUnits = 0
+
+  function wakeAll(runId: string): void {
+    for (const wake of watchers.get(runId) ?? []) wake()
+  }
 
   function letGo(runId: string): void {
     const run = runs.get(runId)
     if (run === undefined) return
     runs.delete(runId)
     if (ended.delete(runId)) endedUnits -= run.units
-    for (const wake of run.watchers) wake()
+    wakeAll(runId)
   }
 
   function sweep(): void {
     for (const [runId, run] of ended) {
-      if (endedUnits <= endedUnitsMax && now() - (run.endedAt ?? 0) < endedMs) break
+      if (endedUnits <= endedUnitsMax && now() - run.endedAt < endedMs) break
       letGo(runId)
     }
   }
@@ -51,28 +67,35 @@ export function createMemoryLog(options: MemoryLogOptions = {}): EventLog & { sw
   timer.unref()
 
   function appendOne(runId: string, entries: readonly LogEntry[]): void {
+    if (entries.length === 0) return
     let run = runs.get(runId)
     if (run === undefined) {
-      run = { entries: [], watchers: new Set(), units: 0, endedAt: undefined }
+      run = { entries: [], units: 0, terminal: undefined, endedAt: 0 }
       runs.set(runId, run)
     }
     for (const entry of entries) {
       const last = run.entries.at(-1)
-      if (last !== undefined && compareEventIds(entry, last) <= 0) continue
+      // Nothing comes after a terminal event, and an id that does not rise is one that is here, or a zombie's.
+      if (run.terminal !== undefined || (last !== undefined && compareEventIds(entry, last) <= 0)) continue
+      if (last !== undefined && !follows(last, entry)) run.entries = []
       run.entries.push(entry)
-      if (entry.event.type === 'delta') run.units += entry.event.data.text.length
-      if (entry.event.type === 'done' && run.endedAt === undefined) {
+      run.units += unitsOf(entry)
+      if (entry.event.type === 'done') {
+        run.terminal = entry
         run.endedAt = now()
         ended.set(runId, run)
         endedUnits += run.units
       }
     }
-    for (const wake of run.watchers) wake()
+    wakeAll(runId)
   }
 
   return {
     get size() {
       return runs.size
+    },
+    get watched() {
+      return watchers.size
     },
     sweep,
     append(frame) {
@@ -81,18 +104,21 @@ export function createMemoryLog(options: MemoryLogOptions = {}): EventLog & { sw
     async read(runId, after, entriesMax) {
       const run = runs.get(runId)
       if (run === undefined) return { kind: 'unknown' }
-      const start = after === undefined ? 0 : indexAfter(run.entries, after)
+      const start = indexAfter(run.entries, after)
       if (start === undefined) return { kind: 'unservable' }
       return { kind: 'entries', entries: run.entries.slice(start, start + entriesMax) }
     },
     watch(runId, wake) {
-      const watchers = runs.get(runId)?.watchers
-      watchers?.add(wake)
-      return () => watchers?.delete(wake)
+      // A function of its own for each call, so that the same one may watch twice.
+      const own = () => wake()
+      const all = watchers.get(runId) ?? new Set()
+      watchers.set(runId, all.add(own))
+      return () => {
+        if (all.delete(own) && all.size === 0 && watchers.get(runId) === all) watchers.delete(runId)
+      }
     },
     terminalId(runId) {
-      const run = runs.get(runId)
-      return run?.endedAt === undefined ? undefined : run.entries.at(-1)
+      return runs.get(runId)?.terminal
     },
     forget: letGo,
     async close() {
@@ -102,11 +128,24 @@ export function createMemoryLog(options: MemoryLogOptions = {}): EventLog & { sw
   }
 }
 
+/** True when nothing can be missing between the two: the next seq, or the first of a later generation. */
+function follows(last: EventId, next: EventId): boolean {
+  return next.generation === last.generation ? next.seq === last.seq + 1 : next.seq === 1
+}
+
+function unitsOf({ event }: LogEntry): number {
+  if (event.type === 'delta') return event.data.text.length
+  if (event.type === 'reset') return event.data.parts.reduce((units, part) => units + part.text.length, 0)
+  return 0
+}
+
 /** Seqs are dense within a generation, so the place of a cursor is arithmetic and needs no search. */
-function indexAfter(entries: readonly LogEntry[], after: EventId): number | undefined {
+function indexAfter(entries: readonly LogEntry[], after: EventId | undefined): number | undefined {
   const first = entries[0]
   const last = entries.at(-1)
   if (first === undefined || last === undefined) return undefined
+  // A log whose beginning is gone cannot be read from the beginning.
+  if (after === undefined) return first.seq === 1 ? 0 : undefined
   if (after.generation !== last.generation || after.seq > last.seq) return undefined
   const start = entries.length - (last.seq - after.seq)
   const previous = entries[start - 1]

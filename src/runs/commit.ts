@@ -4,8 +4,8 @@
  * failure, drain and takeover all end here, so there is one terminal state per run whoever comes first.
  *
  * If the process dies at the await, the statement has happened whole or not at all; if not, the run is taken over and
- * ends from its checkpoints. If only the answer is lost, the statement is run again: it finds the run ended, and
- * reads back by whom.
+ * ends from its checkpoints. If only the answer is lost, the statement is run again: it finds the run ended, and then
+ * reads back whether it ended so, because `done` may only say what is stored.
  */
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
@@ -30,9 +30,9 @@ export interface Ending {
 }
 
 export type CommitOutcome =
-  /** Stored now, or by an earlier try of this very process. */
+  /** Stored now, or by an earlier try with this very ending. */
   | 'committed'
-  /** The run is not this generation's any more, or its session is gone: somebody else says how it ended. */
+  /** The run is another generation's, ended otherwise, or its session is gone: somebody else says how it ended. */
   | 'fenced'
 
 /**
@@ -42,7 +42,7 @@ export type CommitOutcome =
 export async function commitRun(db: Db, runId: string, generation: number, ending: Ending): Promise<CommitOutcome> {
   const { usage } = ending
   const error = ending.error === undefined ? null : JSON.stringify(ending.error)
-  const [row] = await db.rows<{ committed: boolean; committed_before: boolean }>(sql`
+  const [row] = await db.rows<{ committed: boolean }>(sql`
     with run as (
       update chat_runs set
         status = ${ending.status},
@@ -61,9 +61,9 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
         parts = ${JSON.stringify(ending.parts)}::jsonb,
         status = run.status,
         model = coalesce(${ending.model ?? null}::text, chat_messages.model),
-        input_tokens = ${usage?.input_tokens ?? null}::int,
-        output_tokens = ${usage?.output_tokens ?? null}::int,
-        total_tokens = ${usage?.total_tokens ?? null}::int,
+        input_tokens = ${toColumn(usage?.input_tokens)}::int,
+        output_tokens = ${toColumn(usage?.output_tokens)}::int,
+        total_tokens = ${toColumn(usage?.total_tokens)}::int,
         latency_ms = ${ending.latencyMs ?? null}::int,
         ttft_ms = ${ending.ttftMs ?? null}::int,
         finish_reason = ${ending.finishReason ?? null}::text,
@@ -75,7 +75,7 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
       update chat_sessions set
         status = case when run.status in ('completed', 'stopped') then 'completed' else 'failed' end,
         model = message.model,
-        total_tokens = chat_sessions.total_tokens + ${usage?.total_tokens ?? 0}::int,
+        total_tokens = chat_sessions.total_tokens + ${toColumn(usage?.total_tokens) ?? 0}::int,
         active_run_id = null,
         version = chat_sessions.version + 1,
         updated_at = now(),
@@ -84,12 +84,19 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
     ), cleared as (
       delete from run_checkpoints using run where run_checkpoints.run_id = run.id
     )
-    select
-      exists (select 1 from run) as committed,
-      exists (
-        select 1 from chat_runs
-        where id = ${runId}::uuid and generation = ${generation}::int and status not in ('queued', 'running')
-      ) as committed_before`)
-  // Within one generation only the process that holds it commits, so an ended run of this generation is our own work.
-  return row?.committed || row?.committed_before ? 'committed' : 'fenced'
+    select exists (select 1 from run) as committed`)
+  if (row?.committed) return 'committed'
+  // In a statement of its own: the one above may have waited for an earlier try of itself, and cannot see what that did.
+  const [before] = await db.rows<{ same: boolean }>(sql`
+    select exists (
+      select 1 from chat_runs run join chat_messages message on message.id = run.message_id
+      where run.id = ${runId}::uuid and run.generation = ${generation}::int
+        and run.status = ${ending.status} and run.last_seq = ${ending.lastSeq}::int
+        and message.content = ${ending.content} and message.parts = ${JSON.stringify(ending.parts)}::jsonb
+    ) as same`)
+  return before?.same ? 'committed' : 'fenced'
 }
+
+// A count that no column holds was made up by the provider; it must not cost the reply.
+const int4Max = 2_147_483_647
+const toColumn = (count: number | undefined) => (count === undefined ? null : Math.min(count, int4Max))

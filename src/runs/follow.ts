@@ -11,6 +11,7 @@
  *
  * When the database does not answer, a follower waits and asks again; its connection's own limits end it.
  */
+import { isDeepStrictEqual } from 'node:util'
 import type { Db } from '../db/db.ts'
 import { Problem } from '../errors.ts'
 import { compareEventIds, type Done, type EventId, formatEventId, type LogEntry, type Part } from '../log/event.ts'
@@ -26,6 +27,8 @@ export interface FollowDeps {
   readonly log: EventLog
   readonly runs: RunStore
   readonly sessions: SessionStore
+  /** How often the database is asked what is new, where there is no log. */
+  readonly pollMs?: number
 }
 
 /** What a viewer gets in one go. `caughtUp` says that there is nothing more for now. */
@@ -36,8 +39,7 @@ export interface Batch {
 
 /** Events of one read from the log; a viewer far behind gets pages, and backpressure between them. */
 const pageEntriesMax = 500
-const pollMs = 1000
-const pollFailedMs = 2000
+const pollDefaultMs = 1000
 
 /** The place of the terminal event, when the run has one. */
 export function terminalIdOf({ log }: Pick<FollowDeps, 'log'>, run: RunFacts): EventId | undefined {
@@ -68,6 +70,8 @@ export async function* followRun(
       const terminal = deps.log.terminalId(run.id)
       if (cursor !== undefined && terminal !== undefined && compareEventIds(cursor, terminal) === 0) return
       const entries = page.kind === 'unservable' ? await readSnapshot(deps, run) : mergeDeltas(page.entries)
+      // A log that cannot tell the whole can tell nothing: the database has to.
+      if (entries === undefined) break
       const last = entries.at(-1)
       if (last !== undefined) cursor = last
       const caughtUp = page.kind === 'entries' && page.entries.length < pageEntriesMax
@@ -82,10 +86,13 @@ export async function* followRun(
   if (!signal.aborted) yield* followStored(deps, run, cursor, signal)
 }
 
-/** All that the log holds of a run, as one `reset`, with the `done` behind it when it is there. */
-async function readSnapshot(deps: FollowDeps, run: RunFacts): Promise<LogEntry[]> {
+/**
+ * All that the log holds of a run, as one `reset`, with the `done` behind it when it is there.
+ * @returns undefined when the log does not hold the run from its beginning
+ */
+async function readSnapshot(deps: FollowDeps, run: RunFacts): Promise<LogEntry[] | undefined> {
   const page = await deps.log.read(run.id, undefined, Number.MAX_SAFE_INTEGER)
-  if (page.kind !== 'entries' || page.entries.length === 0) return []
+  if (page.kind !== 'entries' || page.entries.length === 0) return undefined
   const terminal = page.entries.at(-1)?.event.type === 'done' ? page.entries.slice(-1) : []
   const told = terminal.length === 0 ? page.entries : page.entries.slice(0, -1)
   const last = told.at(-1)
@@ -142,6 +149,7 @@ async function* followStored(
   after: EventId | undefined,
   signal: AbortSignal,
 ): AsyncGenerator<Batch, void, void> {
+  const { pollMs = pollDefaultMs } = deps
   let cursor = after
   // What the viewer holds; unknown when it comes with a cursor that the database cannot match.
   let held: Part[] | undefined = after === undefined ? [] : undefined
@@ -153,7 +161,7 @@ async function* followStored(
     const state = await readState(deps, run.id)
     if (state === 'gone') return
     if (state === 'unanswered') {
-      await pause(pollFailedMs, signal)
+      await pause(2 * pollMs, signal)
       continue
     }
     const { stored, done } = state
@@ -209,13 +217,14 @@ async function readState(deps: FollowDeps, runId: string): Promise<StoredState |
 /** The one event that brings a viewer from what it holds to what is stored; none when that is the same. */
 function stepTo(run: RunFacts, held: Part[] | undefined, stored: Part[], cursor: EventId): LogEntry | undefined {
   if (held === undefined) return resetEntry(run, stored, cursor)
-  const changed = stored.flatMap((part, index) => (JSON.stringify(part) === JSON.stringify(held[index]) ? [] : [index]))
+  if (stored.length < held.length) return resetEntry(run, stored, cursor)
+  // Not compared as JSON: jsonb gives the members of an object back in an order of its own.
+  const changed = stored.flatMap((part, index) => (isDeepStrictEqual(part, held[index]) ? [] : [index]))
   const index = changed[0]
   if (index === undefined) return undefined
   const part = stored[index] as Part
-  const before = held[index]?.text ?? ''
-  const opens = held[index] === undefined && (index > 0 || part.kind !== 'text')
-  if (changed.length > 1 || opens || part.kind === 'tool_call' || !part.text.startsWith(before)) {
+  const { kind, text: before } = held[index] ?? { kind: index === 0 ? 'text' : undefined, text: '' }
+  if (changed.length > 1 || kind !== part.kind || kind === 'tool_call' || !part.text.startsWith(before)) {
     return resetEntry(run, stored, cursor)
   }
   const text = part.text.slice(before.length)

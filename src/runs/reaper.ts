@@ -27,6 +27,8 @@ const takeoverMax = 50
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
 const strayMs = 15_000
+// Checkpoints that were written at the very moment of their run's commit stay behind; nobody reads them.
+const beatsPerSweep = 100
 
 export interface ReaperOptions {
   readonly db: Db
@@ -51,27 +53,41 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
     for (const { id } of stops) owned.stop(id, 'stop')
   }
 
-  /** @returns how many runs were ended */
+  /** @returns how many runs were ended; one that cannot be does not keep the others waiting */
   async function reap(): Promise<number> {
     const taken = await db.rows<{ id: string; generation: number }>(sql`
       with dead as (
-        select run.id from chat_runs run left join instances instance on instance.id = run.instance_id
+        select run.id from chat_runs run
         where run.status in ('queued', 'running') and (
-          (run.instance_id is distinct from ${instanceId}::uuid
-            and (instance.id is null or instance.lease_until < now()))
+          -- Not a join: when another reaper has been faster, Postgres looks at the changed row again, and would then pair
+          -- it with the lease of the dead process, not with the living one's.
+          (run.instance_id is distinct from ${instanceId}::uuid and not exists (
+            select 1 from instances where instances.id = run.instance_id and instances.lease_until >= now()
+          ))
           or (run.instance_id = ${instanceId}::uuid
             and run.created_at < now() - ${strayMs}::int * interval '1 millisecond'
             and run.id <> all (${`{${owned.ids().join(',')}}`}::uuid[]))
         )
         order by run.created_at limit ${takeoverMax}::int
-        for update of run skip locked
+        for update skip locked
       )
       update chat_runs run
       set generation = run.generation + 1, instance_id = ${instanceId}::uuid
       from dead where run.id = dead.id
       returning run.id, run.generation`)
-    for (const { id, generation } of taken) await interrupt(id, generation)
-    return taken.length
+    let ended = 0
+    for (const { id, generation } of taken) {
+      // What is left then is the next process's, as soon as the lease is given back.
+      if (closing.signal.aborted) break
+      try {
+        await interrupt(id, generation)
+        ended += 1
+      } catch (error) {
+        if (error instanceof Problem) throw error
+        logger.error({ run_id: id, generation, err: error }, 'a run that was taken over could not be ended yet')
+      }
+    }
+    return ended
   }
 
   async function interrupt(runId: string, generation: number): Promise<void> {
@@ -107,12 +123,13 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
       while ((await reap()) === takeoverMax);
       await sweep()
       clock = (async () => {
-        for (;;) {
+        for (let beats = 1; ; beats += 1) {
           await pause(beatMs, closing.signal)
           if (closing.signal.aborted) return
           try {
             await beat()
             await reap()
+            if (beats % beatsPerSweep === 0) await sweep()
           } catch (error) {
             logger.warn({ err: error }, 'the lease could not be renewed')
           }

@@ -1,0 +1,315 @@
+/**
+ * The contract of the event log, sentence by sentence of src/log/log.ts. Every adapter passes this suite, and nothing
+ * in it knows which one it runs on: an append may reach readers later, in which case they are woken.
+ */
+import { randomUUID } from 'node:crypto'
+import type { Test } from 'tap'
+import { compareEventIds, type EventId, formatEventId, type LogEntry } from '../../src/log/event.ts'
+import type { EventLog, LogPage } from '../../src/log/log.ts'
+import { createRandom } from '../support/random.ts'
+
+export interface OpenedLog {
+  readonly log: EventLog
+  close(): Promise<void>
+}
+
+/** An event whose text says where it stands. */
+export function delta(seq: number, generation = 1): LogEntry {
+  const text = `${generation}-${seq};`
+  return { generation, seq, event: { type: 'delta', data: { part: 0, offset: 0, text } } }
+}
+
+export const deltas = (first: number, last: number, generation = 1): LogEntry[] =>
+  Array.from({ length: last - first + 1 }, (_, index) => delta(first + index, generation))
+
+export function done(seq: number, generation = 1): LogEntry {
+  return { generation, seq, event: { type: 'done', data: { status: 'completed', message_id: randomUUID() } } }
+}
+
+/** Longest wait for something that must come. */
+const waitMs = 10_000
+
+/** Reads and watches, as a viewer does, until `enough` says so. */
+export async function readUntil(
+  log: EventLog,
+  runId: string,
+  enough: (page: LogPage) => boolean,
+  after?: EventId,
+): Promise<LogPage> {
+  const signal = AbortSignal.timeout(waitMs)
+  for (;;) {
+    const woken = Promise.withResolvers<void>()
+    const wake = () => woken.resolve()
+    const unwatch = log.watch(runId, wake)
+    signal.addEventListener('abort', wake)
+    try {
+      const page = await log.read(runId, after, 10_000)
+      if (enough(page)) return page
+      if (signal.aborted) throw new Error(`still waiting after ${waitMs} ms; the log says ${page.kind}`)
+      await woken.promise
+    } finally {
+      unwatch()
+      signal.removeEventListener('abort', wake)
+    }
+  }
+}
+
+const ids = (page: LogPage): string[] | string =>
+  page.kind === 'entries' ? page.entries.map(formatEventId) : page.kind
+
+/** Resolves with the whole log when it ends with this id. */
+const untilAt = (log: EventLog, runId: string, id: string) =>
+  readUntil(log, runId, (page) => page.kind === 'entries' && ids(page).at(-1) === id)
+
+export async function logContract(t: Test, open: () => Promise<OpenedLog>): Promise<void> {
+  const { log, close } = await open()
+  const max = 10_000
+
+  await t.test('events come back in order, whole, and as they were', async (t) => {
+    const run = randomUUID()
+    const entries = [...deltas(1, 3), done(4)]
+    log.append([{ runId: run, entries: entries.slice(0, 2) }])
+    log.append([{ runId: run, entries: entries.slice(2) }])
+    await untilAt(log, run, '1-4')
+    t.same(await log.read(run, undefined, max), { kind: 'entries', entries })
+  })
+
+  await t.test('a page holds as many entries as were asked for, and the next one goes on after it', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(1, 5) }])
+    await untilAt(log, run, '1-5')
+    t.same(ids(await log.read(run, undefined, 2)), ['1-1', '1-2'])
+    t.same(ids(await log.read(run, { generation: 1, seq: 2 }, 2)), ['1-3', '1-4'])
+    t.same(ids(await log.read(run, { generation: 1, seq: 4 }, 2)), ['1-5'])
+  })
+
+  await t.test('a frame that is sent again changes nothing', async (t) => {
+    const run = randomUUID()
+    const frame = [{ runId: run, entries: deltas(1, 3) }]
+    log.append(frame)
+    log.append(frame)
+    log.append([{ runId: run, entries: deltas(2, 5) }])
+    const page = await untilAt(log, run, '1-5')
+    t.same(ids(page), ['1-1', '1-2', '1-3', '1-4', '1-5'])
+  })
+
+  await t.test('a process whose run was taken over cannot write any more', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(1, 2) }])
+    log.append([{ runId: run, entries: [delta(1, 2)] }])
+    log.append([{ runId: run, entries: [...deltas(3, 5), done(6)] }])
+    log.append([{ runId: run, entries: [done(2, 2)] }])
+    const page = await untilAt(log, run, '2-2')
+    t.same(ids(page), ['1-1', '1-2', '2-1', '2-2'])
+    t.match(log.terminalId(run), { generation: 2, seq: 2 })
+  })
+
+  await t.test('nothing comes after the terminal event', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: [delta(1), done(2)] }])
+    await untilAt(log, run, '1-2')
+    t.match(log.terminalId(run), { generation: 1, seq: 2 })
+    log.append([{ runId: run, entries: [delta(3)] }])
+    const other = randomUUID()
+    log.append([{ runId: other, entries: [delta(1)] }])
+    await untilAt(log, other, '1-1')
+    t.match(log.terminalId(run), { generation: 1, seq: 2 })
+    t.same(ids(await log.read(run, { generation: 1, seq: 1 }, 1)), ['1-2'])
+  })
+
+  await t.test('a cursor gets what comes directly after it', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(1, 4) }])
+    await untilAt(log, run, '1-4')
+    const after = async (seq: number, generation = 1) => ids(await log.read(run, { generation, seq }, max))
+    t.same(ids(await log.read(run, undefined, max)), ['1-1', '1-2', '1-3', '1-4'])
+    t.same(await after(0), ['1-1', '1-2', '1-3', '1-4'], 'before the first')
+    t.same(await after(1), ['1-2', '1-3', '1-4'])
+    t.same(await after(3), ['1-4'])
+    t.same(await after(4), [], 'at the end')
+    t.equal(await after(5), 'unservable', 'from the future')
+    t.equal(await after(999_999_999), 'unservable')
+    t.equal(await after(0, 2), 'unservable', 'of a generation that has not begun')
+    t.equal(await after(2, 2), 'unservable')
+    t.equal(await after(2, 0), 'unservable')
+  })
+
+  await t.test('a cursor of an earlier generation needs a reset, whatever its seq', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(1, 2) }])
+    log.append([{ runId: run, entries: deltas(1, 3, 2) }])
+    await untilAt(log, run, '2-3')
+    for (const seq of [1, 2, 3]) {
+      t.equal(ids(await log.read(run, { generation: 1, seq }, max)), 'unservable', `1-${seq}`)
+    }
+    t.same(ids(await log.read(run, { generation: 2, seq: 1 }, max)), ['2-2', '2-3'])
+  })
+
+  await t.test('a log whose beginning is gone says so, and still serves the rest', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(5, 7) }])
+    await readUntil(log, run, (page) => page.kind !== 'unknown', { generation: 1, seq: 6 })
+    t.equal(ids(await log.read(run, undefined, max)), 'unservable')
+    for (const seq of [0, 1, 3])
+      t.equal(ids(await log.read(run, { generation: 1, seq }, max)), 'unservable', `1-${seq}`)
+    t.same(ids(await log.read(run, { generation: 1, seq: 5 }, max)), ['1-6', '1-7'])
+    t.same(ids(await log.read(run, { generation: 1, seq: 7 }, max)), [])
+  })
+
+  await t.test('a hole is never read across', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(1, 2) }])
+    log.append([{ runId: run, entries: deltas(5, 6) }])
+    await readUntil(log, run, (page) => page.kind !== 'unknown' && ids(page).at(-1) === '1-6', {
+      generation: 1,
+      seq: 5,
+    })
+    t.ok(isDense(await log.read(run, undefined, max), undefined))
+    for (const seq of [0, 1, 2, 3, 4, 5]) {
+      const cursor = { generation: 1, seq }
+      t.ok(isDense(await log.read(run, cursor, max), cursor), `after 1-${seq}`)
+    }
+    t.notOk(isDense({ kind: 'entries', entries: [delta(2), delta(5)] }, undefined), 'the check finds one')
+    t.notOk(isDense({ kind: 'entries', entries: [delta(5)] }, { generation: 1, seq: 2 }), 'also at the cursor')
+  })
+
+  await t.test('one frame serves many runs, each its own', async (t) => {
+    const runs = Array.from({ length: 20 }, () => randomUUID())
+    log.append(runs.map((runId, index) => ({ runId, entries: deltas(1, index + 1) })))
+    for (const [index, run] of runs.entries()) {
+      const page = await untilAt(log, run, `1-${index + 1}`)
+      t.equal(ids(page).length, index + 1)
+    }
+  })
+
+  await t.test('a run that nobody has written is unknown', async (t) => {
+    const run = randomUUID()
+    t.equal(ids(await log.read(run, undefined, max)), 'unknown')
+    t.equal(ids(await log.read(run, { generation: 1, seq: 1 }, max)), 'unknown')
+    t.equal(log.terminalId(run), undefined)
+    log.append([{ runId: run, entries: [] }])
+    t.equal(ids(await log.read(run, undefined, max)), 'unknown', 'an empty frame makes no log')
+    log.forget(run)
+  })
+
+  await t.test('a log that was let go is unknown, wakes its viewers, and can begin again', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: [delta(1), done(2)] }])
+    await untilAt(log, run, '1-2')
+    const woken = Promise.withResolvers<void>()
+    const unwatch = log.watch(run, woken.resolve)
+    log.forget(run)
+    await woken.promise
+    unwatch()
+    t.equal(ids(await log.read(run, undefined, max)), 'unknown')
+    t.equal(log.terminalId(run), undefined)
+    log.append([{ runId: run, entries: [delta(1, 2)] }])
+    t.same(ids(await untilAt(log, run, '2-1')), ['2-1'])
+  })
+
+  await t.test('a watcher is woken by every append, also by the first of all, until it stops', async (t) => {
+    const run = randomUUID()
+    let stopped = 0
+    log.watch(run, () => (stopped += 1))()
+    for (let seq = 1; seq <= 5; seq += 1) {
+      const woken = Promise.withResolvers<void>()
+      const unwatch = log.watch(run, woken.resolve)
+      log.append([{ runId: run, entries: [delta(seq)] }])
+      await woken.promise
+      unwatch()
+      unwatch()
+    }
+    t.equal(stopped, 0)
+    await untilAt(log, run, '1-5')
+  })
+
+  await t.test('one watcher that stops does not stop the others, not even the same function', async (t) => {
+    const run = randomUUID()
+    const other = randomUUID()
+    let wakes = 0
+    const wake = () => {
+      wakes += 1
+      if (wakes === 1) stay.resolve()
+    }
+    const stay = Promise.withResolvers<void>()
+    const first = log.watch(run, wake)
+    const second = log.watch(run, wake)
+    first()
+    log.append([{ runId: other, entries: [delta(1)] }])
+    await untilAt(log, other, '1-1')
+    t.equal(wakes, 0, 'and none hears of another run')
+    log.append([{ runId: run, entries: [delta(1)] }])
+    await stay.promise
+    second()
+  })
+
+  await t.test('readers from anywhere see exactly what was appended, whatever the timing', async (t) => {
+    const seed = 7
+    const random = createRandom(seed)
+    const runs = Array.from({ length: 3 }, () => randomUUID())
+    const events = 4000
+    const appended = new Map(runs.map((run) => [run, 0]))
+    const readers = runs.flatMap((run) =>
+      Array.from({ length: 12 }, (_, index) => {
+        const from = index === 0 ? undefined : random.integer(events)
+        return readAll(log, run, from, events, createRandom(seed + index))
+      }),
+    )
+    while ([...appended.values()].some((count) => count < events)) {
+      const frame = runs.flatMap((runId) => {
+        const before = appended.get(runId) ?? 0
+        const count = Math.min(random.integer(40), events - before)
+        // Now and then a part of the frame before is sent again.
+        const again = Math.min(before, random.integer(4))
+        appended.set(runId, before + count)
+        if (count + again === 0) return []
+        const entries = deltas(before + 1 - again, before + count)
+        return [{ runId, entries: before + count === events ? [...entries.slice(0, -1), done(events)] : entries }]
+      })
+      log.append(frame)
+      if (random.integer(3) > 0) await new Promise((resolve) => setImmediate(resolve))
+    }
+    for (const reader of readers) {
+      const { from, seen } = await reader
+      const wrong = seen.findIndex((seq, index) => seq !== from + index + 1)
+      t.equal(wrong, -1, `after ${from}, entry ${wrong} is ${seen[wrong]}`)
+      t.equal(seen.length, events - from)
+    }
+  })
+
+  await close()
+}
+
+/** Loops as a viewer does; a reader from the future waits until its place is reached. */
+async function readAll(
+  log: EventLog,
+  runId: string,
+  from: number | undefined,
+  last: number,
+  random: ReturnType<typeof createRandom>,
+): Promise<{ from: number; seen: number[] }> {
+  const start = from ?? 0
+  const seen: number[] = []
+  let cursor: EventId | undefined = from === undefined ? undefined : { generation: 1, seq: from }
+  for (;;) {
+    const woken = Promise.withResolvers<void>()
+    const unwatch = log.watch(runId, woken.resolve)
+    const page = await log.read(runId, cursor, 1 + random.integer(100))
+    if (page.kind === 'entries' && page.entries.length > 0) {
+      for (const entry of page.entries) seen.push(entry.seq)
+      cursor = page.entries.at(-1)
+      if (random.integer(4) === 0) await new Promise((resolve) => setImmediate(resolve))
+    } else {
+      await woken.promise
+    }
+    unwatch()
+    if (cursor !== undefined && compareEventIds(cursor, { generation: 1, seq: last }) === 0)
+      return { from: start, seen }
+  }
+}
+
+/** True when a viewer with this cursor would not be shown a hole. */
+function isDense(page: LogPage, after: EventId | undefined): boolean {
+  if (page.kind !== 'entries') return true
+  return page.entries.every(({ seq }, index) => seq === (page.entries[index - 1]?.seq ?? after?.seq ?? 0) + 1)
+}

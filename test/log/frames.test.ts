@@ -1,0 +1,133 @@
+/**
+ * The frame clock: when words go out, and how many appends that takes. Time is the test's.
+ */
+import { mock } from 'node:test'
+import t, { type Test } from 'tap'
+import type { LogEntry } from '../../src/log/event.ts'
+import { createFrames, type FrameSource } from '../../src/log/frames.ts'
+import type { EventLog, RunEntries } from '../../src/log/log.ts'
+import { createMemoryLog } from '../../src/log/memory.ts'
+import { delta } from '../contracts/log.ts'
+
+// Long, so that the real time that passes within a test does not matter.
+const frameMs = 60_000
+
+function createSource(runId: string) {
+  const waiting: LogEntry[] = []
+  let seq = 0
+  let urgent = true
+  const source: FrameSource & { say(): void } = {
+    runId,
+    get urgent() {
+      return urgent
+    },
+    say() {
+      seq += 1
+      waiting.push(delta(seq))
+    },
+    takeEntries() {
+      if (waiting.length > 0) urgent = false
+      return waiting.splice(0)
+    },
+  }
+  return source
+}
+
+function start(t: Test) {
+  mock.timers.enable({ apis: ['setTimeout'] })
+  t.teardown(() => mock.timers.reset())
+  const appends: RunEntries[][] = []
+  const memory = createMemoryLog()
+  t.teardown(() => memory.close())
+  const log: EventLog = {
+    ...memory,
+    append(frame) {
+      appends.push([...frame])
+      memory.append(frame)
+    },
+  }
+  const frames = createFrames(log, frameMs)
+  const say = (...sources: ReturnType<typeof createSource>[]) => {
+    for (const source of sources) {
+      source.say()
+      frames.touch(source)
+    }
+  }
+  const runsOf = (frame: RunEntries[] | undefined) => frame?.map(({ runId, entries }) => [runId, entries.length])
+  return { frames, appends, say, runsOf }
+}
+
+t.test('the first words do not wait, the next ones join a frame', async (t) => {
+  const { appends, say, runsOf } = start(t)
+  const source = createSource('a')
+  say(source)
+  t.same(appends.map(runsOf), [[['a', 1]]], 'at once, without a turn of the clock')
+  say(source)
+  t.equal(appends.length, 1)
+  mock.timers.tick(1)
+  t.same(runsOf(appends[1]), [['a', 1]], 'after silence nothing waits for a whole frame')
+  for (let count = 0; count < 50; count += 1) say(source)
+  mock.timers.tick(frameMs / 2)
+  t.equal(appends.length, 2, 'within a frame nothing is written')
+  mock.timers.tick(frameMs / 2)
+  t.same(runsOf(appends[2]), [['a', 50]], 'and then all of it at once')
+  mock.timers.tick(10 * frameMs)
+  t.equal(appends.length, 3, 'a clock with nothing to do stands still')
+})
+
+t.test('a run that was touched without new words stays urgent, and writes nothing', async (t) => {
+  const { frames, appends, say } = start(t)
+  const source = createSource('a')
+  frames.touch(source)
+  frames.touch(source)
+  t.equal(appends.length, 0)
+  say(source)
+  t.equal(appends.length, 1, 'its first words still go at once')
+  frames.touch(source)
+  mock.timers.tick(frameMs)
+  t.equal(appends.length, 1)
+})
+
+t.test('a frame of many runs is one append', async (t) => {
+  const { appends, say, runsOf } = start(t)
+  const sources = Array.from({ length: 10 }, (_, index) => createSource(`run-${index}`))
+  say(...sources)
+  t.equal(appends.length, 10, 'first words, each at once')
+  say(...sources, ...sources)
+  mock.timers.tick(frameMs)
+  t.equal(appends.length, 11)
+  t.same(
+    runsOf(appends[10]),
+    sources.map(({ runId }) => [runId, 2]),
+  )
+})
+
+t.test('flush writes one run at once, and its words are not written again', async (t) => {
+  const { frames, appends, say, runsOf } = start(t)
+  const [a, b] = [createSource('a'), createSource('b')]
+  say(a, b, a, b)
+  frames.flush(a)
+  t.same(runsOf(appends.at(-1)), [['a', 1]])
+  frames.flush(a)
+  t.equal(appends.length, 3)
+  mock.timers.tick(frameMs)
+  t.same(runsOf(appends.at(-1)), [['b', 1]])
+})
+
+for (const end of ['flushAll', 'close'] as const) {
+  t.test(`${end} writes what is there, and leaves no timer`, async (t) => {
+    const { frames, appends, say, runsOf } = start(t)
+    const [a, b] = [createSource('a'), createSource('b')]
+    say(a, b, a, b)
+    frames[end]()
+    t.same(runsOf(appends.at(-1)), [
+      ['a', 1],
+      ['b', 1],
+    ])
+    a.say()
+    mock.timers.tick(10 * frameMs)
+    t.equal(appends.length, 3, 'a timer would have taken what came after')
+    frames[end]()
+    t.equal(appends.length, 3)
+  })
+}

@@ -1,0 +1,187 @@
+/**
+ * Accepting: what two processes must not both decide is decided by the database, however many ask at the same time.
+ */
+import { randomUUID } from 'node:crypto'
+import { test } from 'tap'
+import type { Db } from '../../src/db/db.ts'
+import { sql } from '../../src/db/drizzle.ts'
+import { openPostgres } from '../../src/db/postgres.ts'
+import { Problem } from '../../src/errors.ts'
+import { createMemoryLog } from '../../src/log/memory.ts'
+import { createAccept } from '../../src/runs/accept.ts'
+import { createChat } from '../../src/runs/chat.ts'
+import type { RunFacts } from '../../src/runs/model.ts'
+import type { OwnedRuns } from '../../src/runs/owned.ts'
+import { createReaper } from '../../src/runs/reaper.ts'
+import { createRunStore } from '../../src/runs/store.ts'
+import { databases } from '../support/database.ts'
+import { createIdleRuns, createOwner, models, openStore, silent } from '../support/runs.ts'
+
+const requests = 50
+
+const acceptOn = (db: Db, instanceId: string = randomUUID(), runsPerOwnerMax = 0) =>
+  createAccept({ db, runs: createRunStore(db), instanceId, runsPerOwnerMax })
+
+const codeOf = (error: unknown) => (error instanceof Problem ? error.code : String(error))
+
+for (const kind of databases()) {
+  test(`on ${kind}`, async (t) => {
+    const { db, url, runs, sessions } = await openStore(t, kind)
+    // Two processes, each with its own connections; the embedded database has one.
+    const second = url === undefined ? db : openPostgres({ url, unpooledUrl: url, poolSize: 5 })
+    if (second !== db) t.teardown(() => second.close())
+    const processes = [acceptOn(db), acceptOn(second)]
+    const count = async (owner: { key: string }) => {
+      const [row] = await db.rows<{ runs: number; messages: number; sessions: number }>(sql`
+        select
+          (select count(*)::int from chat_sessions where owner = ${owner.key}) as sessions,
+          (select count(*)::int from chat_runs where owner = ${owner.key}) as runs,
+          (select count(*)::int from chat_messages m join chat_sessions s on s.id = m.session_id
+            where s.owner = ${owner.key}) as messages`)
+      return row
+    }
+    const acceptMany = (one: (index: number, by: ReturnType<typeof acceptOn>) => Promise<unknown>) =>
+      Promise.allSettled(
+        Array.from({ length: requests }, (_, index) => one(index, processes[index % 2] as ReturnType<typeof acceptOn>)),
+      )
+
+    await t.test('P5 the same key from everywhere at the same time is one run', async (t) => {
+      for (const session_id of [undefined, randomUUID()]) {
+        const owner = createOwner()
+        const body = { message: 'Once', client_message_id: 'key', ...(session_id === undefined ? {} : { session_id }) }
+        const results = await acceptMany((_, by) => by.accept(owner, body, models))
+        const accepted = results.flatMap((result) =>
+          result.status === 'fulfilled' ? [result.value as { run: RunFacts; isNew: boolean }] : [],
+        )
+        t.equal(accepted.length, requests)
+        t.equal(new Set(accepted.map(({ run }) => run.id)).size, 1)
+        t.equal(accepted.filter(({ isNew }) => isNew).length, 1, 'exactly one made it')
+        t.same(await count(owner), { sessions: 1, runs: 1, messages: 2 })
+      }
+    })
+
+    await t.test('P5 of different messages to a new session at the same time exactly one is accepted', async (t) => {
+      const owner = createOwner()
+      const session_id = randomUUID()
+      const results = await acceptMany((index, by) =>
+        by.accept(owner, { message: `Take ${index}`, session_id }, models),
+      )
+      const winners = results.filter((result) => result.status === 'fulfilled')
+      t.equal(winners.length, 1)
+      const losers = results.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []))
+      t.same([...new Set(losers.map(codeOf))], ['session_busy'])
+      const winner = (winners[0] as PromiseFulfilledResult<{ run: RunFacts }>).value.run
+      t.ok(losers.every((error: Problem) => error.members.run_id === winner.id))
+      t.same(await count(owner), { sessions: 1, runs: 1, messages: 2 }, 'those refused left nothing')
+    })
+
+    await t.test('a session’s messages are numbered without a hole, whoever wrote them', async (t) => {
+      const owner = createOwner()
+      const session_id = randomUUID()
+      for (let round = 0; round < 4; round += 1) {
+        const { run } = await (processes[round % 2] as (typeof processes)[0]).accept(
+          owner,
+          { message: 'Next', session_id },
+          models,
+        )
+        await db.rows(sql`update chat_runs set status = 'completed' where id = ${run.id}::uuid`)
+      }
+      const { data } = await sessions.listMessages(owner, session_id, {})
+      t.same(
+        data.map(({ seq }) => seq),
+        [1, 2, 3, 4, 5, 6, 7, 8],
+      )
+      t.same(
+        data.slice(1).map(({ parent_id }) => parent_id),
+        data.slice(0, -1).map(({ id }) => id),
+      )
+    })
+
+    await t.test(
+      'P9 a session of somebody else is not found, also at the same moment, and is not touched',
+      async (t) => {
+        const [mine, theirs] = [createOwner(), createOwner()]
+        const session_id = randomUUID()
+        const results = await acceptMany((index, by) =>
+          by.accept(index % 2 === 0 ? mine : theirs, { message: 'Mine', session_id }, models),
+        )
+        const winner = results.find((result) => result.status === 'fulfilled') as PromiseFulfilledResult<{
+          run: RunFacts
+        }>
+        const owner = (await runs.reread(winner.value.run.id))?.owner === mine.key ? mine : theirs
+        const other = owner === mine ? theirs : mine
+        t.same(await count(owner), { sessions: 1, runs: 1, messages: 2 })
+        t.same(await count(other), { sessions: 0, runs: 0, messages: 0 })
+        await t.rejects(acceptOn(db).accept(other, { message: 'Let me in', session_id }, models), { code: 'not_found' })
+      },
+    )
+
+    await t.test('the same key is another owner’s business', async (t) => {
+      const [one, two] = [createOwner(), createOwner()]
+      const body = { message: 'Hi', client_message_id: 'shared' }
+      const [a, b] = await Promise.all([one, two].map((owner) => acceptOn(db).accept(owner, body, models)))
+      t.not(a?.run.id, b?.run.id)
+      t.ok(a?.isNew && b?.isNew)
+    })
+
+    await t.test(
+      'a run that was committed while its answer was lost is started when its key comes again',
+      async (t) => {
+        const owner = createOwner()
+        const instanceId = randomUUID()
+        const losing: Db = {
+          ...db,
+          async rows(statement) {
+            await db.rows(statement)
+            throw new Problem('db_unavailable')
+          },
+        }
+        const body = { message: 'Are you there?', client_message_id: 'lost' }
+        await t.rejects(acceptOn(losing, instanceId).accept(owner, body, models), { code: 'db_unavailable' })
+        const started: string[] = []
+        const owned = {
+          isDraining: false,
+          has: (id: string) => started.includes(id),
+          start: ({ id }: RunFacts) => started.push(id),
+        } as unknown as OwnedRuns
+        const log = createMemoryLog()
+        t.teardown(() => log.close())
+        const chatOf = (instance: string) =>
+          createChat({
+            accept: acceptOn(db, instance),
+            runs,
+            owned,
+            log,
+            stop: async (run) => run,
+            instanceId: instance,
+            resolveModel: () => ({ provider: 'demo', model: 'demo' }),
+          })
+        await chatOf(randomUUID())(owner, body)
+        t.same(started, [], 'another process leaves it alone')
+        const again = await chatOf(instanceId)(owner, body)
+        t.equal(again.isNew, false)
+        t.same(started, [again.run.id])
+        await chatOf(instanceId)(owner, body)
+        t.same(started, [again.run.id], 'once')
+        t.same(await count(owner), { sessions: 1, runs: 1, messages: 2 })
+      },
+    )
+
+    await t.test('if its key never comes again, the reaper of this process ends it', async (t) => {
+      const instanceId = randomUUID()
+      const owner = createOwner()
+      const { run: stray } = await acceptOn(db, instanceId).accept(owner, { message: 'Lost' }, models)
+      const { run: fresh } = await acceptOn(db, instanceId).accept(owner, { message: 'Just now' }, models)
+      const { run: made } = await acceptOn(db, instanceId).accept(owner, { message: 'Being made' }, models)
+      await db.rows(sql`
+        update chat_runs set created_at = now() - interval '16 seconds' where id in (${stray.id}::uuid, ${made.id}::uuid)`)
+      const reaper = createReaper({ db, instanceId, owned: createIdleRuns([made.id]), logger: silent })
+      await reaper.start()
+      t.teardown(() => reaper.close())
+      const status = async (id: string) => (await runs.reread(id))?.status
+      t.equal(await status(stray.id), 'interrupted')
+      t.equal(await status(fresh.id), 'running', 'it may still be found by its key')
+      t.equal(await status(made.id), 'running', 'somebody makes it')
+    })
+  })
+}

@@ -1,0 +1,141 @@
+/**
+ * The commit: one end per run, whoever comes first and however often, and everything with it or nothing.
+ */
+import { test } from 'tap'
+import { sql } from '../../src/db/drizzle.ts'
+import type { TerminalStatus } from '../../src/log/event.ts'
+import { commitRun, type Ending } from '../../src/runs/commit.ts'
+import type { RunFacts } from '../../src/runs/model.ts'
+import { databases } from '../support/database.ts'
+import { createOwner, endingOf, openStore, textPart } from '../support/runs.ts'
+
+for (const kind of databases()) {
+  test(`on ${kind}`, async (t) => {
+    const { db, accept, runs, sessions } = await openStore(t, kind)
+    const owner = createOwner()
+    const begin = () => accept({ owner })
+    const stored = async (run: RunFacts) => ({
+      run: await runs.reread(run.id),
+      message: await sessions.readReply(run.message_id),
+      session: await sessions.getSession(owner, run.session_id),
+    })
+
+    await t.test('message, run and session end together', async (t) => {
+      const run = await begin()
+      const parts = [
+        { kind: 'reasoning' as const, text: 'Hm' },
+        textPart('Grüße 👩‍👩‍👧'),
+        { kind: 'tool_call' as const, text: '{"a":"\\u0000"}', call_id: 'c', name: 'f', input: { a: '' } },
+        textPart('!'),
+      ]
+      const before = await stored(run)
+      t.equal(await commitRun(db, run.id, 1, endingOf(parts, { model: 'real-name', lastSeq: 12 })), 'committed')
+      const after = await stored(run)
+      t.match(after.run, { status: 'completed', last_seq: 12, finish_reason: 'stop', usage: { total_tokens: 7 } })
+      t.match(after.message, {
+        status: 'completed',
+        content: 'Grüße 👩‍👩‍👧!',
+        parts,
+        model: 'real-name',
+        input_tokens: 3,
+        output_tokens: 4,
+        total_tokens: 7,
+        ttft_ms: 10,
+        latency_ms: 20,
+      })
+      t.match(after.session, {
+        status: 'completed',
+        active_run_id: null,
+        total_tokens: 7,
+        model: 'real-name',
+        version: before.session.version + 1,
+        message_count: 2,
+      })
+    })
+
+    await t.test('a commit of another generation is refused, and changes nothing', async (t) => {
+      const run = await begin()
+      const before = await stored(run)
+      for (const generation of [0, 2, 3]) {
+        t.equal(await commitRun(db, run.id, generation, endingOf([textPart('theirs')])), 'fenced')
+      }
+      t.same(await stored(run), before)
+      await db.rows(sql`update chat_runs set generation = 2 where id = ${run.id}::uuid`)
+      t.equal(await commitRun(db, run.id, 1, endingOf([textPart('old')])), 'fenced', 'it was taken over')
+      t.equal((await stored(run)).run?.status, 'running')
+      t.equal(await commitRun(db, run.id, 2, endingOf([textPart('new')])), 'committed')
+      t.equal(await commitRun(db, run.id, 1, endingOf([textPart('old')])), 'fenced')
+      t.equal((await stored(run)).message?.content, 'new')
+    })
+
+    await t.test('the same end again is committed, once', async (t) => {
+      const run = await begin()
+      const ending = endingOf([textPart('once')])
+      for (let round = 0; round < 3; round += 1) t.equal(await commitRun(db, run.id, 1, ending), 'committed')
+      t.match((await stored(run)).session, { total_tokens: 7, message_count: 2 })
+    })
+
+    await t.test('another end is not committed, and is not told that it was', async (t) => {
+      const run = await begin()
+      t.equal(await commitRun(db, run.id, 1, endingOf([textPart('half')], { status: 'stopped' })), 'committed')
+      const before = await stored(run)
+      const others: Partial<Ending>[] = [{ status: 'completed' }, { status: 'stopped', lastSeq: 10 }]
+      for (const other of others) {
+        t.equal(await commitRun(db, run.id, 1, endingOf([textPart('half')], other)), 'fenced')
+      }
+      t.equal(await commitRun(db, run.id, 1, endingOf([textPart('half and half')], { status: 'stopped' })), 'fenced')
+      t.same(await stored(run), before)
+    })
+
+    await t.test('of endings at the same time exactly one wins, and only it hears so', async (t) => {
+      const statuses: TerminalStatus[] = ['completed', 'stopped', 'failed', 'interrupted']
+      for (let round = 0; round < 15; round += 1) {
+        const run = await begin()
+        const endings = statuses.map((status) => endingOf([textPart(`it ${status}`)], { status }))
+        const outcomes = await Promise.all(endings.map((ending) => commitRun(db, run.id, 1, ending)))
+        t.equal(outcomes.filter((outcome) => outcome === 'committed').length, 1, outcomes.join())
+        const winner = statuses[outcomes.indexOf('committed')]
+        const { run: ended, message, session } = await stored(run)
+        t.equal(ended?.status, winner)
+        t.match(message, { status: winner, content: `it ${winner}` })
+        t.equal(session.total_tokens, 7)
+      }
+    })
+
+    await t.test('the same end several times at the same time is committed for each who asks', async (t) => {
+      for (let round = 0; round < 15; round += 1) {
+        const run = await begin()
+        const ending = endingOf([textPart('text')])
+        const outcomes = await Promise.all([1, 2, 3, 4].map(() => commitRun(db, run.id, 1, ending)))
+        t.same(outcomes, ['committed', 'committed', 'committed', 'committed'])
+        t.equal((await stored(run)).session.total_tokens, 7)
+      }
+    })
+
+    await t.test('a session counts all of its runs', async (t) => {
+      const first = await begin()
+      await commitRun(db, first.id, 1, endingOf([]))
+      for (let round = 0; round < 3; round += 1) {
+        const run = await accept({ owner, body: { session_id: first.session_id } })
+        await commitRun(db, run.id, 1, endingOf([], { status: 'failed' }))
+      }
+      t.match((await stored(first)).session, { total_tokens: 28, message_count: 8, status: 'failed' })
+    })
+
+    await t.test('a count that no column holds does not cost the reply', async (t) => {
+      const run = await begin()
+      const usage = { input_tokens: 1, output_tokens: Number.MAX_SAFE_INTEGER, total_tokens: Number.MAX_SAFE_INTEGER }
+      t.equal(await commitRun(db, run.id, 1, endingOf([textPart('kept')], { usage })), 'committed')
+      const { message, session, run: ended } = await stored(run)
+      t.match(message, { content: 'kept', output_tokens: 2_147_483_647 })
+      t.equal(session.total_tokens, 2_147_483_647)
+      t.same(ended?.usage, usage)
+    })
+
+    await t.test('a run whose session was purged is fenced', async (t) => {
+      const run = await begin()
+      await db.rows(sql`delete from chat_sessions where id = ${run.session_id}::uuid`)
+      t.equal(await commitRun(db, run.id, 1, endingOf([])), 'fenced')
+    })
+  })
+}

@@ -1,0 +1,188 @@
+/**
+ * The draft: what the upstream says becomes parts and events, and the two never differ.
+ */
+import t from 'tap'
+import type { LogEntry, RunEvent } from '../../src/log/event.ts'
+import { createDraft } from '../../src/runs/draft.ts'
+import { foldEvents } from '../../src/runs/follow.ts'
+import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
+import { createRandom, type Random } from '../support/random.ts'
+
+const text = (words: string): UpstreamEvent => ({ type: 'text', text: words })
+const reasoning = (words: string): UpstreamEvent => ({ type: 'reasoning', text: words })
+const call = (key: string, args: string, more: { callId?: string; name?: string } = {}): UpstreamEvent => ({
+  type: 'tool_call',
+  key,
+  arguments: args,
+  ...more,
+})
+
+function draftOf(...events: UpstreamEvent[]) {
+  const draft = createDraft()
+  for (const event of events) draft.apply(event)
+  return draft
+}
+
+const number = (events: readonly RunEvent[]): LogEntry[] =>
+  events.map((event, index) => ({ generation: 1, seq: index + 1, event }))
+
+t.test('words of one kind become one part and one delta, and part 0 text needs no opening', async (t) => {
+  const draft = draftOf(text('Hel'), text(''), text('lo'))
+  t.same(draft.takeEvents(), [{ type: 'delta', data: { part: 0, offset: 0, text: 'Hello' } }])
+  t.same(draft.takeEvents(), [])
+  draft.apply(text(' you'))
+  t.same(draft.takeEvents(), [{ type: 'delta', data: { part: 0, offset: 5, text: ' you' } }])
+  t.same(draft.parts, [{ kind: 'text', text: 'Hello you' }])
+})
+
+t.test('offsets count UTF-16 units', async (t) => {
+  const draft = draftOf(text('👩‍👩‍👧'))
+  draft.takeEvents()
+  draft.apply(text('!'))
+  t.match(draft.takeEvents(), [{ data: { offset: 8, text: '!' } }])
+})
+
+t.test('events that were taken do not change afterwards', async (t) => {
+  const draft = draftOf(text('a'))
+  const taken = draft.takeEvents()
+  draft.apply(text('b'))
+  t.match(taken, [{ data: { text: 'a' } }])
+})
+
+t.test('another kind opens another part, and the first one again a third', async (t) => {
+  const draft = draftOf(reasoning('Hm'), text('Yes'), reasoning('but'), text('no'))
+  t.same(draft.takeEvents(), [
+    { type: 'part', data: { part: 0, kind: 'reasoning' } },
+    { type: 'delta', data: { part: 0, offset: 0, text: 'Hm' } },
+    { type: 'part', data: { part: 1, kind: 'text' } },
+    { type: 'delta', data: { part: 1, offset: 0, text: 'Yes' } },
+    { type: 'part', data: { part: 2, kind: 'reasoning' } },
+    { type: 'delta', data: { part: 2, offset: 0, text: 'but' } },
+    { type: 'part', data: { part: 3, kind: 'text' } },
+    { type: 'delta', data: { part: 3, offset: 0, text: 'no' } },
+  ])
+  t.equal(draft.content, 'Yesno', 'the content is the text parts')
+})
+
+t.test('parallel tool calls grow each in its own part, and are told when the reply ends', async (t) => {
+  const draft = draftOf(
+    text('Let me look.'),
+    call('0', '{"ci', { callId: 'call_a', name: 'weather' }),
+    call('1', '{"q', { callId: 'call_b', name: 'search' }),
+    call('0', 'ty":"Ulm"}'),
+    call('1', '":[1'),
+    text('Then'),
+    call('1', ']}'),
+  )
+  const first = draft.takeEvents()
+  draft.close()
+  t.same(draft.parts, [
+    { kind: 'text', text: 'Let me look.' },
+    { kind: 'tool_call', text: '{"city":"Ulm"}', call_id: 'call_a', name: 'weather', input: { city: 'Ulm' } },
+    { kind: 'tool_call', text: '{"q":[1]}', call_id: 'call_b', name: 'search', input: { q: [1] } },
+    { kind: 'text', text: 'Then' },
+  ])
+  const last = draft.takeEvents()
+  t.same(last, [
+    { type: 'tool', data: { part: 1, call_id: 'call_a', name: 'weather', input: { city: 'Ulm' } } },
+    { type: 'tool', data: { part: 2, call_id: 'call_b', name: 'search', input: { q: [1] } } },
+  ])
+  t.same(foldEvents(number([...first, ...last])), draft.parts)
+  t.equal(draft.content, 'Let me look.Then')
+})
+
+t.test('arguments that are cut off or no JSON keep their text and get no input', async (t) => {
+  for (const args of ['{"city":"U', 'null}', '{city: 1}', '['.repeat(100) + ']'.repeat(100)]) {
+    const draft = draftOf(call('0', args, { callId: 'c', name: 'f' }))
+    draft.close()
+    t.same(draft.parts, [{ kind: 'tool_call', text: args, call_id: 'c', name: 'f' }])
+    t.same(draft.takeEvents().at(-1), { type: 'tool', data: { part: 0, call_id: 'c', name: 'f' } })
+  }
+  const none = draftOf(call('0', '', { callId: 'c', name: 'f' }))
+  none.close()
+  t.match(none.parts, [{ text: '', input: {} }], 'a call without any is a call without parameters')
+})
+
+t.test('what the database cannot hold is mended in the input, and only there', async (t) => {
+  const args = JSON.stringify({ 'a\u0000b': 'x\u0000y', lone: '\ud800' })
+  const draft = draftOf(call('0', args, { callId: 'c', name: 'f' }))
+  draft.close()
+  t.equal(draft.parts[0]?.text, args, 'the raw text has no NUL, it has six characters')
+  t.same(draft.parts[0]?.input, { ab: 'xy', lone: '\ufffd' })
+  t.notOk(JSON.stringify(draft.parts[0]?.input).includes('\\u0000'))
+})
+
+t.test('a call without a name or an id is kept all the same', async (t) => {
+  const draft = draftOf(call('7', '{}'))
+  t.match(draft.parts, [{ call_id: '7', name: '' }])
+})
+
+t.test('counts, names and reasons are remembered, and are no events', async (t) => {
+  const usage = { input_tokens: 1, output_tokens: 2, total_tokens: 3 }
+  const draft = draftOf(
+    { type: 'response', model: 'm-1' },
+    { type: 'response', id: 'r' },
+    { type: 'usage', usage: { ...usage, total_tokens: 2 } },
+    { type: 'usage', usage },
+    { type: 'finish', reason: 'stop' },
+  )
+  t.match({ ...draft }, { isEmpty: true, usage, finishReason: 'stop', model: 'm-1', content: '' })
+  t.same(draft.takeEvents(), [])
+})
+
+const pieces = ['a', 'bc', ' ', '世界', '👩‍👩‍👧', '\n\n', 'e\u0301', '{"a":', '1}', '"', '']
+
+function randomEvent(random: Random): UpstreamEvent {
+  const words = random.pick(pieces)
+  switch (random.integer(7)) {
+    case 0:
+    case 1:
+    case 2:
+      return text(words)
+    case 3:
+      return reasoning(words)
+    case 4:
+      return { type: 'finish', reason: 'stop' }
+    default: {
+      const key = random.pick(['0', '1', '2'])
+      return call(key, words, random.integer(2) === 0 ? { callId: `call_${key}`, name: 'f' } : {})
+    }
+  }
+}
+
+t.test('the events, folded, are the parts: whatever comes, and whenever they are taken', async (t) => {
+  for (let seed = 1; seed <= 300; seed += 1) {
+    const random = createRandom(seed)
+    const draft = createDraft()
+    const taken: RunEvent[] = []
+    for (let step = random.integer(60); step > 0; step -= 1) {
+      draft.apply(randomEvent(random))
+      if (random.integer(4) > 0) continue
+      taken.push(...draft.takeEvents())
+      if (!sameParts(foldEvents(number(taken)), draft.parts)) t.fail(`seed ${seed}, ${step} steps before the end`)
+    }
+    draft.close()
+    taken.push(...draft.takeEvents())
+    if (!sameParts(foldEvents(number(taken)), draft.parts)) t.fail(`seed ${seed}, at the end`)
+    checkOffsets(taken)
+  }
+  const draft = draftOf(text('a'), reasoning('b'))
+  t.notOk(sameParts(foldEvents(number(draft.takeEvents().slice(0, -1))), draft.parts), 'a lost event would be seen')
+})
+
+const sameParts = (a: readonly unknown[], b: readonly unknown[]) =>
+  JSON.stringify(sorted(a)) === JSON.stringify(sorted(b))
+
+const sorted = (parts: readonly unknown[]) =>
+  parts.map((part) => Object.entries(part as object).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+
+/** @throws when a delta does not join what came before it */
+function checkOffsets(events: readonly RunEvent[]): void {
+  const lengths = new Map<number, number>()
+  for (const { type, data } of events) {
+    if (type !== 'delta') continue
+    const length = lengths.get(data.part) ?? 0
+    if (data.offset !== length) throw new Error(`offset ${data.offset} after ${length} units`)
+    lengths.set(data.part, length + data.text.length)
+  }
+}

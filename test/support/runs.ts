@@ -1,0 +1,115 @@
+/**
+ * What runs are made of, without HTTP: a database with the schema, the stores on it, and runs that were accepted for a
+ * process that a test plays.
+ */
+import { randomUUID } from 'node:crypto'
+import type { FastifyBaseLogger } from 'fastify'
+import type { Test } from 'tap'
+import type { Db } from '../../src/db/db.ts'
+import { sql } from '../../src/db/drizzle.ts'
+import { openPglite } from '../../src/db/pglite.ts'
+import { openPostgres } from '../../src/db/postgres.ts'
+import type { Owner } from '../../src/http/identity.ts'
+import type { LogEntry, Part } from '../../src/log/event.ts'
+import { createAccept, type ModelByMode } from '../../src/runs/accept.ts'
+import type { Ending } from '../../src/runs/commit.ts'
+import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
+import type { OwnedRuns } from '../../src/runs/owned.ts'
+import { createRunStore } from '../../src/runs/store.ts'
+import { createSessionStore } from '../../src/sessions/store.ts'
+import { createTestDatabase, type DatabaseKind } from './database.ts'
+
+const choice = { provider: 'demo', model: 'demo' }
+export const models: ModelByMode = { fast: choice, balanced: choice, quality: choice, adaptive: choice }
+
+/** Swallows every line. */
+export const silent = {
+  info: () => undefined,
+  warn: () => undefined,
+  error: () => undefined,
+} as unknown as FastifyBaseLogger
+
+/** A process that makes none of its runs. */
+export function createIdleRuns(ids: readonly string[] = []): OwnedRuns & { readonly stopped: string[] } {
+  const stopped: string[] = []
+  const idle = { isDraining: false, ids: () => [...ids], stop: (id: string) => stopped.push(id), stopped }
+  return idle as unknown as OwnedRuns & { readonly stopped: string[] }
+}
+
+export function createOwner(): Owner {
+  const visitorHash = randomUUID()
+  return { kind: 'visitor', key: `visitor:${visitorHash}`, userId: null, visitorHash }
+}
+
+export interface Store {
+  readonly db: Db
+  readonly url: string | undefined
+  readonly sessions: ReturnType<typeof createSessionStore>
+  readonly runs: ReturnType<typeof createRunStore>
+  /** Accepts a message for a process, by default one that nobody has heard of. */
+  accept(options?: AcceptOptions): Promise<RunFacts>
+}
+
+export interface AcceptOptions {
+  readonly owner?: Owner
+  readonly instanceId?: string
+  readonly body?: Partial<ChatBody>
+}
+
+/** The schema in a database of the test's own. */
+export async function openStore(t: Pick<Test, 'teardown'>, kind: DatabaseKind): Promise<Store> {
+  const url = kind === 'postgres' ? (await createTestDatabase(t)).url : undefined
+  const db = url === undefined ? await openPglite('memory:') : openPostgres({ url, unpooledUrl: url, poolSize: 5 })
+  t.teardown(() => db.close())
+  await db.migrate()
+  const runs = createRunStore(db)
+  return {
+    db,
+    url,
+    runs,
+    sessions: createSessionStore(db),
+    async accept({ owner = createOwner(), instanceId = randomUUID(), body = {} } = {}) {
+      const { accept } = createAccept({ db, runs, instanceId, runsPerOwnerMax: 0 })
+      return (await accept(owner, { message: 'Hello', ...body }, models)).run
+    },
+  }
+}
+
+/** Writes or renews a process's lease. */
+export async function lease(db: Db, instanceId: string, milliseconds: number): Promise<void> {
+  await db.rows(sql`
+    insert into instances (id, lease_until)
+    values (${instanceId}::uuid, now() + ${milliseconds}::int * interval '1 millisecond')
+    on conflict (id) do update set lease_until = excluded.lease_until`)
+}
+
+export function endingOf(parts: readonly Part[], more: Partial<Ending> = {}): Ending {
+  return {
+    status: 'completed',
+    parts,
+    content: parts.map(({ kind, text }) => (kind === 'text' ? text : '')).join(''),
+    usage: { input_tokens: 3, output_tokens: 4, total_tokens: 7 },
+    finishReason: 'stop',
+    model: undefined,
+    error: undefined,
+    ttftMs: 10,
+    latencyMs: 20,
+    lastSeq: 9,
+    ...more,
+  }
+}
+
+export const textPart = (text: string): Part => ({ kind: 'text', text })
+
+export async function countRows(db: Db, table: 'run_checkpoints' | 'chat_runs' | 'chat_messages', runId: string) {
+  const name =
+    table === 'chat_runs'
+      ? sql`chat_runs where id`
+      : table === 'chat_messages'
+        ? sql`chat_messages where run_id`
+        : sql`run_checkpoints where run_id`
+  const [row] = await db.rows<{ count: number }>(sql`select count(*)::int as count from ${name} = ${runId}::uuid`)
+  return row?.count
+}
+
+export const typesOf = (entries: readonly LogEntry[]) => entries.map(({ event }) => event.type)
