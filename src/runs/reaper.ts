@@ -1,9 +1,9 @@
 /**
  * The lease of this process, and the takeover of runs whose process has died (promise P7: no orphan).
  *
- * A process renews one row in `instances`, by the database's clock, each `beatMs`. When a row has not been renewed for
- * `leaseMs`, any process may take its runs over: one statement raises their generation, which fences the old process out of
- * every later write, and makes them this process's. Then each is ended as `interrupted` with the text of its
+ * A process renews one row in `instances`, by the database's clock, each 3 s. When a row has not been renewed for
+ * `leaseMs`, any process may take its runs over: one statement raises their generation, which fences the old process
+ * out of every later write, and makes them this process's. Then each is ended as `interrupted` with the text of its
  * checkpoints, through the same commit as every other end. If this process dies in between, its own lease runs out
  * and the next one does the same.
  *
@@ -20,15 +20,18 @@ import { commitRun } from './commit.ts'
 import type { OwnedRuns } from './owned.ts'
 import { pause } from './run.ts'
 
-export const beatMs = 3000
-export const leaseMs = 10_000
+// A run is taken over leaseMs + lookMs after its process's last beat at the latest, and a viewer that is fed from the
+// database sees it up to a second later: promise P7 says 12 s for all of it.
+const leaseMs = 10_000
+const lookMs = 500
+const looksPerBeat = 6
 /** Runs taken over by one statement. */
 const takeoverMax = 50
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
 const strayMs = 15_000
 // Checkpoints that were written at the very moment of their run's commit stay behind; nobody reads them.
-const beatsPerSweep = 100
+const looksPerSweep = 600
 
 export interface ReaperOptions {
   readonly db: Db
@@ -123,13 +126,13 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
       while ((await reap()) === takeoverMax);
       await sweep()
       clock = (async () => {
-        for (let beats = 1; ; beats += 1) {
-          await pause(beatMs, closing.signal)
+        for (let looks = 1; ; looks += 1) {
+          await pause(lookMs, closing.signal)
           if (closing.signal.aborted) return
           try {
-            await beat()
+            if (looks % looksPerBeat === 0) await beat()
             await reap()
-            if (beats % beatsPerSweep === 0) await sweep()
+            if (looks % looksPerSweep === 0) await sweep()
           } catch (error) {
             logger.warn({ err: error }, 'the lease could not be renewed')
           }

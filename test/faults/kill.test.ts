@@ -4,14 +4,17 @@
  */
 import { test } from 'tap'
 import { begin, chunk, createGate, doneMarker, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
-import { leaseMs } from '../../src/runs/reaper.ts'
 import { createClient, holdParts, isDelta, isDone, type Received, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { createFolder, spawnGateway, untilReady } from '../support/gateway.ts'
 
-const trials = 3
 /** Promise P7: at most this long after the kill, viewers see the end. */
 const takeoverMsMax = 12_000
+/** The second process is started after the kill, on a machine that runs other tests. */
+const startMsMax = 5000
+
+// On Postgres each trial waits for a lease to run out.
+const trials = { pglite: 4, postgres: 2 } as const
 
 for (const database of databases()) {
   test(`on ${database}, a reply survives the kill -9 of its process up to the last checkpoint`, async (t) => {
@@ -21,7 +24,7 @@ for (const database of databases()) {
       database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
     const env = { ...store, OPENAI_BASE_URL: upstream.url, LOG_LEVEL: 'warn', CHECKPOINT_MS: '20' }
 
-    for (let trial = 1; trial <= trials; trial += 1) {
+    for (let trial = 1; trial <= trials[database]; trial += 1) {
       await t.test(`trial ${trial}`, async (t) => {
         const gate = createGate()
         upstream.answer(async function* () {
@@ -61,8 +64,7 @@ for (const database of databases()) {
         t.match(reply, { status: 'interrupted', content: shown })
         t.match((await again.get(runPath)).body, { status: 'interrupted', generation: 2 })
         t.match((await again.get(`/api/v1/sessions/${sessionId}`)).body, { status: 'failed', active_run_id: null })
-        const limit = database === 'pglite' ? takeoverMsMax - leaseMs + 8000 : takeoverMsMax + 5000
-        t.ok(tookMs < limit, 'the end comes within the lease, the reaper’s beat and the start of a process')
+        t.ok(tookMs < takeoverMsMax + startMsMax, 'P7: within 12 s of the kill, and the start of a process')
         t.comment(`${database}, trial ${trial}: interrupted after ${Math.round(tookMs)} ms, ${shown.length} units kept`)
 
         upstream.answer(() => say({ text: 'And on.' }))
