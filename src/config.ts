@@ -115,6 +115,12 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   const choose = (variable: 'MODEL_FAST' | 'MODEL_BALANCED' | 'MODEL_QUALITY', fallback: string): ModelChoice =>
     readModelChoice(variable, known[variable], openai !== undefined, fallback)
 
+  const corsOrigins = readOrigins(known.CORS_ORIGINS)
+  if (corsOrigins.includes('*') && known.COOKIE_SAMESITE === 'none') {
+    // Browsers would send the cookie with what any page in the world asks, and every origin would be welcome.
+    throw new ConfigError('CORS_ORIGINS must list the origins, and not be *, when COOKIE_SAMESITE is none')
+  }
+
   return Object.freeze({
     listen: { port: known.PORT, host: known.HOST },
     database:
@@ -137,7 +143,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       audience: known.JWT_AUDIENCE,
       cookieSameSite: known.COOKIE_SAMESITE,
     },
-    corsOrigins: readOrigins(known.CORS_ORIGINS),
+    corsOrigins,
     upstream: {
       openai,
       models: {

@@ -120,3 +120,11 @@ t.test('.env.example has every variable with its description and default, and no
   }))
   t.strictSame(listed, expected)
 })
+
+t.test('every origin and a cookie for every site do not go together', async (t) => {
+  const refused = refusal({ CORS_ORIGINS: '*', COOKIE_SAMESITE: 'none' })
+  t.type(refused, ConfigError)
+  t.match(refused?.message, /CORS_ORIGINS.*COOKIE_SAMESITE/)
+  t.equal(refusal({ CORS_ORIGINS: '*' }), undefined)
+  t.equal(refusal({ CORS_ORIGINS: 'https://app.example.com', COOKIE_SAMESITE: 'none' }), undefined)
+})
