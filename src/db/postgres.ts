@@ -18,6 +18,8 @@ export interface PostgresOptions {
 }
 
 const connectSeconds = 5
+/** Timers may be a little early. */
+const timerSlackMs = 20
 const migrationWaitMs = 60_000
 const migrationPollMs = 250
 // Any constant of our own: processes that migrate the same database meet on it.
@@ -45,11 +47,16 @@ export function openPostgres(options: PostgresOptions): Db {
 
   const openPool = () => connect(options.url, options.poolSize, pooled ? undefined : deadlineMs - 500)
   let pool = openPool()
+  let poolOpenedAt = performance.now()
   const gate = createGate({ size: options.poolSize, waitersMax: options.poolSize * 50, deadlineMs, onDeadline: renew })
 
   function renew(): void {
+    // Of the statements that hang together each misses its deadline; those that come after the first hung on a pool that
+    // is gone already, because no statement of a younger pool can be this late.
+    if (performance.now() - poolOpenedAt < deadlineMs - timerSlackMs) return
     const old = pool
     pool = openPool()
+    poolOpenedAt = performance.now()
     // Its statements have failed already; that its connections do not close politely is what brought us here.
     old.client.end({ timeout: 0 }).catch(() => undefined)
   }
