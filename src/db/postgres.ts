@@ -6,7 +6,7 @@
  */
 import postgres from 'postgres'
 import { createGate, type Db, type Orm, toRows } from './db.ts'
-import { loadPostgresJs, sql } from './drizzle.ts'
+import { loadPostgresJs, type SQL, sql } from './drizzle.ts'
 import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
 
 export interface PostgresOptions {
@@ -18,10 +18,13 @@ export interface PostgresOptions {
 }
 
 const connectSeconds = 5
+const waitersPerConnectionMax = 50
 /** Timers may be a little early. */
 const timerSlackMs = 20
 const migrationWaitMs = 60_000
 const migrationPollMs = 250
+/** All pending migrations together: one that builds an index on a large table may take its time. */
+const migrationMsMax = 30 * 60_000
 // Any constant of our own: processes that migrate the same database meet on it.
 const migrationLock = 7_362_684_517
 
@@ -48,7 +51,12 @@ export function openPostgres(options: PostgresOptions): Db {
   const openPool = () => connect(options.url, options.poolSize, pooled ? undefined : deadlineMs - 500)
   let pool = openPool()
   let poolOpenedAt = performance.now()
-  const gate = createGate({ size: options.poolSize, waitersMax: options.poolSize * 50, deadlineMs, onDeadline: renew })
+  const gate = createGate({
+    size: options.poolSize,
+    waitersMax: options.poolSize * waitersPerConnectionMax,
+    deadlineMs,
+    onDeadline: renew,
+  })
 
   function renew(): void {
     // Of the statements that hang together each misses its deadline; those that come after the first hung on a pool that
@@ -69,10 +77,13 @@ export function openPostgres(options: PostgresOptions): Db {
     run: (query) => gate.pass(() => query(pool.orm)),
     async migrate() {
       const { client, orm } = connect(options.unpooledUrl, 1, undefined)
+      // The questions before are short, and a server that does not answer them must not keep the start waiting for ever.
+      const asking = createGate({ size: 1, waitersMax: 1, deadlineMs, onDeadline: () => undefined })
+      const ask = (statement: SQL) => asking.pass(() => orm.execute(statement))
       try {
-        await takeMigrationLock(orm)
-        await refuseNewerSchema((statement) => orm.execute(statement))
-        await migrate(orm as never, { migrationsFolder })
+        await takeMigrationLock(ask)
+        await refuseNewerSchema(ask)
+        await within(migrationMsMax, migrate(orm as never, { migrationsFolder }))
       } finally {
         // Ending the connection gives the advisory lock back, also when the statement that held it failed.
         await client.end({ timeout: connectSeconds })
@@ -83,15 +94,25 @@ export function openPostgres(options: PostgresOptions): Db {
 }
 
 // drizzle's migrator takes no lock: of three processes that started at once, two died on "relation already exists".
-async function takeMigrationLock(orm: Orm): Promise<void> {
+async function takeMigrationLock(ask: (statement: SQL) => Promise<unknown>): Promise<void> {
   const giveUpAt = Date.now() + migrationWaitMs
   for (;;) {
-    const [row] = toRows<{ taken: boolean }>(
-      await orm.execute(sql`select pg_try_advisory_lock(${migrationLock}) as taken`),
-    )
+    const [row] = toRows<{ taken: boolean }>(await ask(sql`select pg_try_advisory_lock(${migrationLock}) as taken`))
     if (row?.taken === true) return
     if (Date.now() > giveUpAt) throw new Error('Another process has been migrating the database for a minute')
     await new Promise((resolve) => setTimeout(resolve, migrationPollMs))
+  }
+}
+
+async function within<T>(ms: number, work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`The migrations did not end within ${ms / 1000} s`)), ms)
+  })
+  try {
+    return await Promise.race([work, late])
+  } finally {
+    clearTimeout(timer)
   }
 }
 
