@@ -15,26 +15,28 @@ import { startProxy } from '../support/proxy.ts'
 const refusalMsMax = 6000
 
 if (databases().includes('postgres')) {
-  test('a gateway whose Postgres is not there is live and not ready, and ready when it comes', async (t) => {
-    const { url } = await createTestDatabase(t)
-    const proxy = await startProxy(t, new URL(url))
-    proxy.set('refuse')
-    const config = readConfig({ DATABASE_URL: through(url, proxy.port), LOG_LEVEL: 'silent', DRAIN_MS: '0' })
-    const app = await buildApp(config)
-    t.teardown(() => app.close())
-    const at = await app.server.listen({ port: 0, host: '127.0.0.1' })
-    const client = createClient(at)
-    t.equal((await client.get('/health/live')).status, 200)
-    t.match(await client.get('/health/ready'), { status: 503, body: { ok: false, state: 'starting' } })
-    t.match(await client.get('/health/db'), { status: 503, body: { ok: false } })
-    const refused = await client.post('/api/v1/chat/stream', { message: 'Hi' })
-    t.match(refused, { status: 503, body: { code: 'db_unavailable', retryable: true } })
-    t.ok(refused.headers.has('retry-after'))
-    proxy.set('pass')
-    await app.ready
-    t.equal((await client.get('/health/ready')).status, 200)
-    t.match(await client.get('/health/db'), { status: 200, body: { ok: true } })
-  })
+  for (const mode of ['refuse', 'hang'] as const) {
+    test(`${mode}: a gateway whose Postgres is not there is live and not ready, and ready when it comes`, async (t) => {
+      const { url } = await createTestDatabase(t)
+      const proxy = await startProxy(t, new URL(url))
+      proxy.set(mode)
+      const config = readConfig({ DATABASE_URL: through(url, proxy.port), LOG_LEVEL: 'silent', DRAIN_MS: '0' })
+      const app = await buildApp(config)
+      t.teardown(() => app.close())
+      const at = await app.server.listen({ port: 0, host: '127.0.0.1' })
+      const client = createClient(at)
+      t.equal((await client.get('/health/live')).status, 200)
+      t.match(await client.get('/health/ready'), { status: 503, body: { ok: false, state: 'starting' } })
+      t.match(await client.get('/health/db'), { status: 503, body: { ok: false } })
+      const refused = await client.post('/api/v1/chat/stream', { message: 'Hi' })
+      t.match(refused, { status: 503, body: { code: 'db_unavailable', retryable: true } })
+      t.ok(refused.headers.has('retry-after'))
+      proxy.set('pass')
+      await app.ready
+      t.equal((await client.get('/health/ready')).status, 200)
+      t.match(await client.get('/health/db'), { status: 200, body: { ok: true } })
+    })
+  }
 
   test('with Postgres in place', async (t) => {
     const upstream = await startFakeUpstream()
