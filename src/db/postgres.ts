@@ -18,6 +18,7 @@ export interface PostgresOptions {
 }
 
 const connectSeconds = 5
+const reconnectSecondsMax = 0.5
 const migrationWaitMs = 60_000
 const migrationPollMs = 250
 // Any constant of our own: processes that migrate the same database meet on it.
@@ -34,6 +35,11 @@ export function openPostgres(options: PostgresOptions): Db {
       connect_timeout: connectSeconds,
       prepare: !isPooler(url),
       onnotice: () => undefined,
+      // The driver would ask each new connection for the array types, and await the answer nowhere: a connection that
+      // dies just then was an unhandled rejection, that is, the end of the process. drizzle reads arrays by itself.
+      fetch_types: false,
+      // The driver's own pause grows to 20 s, which a server that is back would be waited for.
+      backoff: (failures: number) => Math.min(0.01 * 2 ** failures, reconnectSecondsMax),
       connection: {
         application_name: 'verbatim',
         // A pooler refuses start-up parameters that it does not know.
