@@ -157,6 +157,8 @@ const retryableStates: ReadonlySet<string> = new Set(['40001', '40P01'])
 
 // Class 08 connection, 53 resources, 57P0x shutdown and crash, 57014 statement_timeout, 25006 read-only after a failover.
 const unavailableStates = /^(08...|53...|57P0.|57014|25006|XX000)$/
+// Classes begin with a digit, or are F0, HV, P0 and XX; so EBADF and other errors of the system are none.
+const sqlstatePattern = /^[0-9FHPX][0-9A-Z]{4}$/
 const unavailableCodes: ReadonlySet<string> = new Set([
   'CONNECTION_CLOSED',
   'CONNECTION_ENDED',
@@ -189,7 +191,7 @@ function toDbError(error: unknown): unknown {
     if (unavailableCodes.has(code) || unavailableStates.test(code)) {
       return unavailable('The database cannot be reached', inner)
     }
-    if (/^[0-9A-Z]{5}$/.test(code)) return new DbError(code, constraint_name ?? constraint, inner)
+    if (sqlstatePattern.test(code)) return new DbError(code, constraint_name ?? constraint, inner)
   }
   return error
 }

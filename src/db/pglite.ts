@@ -54,8 +54,11 @@ export async function openPglite(dataDir: string): Promise<Db> {
       await migrate(database, { migrationsFolder })
     },
     async close() {
-      await client.close()
-      lock?.close()
+      try {
+        await client.close()
+      } finally {
+        lock?.close()
+      }
     },
   }
 }

@@ -21,6 +21,7 @@ const connectSeconds = 5
 const waitersPerConnectionMax = 50
 /** Timers may be a little early. */
 const timerSlackMs = 20
+const reconnectSecondsMax = 0.5
 const migrationWaitMs = 60_000
 const migrationPollMs = 250
 /** All pending migrations together: one that builds an index on a large table may take its time. */
@@ -39,6 +40,11 @@ export function openPostgres(options: PostgresOptions): Db {
       connect_timeout: connectSeconds,
       prepare: !isPooler(url),
       onnotice: () => undefined,
+      // The driver would ask each new connection for the array types, and await the answer nowhere: a connection that
+      // dies just then was an unhandled rejection, that is, the end of the process. drizzle reads arrays by itself.
+      fetch_types: false,
+      // The driver's own pause grows to 20 s, which a server that is back would be waited for.
+      backoff: (failures: number) => Math.min(0.01 * 2 ** failures, reconnectSecondsMax),
       connection: {
         application_name: 'verbatim',
         // A pooler refuses start-up parameters that it does not know.
