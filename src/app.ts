@@ -20,7 +20,7 @@ import { registerOpenapi } from './http/openapi.ts'
 import { page } from './http/page.ts'
 import { createServer, type Server } from './http/server.ts'
 import { createSseEdge, type SseOptions } from './http/sse.ts'
-import { formatEventId } from './log/event.ts'
+import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
 import { createChat } from './runs/chat.ts'
@@ -88,8 +88,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     if (own !== undefined) return { ...own, cursor: formatEventId(own.cursor) }
     const { parts, cursor } = await readCheckpoint(db, runId)
     if (cursor === undefined) return undefined
-    const content = parts.map((part) => (part.kind === 'text' ? part.text : '')).join('')
-    return { parts, content, cursor: formatEventId(cursor) }
+    return { parts, content: contentOf(parts), cursor: formatEventId(cursor) }
   }
 
   let state: 'starting' | 'ready' = 'starting'

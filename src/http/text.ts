@@ -17,6 +17,12 @@ export function cleanJson<T>(value: T): T {
   return clean(value, 0) as T
 }
 
+/** @throws Problem `too_large` when `value` takes more than `bytesMax` as JSON */
+export function limitJson(name: string, value: unknown, bytesMax: number): void {
+  if (value === undefined || Buffer.byteLength(JSON.stringify(value)) <= bytesMax) return
+  throw new Problem('too_large', `${name} may hold ${bytesMax} bytes of JSON at most.`)
+}
+
 function clean(value: unknown, depth: number): unknown {
   if (typeof value === 'string') return cleanText(value)
   if (typeof value !== 'object' || value === null) return value

@@ -18,6 +18,11 @@ export const Part = Type.Object({
 })
 export type Part = Static<typeof Part>
 
+/** The text parts, joined: what a message's `content` holds. */
+export function contentOf(parts: readonly Part[]): string {
+  return parts.reduce((content, part) => (part.kind === 'text' ? content + part.text : content), '')
+}
+
 export const RunStatus = Type.Union([
   Type.Literal('queued'),
   Type.Literal('running'),

@@ -7,6 +7,8 @@
  * - the session is the caller's, or new: `on conflict do update … where owner = excluded.owner` touches no other row;
  * - one active run per session, and one run per idempotency key: unique indexes. Of two requests at the same instant one
  *   fails with 23505 and then reads what the other one made.
+ * The limit of runs per owner is not of this kind: it is counted before the statement's own write, so requests that come
+ * in at the very same instant can pass it together, by no more than there are connections to the database.
  *
  * If the process dies at the await, the statement has happened whole or not at all; a repeat with the same key finds
  * out which. If the answer is lost (the database hung), the caller gets `db_unavailable` and does the same. A run that
@@ -18,7 +20,7 @@ import { type Db, DbError, uniqueViolation } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
-import { cleanJson, cleanText } from '../http/text.ts'
+import { cleanJson, limitJson } from '../http/text.ts'
 import type { Mode } from '../log/event.ts'
 import { metadataBytesMax, titleFrom } from '../sessions/model.ts'
 import { isoTime } from '../sessions/store.ts'
@@ -212,11 +214,9 @@ interface NewIds {
 }
 
 function cleanBody(raw: ChatBody): ChatBody {
-  const body = { ...cleanJson(raw), message: cleanText(raw.message) }
+  const body = cleanJson(raw)
   if (body.message.trim() === '') throw new Problem('invalid_request', 'message is empty.')
-  if (body.metadata !== undefined && Buffer.byteLength(JSON.stringify(body.metadata)) > metadataBytesMax) {
-    throw new Problem('too_large', `metadata may hold ${metadataBytesMax} bytes of JSON at most.`)
-  }
+  limitJson('metadata', body.metadata, metadataBytesMax)
   return body
 }
 

@@ -7,7 +7,7 @@
  * found again by its key while its arguments stream, and closed with a `tool` event when the reply ends.
  */
 import { cleanJson } from '../http/text.ts'
-import type { Part, RunEvent, Usage } from '../log/event.ts'
+import { contentOf, type Part, type RunEvent, type Usage } from '../log/event.ts'
 import type { UpstreamEvent } from '../upstream/upstream.ts'
 
 type GrowingDelta = { readonly type: 'delta'; readonly data: { part: number; offset: number; text: string } }
@@ -19,7 +19,6 @@ export interface Draft {
   /** The events since the last call, in order. */
   takeEvents(): RunEvent[]
   readonly parts: readonly Part[]
-  /** The text parts, joined: what a message's `content` holds. */
   readonly content: string
   readonly isEmpty: boolean
   readonly usage: Usage | undefined
@@ -87,7 +86,7 @@ export function createDraft(): Draft {
   return {
     parts,
     get content() {
-      return parts.reduce((content, part) => (part.kind === 'text' ? content + part.text : content), '')
+      return contentOf(parts)
     },
     get isEmpty() {
       return parts.length === 0

@@ -9,9 +9,7 @@
  */
 import { type Static, Type } from 'typebox'
 import { Mode, RunErrorSchema, RunStatus, Usage } from '../log/event.ts'
-import { Message, Session, Time, Uuid } from '../sessions/model.ts'
-
-const nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()])
+import { Message, nullable, Session, Time, Uuid } from '../sessions/model.ts'
 
 export const Run = Type.Object({
   id: Uuid,

@@ -15,6 +15,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
+import { contentOf } from '../log/event.ts'
 import { readCheckpoint } from './checkpoint.ts'
 import { commitRun } from './commit.ts'
 import type { OwnedRuns } from './owned.ts'
@@ -98,7 +99,7 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
     const outcome = await commitRun(db, runId, generation, {
       status: 'interrupted',
       parts,
-      content: parts.reduce((content, part) => (part.kind === 'text' ? content + part.text : content), ''),
+      content: contentOf(parts),
       usage: undefined,
       finishReason: undefined,
       model: undefined,

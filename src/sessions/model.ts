@@ -9,7 +9,7 @@ export const Uuid = Type.String({ format: 'uuid' })
 /** ISO 8601 in UTC with microseconds. */
 export const Time = Type.String({ description: 'ISO 8601 in UTC with microseconds' })
 
-const nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()])
+export const nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()])
 const JsonObject = Type.Record(Type.String(), Type.Unknown())
 
 export const SessionStatus = Type.Union([

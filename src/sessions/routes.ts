@@ -3,7 +3,7 @@
 import { Problem } from '../errors.ts'
 import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
-import { cleanJson } from '../http/text.ts'
+import { cleanJson, limitJson } from '../http/text.ts'
 import type { Part } from '../log/event.ts'
 import {
   CreateSessionBody,
@@ -38,11 +38,8 @@ export function registerSessions(app: Server, { store, readPartial }: SessionRou
     { schema: { tags, body: CreateSessionBody, response: { 200: Session, 201: Session, ...problemResponses } } },
     async (request, reply) => {
       const body = cleanJson(request.body)
-      for (const name of ['metadata', 'context'] as const) {
-        if (body[name] !== undefined && Buffer.byteLength(JSON.stringify(body[name])) > metadataBytesMax) {
-          throw new Problem('too_large', `${name} may hold ${metadataBytesMax} bytes of JSON at most.`)
-        }
-      }
+      limitJson('metadata', body.metadata, metadataBytesMax)
+      limitJson('context', body.context, metadataBytesMax)
       // What only looked like text: U+0000 is gone by now.
       if (body.external_id === '') throw new Problem('invalid_request', 'external_id is empty.')
       if (body.title?.trim() === '') throw new Problem('invalid_request', 'title is empty.')
