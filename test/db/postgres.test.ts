@@ -3,7 +3,7 @@
  * what was acknowledged is there.
  */
 import { once } from 'node:events'
-import { type AddressInfo, createServer } from 'node:net'
+import { type AddressInfo, createServer, type Socket } from 'node:net'
 import postgres from 'postgres'
 import { type Test, test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
@@ -86,7 +86,9 @@ test('a server that is not there is db_unavailable, and is asked again each time
 test('a connection that dies as soon as it is open ends a statement, and not the process', async (t) => {
   // A server that lets everybody in and then breaks off: an unhandled rejection of the driver fails this test.
   const ready = Buffer.from([...'R\0\0\0\b\0\0\0\0Z\0\0\0\x05I'].map((byte) => byte.charCodeAt(0)))
+  const sockets = new Set<Socket>()
   const server = createServer((socket) => {
+    sockets.add(socket)
     socket.once('data', () => {
       socket.write(ready)
       socket.once('data', () => socket.destroy())
@@ -95,7 +97,10 @@ test('a connection that dies as soon as it is open ends a statement, and not the
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
-  t.teardown(() => server.close())
+  t.teardown(() => {
+    server.close()
+    for (const socket of sockets) socket.destroy()
+  })
   const url = `postgres://gateway@127.0.0.1:${(server.address() as AddressInfo).port}/none`
   const db = openPostgres({ url, unpooledUrl: url, poolSize: 2, deadlineMs: 1000 })
   t.teardown(() => db.close())
