@@ -60,8 +60,10 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, resolve
   return async function send(owner: Owner, body: ChatBody): Promise<{ run: RunFacts; isNew: boolean }> {
     const acceptance = await place(owner, body, resolveModels(body.model))
     const { run } = acceptance
-    // Also a run whose acceptance this process never heard of, because the answer was lost: it is still ours to make.
-    const notMade = run.status === 'running' && run.instance_id === instanceId && !owned.has(run.id)
+    // Also a run whose acceptance this process never heard of, because the answer was lost: it is still ours to make. One
+    // of a later generation is not: the reaper is about to end it.
+    const notMade =
+      run.status === 'running' && run.instance_id === instanceId && run.generation === 1 && !owned.has(run.id)
     if (notMade && log.terminalId(run.id) === undefined && !owned.isDraining) owned.start(run)
     return acceptance
   }

@@ -123,7 +123,8 @@ export function createDraft(): Draft {
     close() {
       for (const index of toolParts.values()) {
         const part = parts[index] as Part
-        const input = parseInput(part.text)
+        // Some providers call a tool without parameters with no text at all; cut off, the same is not a call yet.
+        const input = part.text === '' && finishReason !== undefined ? {} : parseInput(part.text)
         if (input !== undefined) part.input = input
         pending.push({
           type: 'tool',
@@ -146,12 +147,12 @@ export function createDraft(): Draft {
   }
 }
 
-/** A tool without parameters is called with no text at all by some providers: that is an empty object. */
+/** @returns undefined for arguments that are cut off or not JSON: the raw text is kept, and nothing is made up */
 export function parseInput(text: string): unknown {
   try {
     // Escapes such as \u0000 only become characters here.
-    return cleanJson(JSON.parse(text === '' ? '{}' : text))
+    return cleanJson(JSON.parse(text))
   } catch {
-    return undefined // cut off or not JSON: the raw text is kept, and nothing is made up
+    return undefined // see above
   }
 }

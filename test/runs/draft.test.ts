@@ -98,9 +98,12 @@ t.test('arguments that are cut off or no JSON keep their text and get no input',
     t.same(draft.parts, [{ kind: 'tool_call', text: args, call_id: 'c', name: 'f' }])
     t.same(draft.takeEvents().at(-1), { type: 'tool', data: { part: 0, call_id: 'c', name: 'f' } })
   }
-  const none = draftOf(call('0', '', { callId: 'c', name: 'f' }))
+  const none = draftOf(call('0', '', { callId: 'c', name: 'f' }), { type: 'finish', reason: 'tool_calls' })
   none.close()
   t.match(none.parts, [{ text: '', input: {} }], 'a call without any is a call without parameters')
+  const begun = draftOf(call('0', '', { callId: 'c', name: 'f' }))
+  begun.close()
+  t.notOk('input' in (begun.parts[0] ?? {}), 'unless the reply broke off there')
 })
 
 t.test('what the database cannot hold is mended in the input, and only there', async (t) => {

@@ -69,7 +69,7 @@ t.test('a failed assertion, a crash and an empty file each count', async (t) => 
 t.test('a file that takes too long fails, and no other file is lost', async (t) => {
   const hang = `t.test('never', () => new Promise(() => setInterval(() => undefined, 1000)))`
   const { code, output } = await runCommand({ a: hang, b: hang, c: `t.pass('c')`, d: `t.pass('d')` }, [
-    '--timeout=5',
+    '--timeout=10',
     '--jobs=2',
   ])
   t.equal(code, 1)
