@@ -1,5 +1,6 @@
 /** Runs as JSON: read one, stop one, and ask for a whole reply without a stream. */
 
+import type { FastifyReply } from 'fastify'
 import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
@@ -46,24 +47,34 @@ export function withIdempotencyKey(body: ChatBody, header: string | string[] | u
   return { ...body, client_message_id: key }
 }
 
+/** For the documents: a header is checked where it is read. */
+export const IdempotencyHeader = Type.Object({
+  'idempotency-key': Type.Optional(Type.String({ description: 'the same as client_message_id' })),
+})
+
 export function registerRuns(app: Server, options: RunRoutesOptions): void {
   const { chat, runs, sessions, owned, follow, stop } = options
 
   app.get(
     '/runs/:id',
     { schema: { tags: ['runs'], params: IdParams, response: { 200: Run, ...problemResponses } } },
-    async (request) => toRun(await runs.getRun(request.owner, request.params.id)),
+    async (request, reply) => {
+      const run = await runs.getRun(request.owner, request.params.id)
+      reply.headers(runHeaders(run))
+      return toRun(run)
+    },
   )
 
-  async function answerStopped(owner: Owner, run: RunRecord) {
+  async function answerStopped(owner: Owner, run: RunRecord, reply: FastifyReply) {
     const stopped = await stop(run)
+    reply.headers(runHeaders(run))
     return { run: toRun(stopped), message: await sessions.getMessage(owner, run.message_id) }
   }
 
   app.post(
     '/runs/:id/stop',
     { schema: { tags: ['runs'], params: IdParams, response: { 200: StoppedRun, ...problemResponses } } },
-    async (request) => answerStopped(request.owner, await runs.getRun(request.owner, request.params.id)),
+    async (request, reply) => answerStopped(request.owner, await runs.getRun(request.owner, request.params.id), reply),
   )
 
   app.post(
@@ -78,13 +89,20 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
     async (request, reply) => {
       const session = await sessions.getSession(request.owner, request.params.id)
       const run = await runs.findActive(request.owner, session.id)
-      return run === undefined ? reply.code(204).send(null) : answerStopped(request.owner, run)
+      return run === undefined ? reply.code(204).send(null) : answerStopped(request.owner, run, reply)
     },
   )
 
   app.post(
     '/chat/message',
-    { schema: { tags: ['chat'], body: ChatBody, response: { 200: WholeReply, ...problemResponses } } },
+    {
+      schema: {
+        tags: ['chat'],
+        headers: IdempotencyHeader,
+        body: ChatBody,
+        response: { 200: WholeReply, ...problemResponses },
+      },
+    },
     async (request, reply) => {
       const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
       const { run } = await chat(request.owner, body)

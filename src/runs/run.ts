@@ -23,7 +23,7 @@ import { createDraft, type Draft } from './draft.ts'
 import type { RunFacts } from './model.ts'
 
 /** Why a run is to end before its reply does. */
-export type StopReason = 'stop' | 'drain' | 'fenced'
+export type StopReason = 'stop' | 'drain'
 
 export interface ActiveRun extends FrameSource {
   readonly facts: RunFacts

@@ -17,7 +17,7 @@ import type { Chat } from '../runs/chat.ts'
 import { type FollowDeps, followRun, terminalIdOf } from '../runs/follow.ts'
 import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
-import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
+import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
 import type { RunStore } from '../runs/store.ts'
 import { IdParams } from '../sessions/model.ts'
 import { createNativeEncoder, readyBlock } from './native.ts'
@@ -37,6 +37,12 @@ const AttachQuery = Type.Object(
   { after: Type.Optional(Type.String({ maxLength: cursorUnitsMax })) },
   { additionalProperties: false },
 )
+
+const CursorHeader = Type.Object({
+  'last-event-id': Type.Optional(Type.String({ description: 'the id of the last event received' })),
+})
+
+const CursorAndKeyHeaders = Type.Object({ ...CursorHeader.properties, ...IdempotencyHeader.properties })
 
 const response = { 200: eventStream, ...problemResponses }
 const responseToGet = { 204: Type.Null({ description: 'the cursor is at the end; ends an EventSource' }), ...response }
@@ -81,27 +87,31 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     return edge.open(request, reply, runHeaders(run))
   }
 
-  app.post('/chat/stream', { schema: { tags: ['chat'], body: ChatBody, response } }, async (request, reply) => {
-    // Clients on fetch repeat their POST when they reconnect, key and cursor included.
-    const after = readCursor(request.headers['last-event-id'])
-    edge.refuseAtLimit(request.owner.key)
-    const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
-    const { run, isNew } = await chat(request.owner, body)
-    const connection = open(request, reply, run)
-    // 204 would be an error to them: a stream that ends at once says the same.
-    if (isAtEnd(run, after)) connection.end()
-    else await show(connection, run, after, !isNew)
-  })
+  app.post(
+    '/chat/stream',
+    { schema: { tags: ['chat'], headers: CursorAndKeyHeaders, body: ChatBody, response } },
+    async (request, reply) => {
+      // Clients on fetch repeat their POST when they reconnect, key and cursor included.
+      const after = readCursor(request.headers['last-event-id'])
+      edge.refuseAtLimit(request.owner.key)
+      const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
+      const { run, isNew } = await chat(request.owner, body)
+      const connection = open(request, reply, run)
+      // 204 would be an error to them: a stream that ends at once says the same.
+      if (isAtEnd(run, after)) connection.end()
+      else await show(connection, run, after, !isNew)
+    },
+  )
 
   app.get(
     '/chat/stream',
-    { schema: { tags: ['chat'], querystring: ChatQuery, response: responseToGet } },
+    { schema: { tags: ['chat'], headers: CursorHeader, querystring: ChatQuery, response: responseToGet } },
     async (request, reply) => {
       const after = readCursor(request.headers['last-event-id'])
       await unlessPassing(request, reply, async () => {
         edge.refuseAtLimit(request.owner.key)
         const { run, isNew } = await chat(request.owner, request.query)
-        if (isAtEnd(run, after)) return reply.code(204).send(null)
+        if (isAtEnd(run, after)) return reply.headers(runHeaders(run)).code(204).send(null)
         await show(open(request, reply, run), run, after, !isNew)
       })
     },
@@ -109,14 +119,22 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
 
   app.get(
     '/runs/:id/events',
-    { schema: { tags: ['runs'], params: IdParams, querystring: AttachQuery, response: responseToGet } },
+    {
+      schema: {
+        tags: ['runs'],
+        headers: CursorHeader,
+        params: IdParams,
+        querystring: AttachQuery,
+        response: responseToGet,
+      },
+    },
     async (request, reply) => {
       // A reconnecting EventSource repeats its URL, so its header is the newer of the two.
       const after = readCursor(request.headers['last-event-id']) ?? readCursor(request.query.after)
       await unlessPassing(request, reply, async () => {
         edge.refuseAtLimit(request.owner.key)
         const run = await runs.getRun(request.owner, request.params.id)
-        if (isAtEnd(run, after)) return reply.code(204).send(null)
+        if (isAtEnd(run, after)) return reply.headers(runHeaders(run)).code(204).send(null)
         await show(open(request, reply, run), run, after, true)
       })
     },

@@ -288,6 +288,9 @@ for (const database of databases()) {
       t.equal(await stream.ended, 'clean')
       t.equal((await stream.until(isDone)).data.status, 'stopped')
       t.match(stopped, { status: 200, body: { run: { status: 'stopped' }, message: { status: 'stopped' } } })
+      for (const name of ['x-session-id', 'x-run-id', 'x-message-id']) {
+        t.equal(stopped.headers.get(name), stream.headers.get(name), name)
+      }
       t.equal(stopped.body.message.content, shownText(stream.received))
       t.not(stopped.body.message.content, '')
       await call?.aborted
