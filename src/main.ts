@@ -10,7 +10,7 @@ import { openBackends } from './backends.ts'
 import { type Config, ConfigError, readConfig } from './config.ts'
 
 // After the drain time, what closing sockets and stores may take before the process ends anyway.
-const closeGraceMs = 10_000
+const closeGraceMs = 15_000
 
 function fail(message: string): never {
   process.stderr.write(`${message}\n`)

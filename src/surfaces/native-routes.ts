@@ -77,10 +77,12 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     }
   }
 
-  /** A cursor beyond the end is one from the future, and is answered with `reset`. */
-  function isAtEnd(run: RunFacts, after: EventId | undefined): boolean {
+  /** Where the cursor stands to the terminal event: 0 at it, 1 behind it; undefined before it, or while there is none. */
+  function pastEnd(run: RunFacts, after: EventId | undefined): 0 | 1 | undefined {
     const terminal = terminalIdOf(follow, run)
-    return after !== undefined && terminal !== undefined && compareEventIds(after, terminal) === 0
+    if (after === undefined || terminal?.generation !== after.generation) return undefined
+    const order = compareEventIds(after, terminal)
+    return order < 0 ? undefined : order === 0 ? 0 : 1
   }
 
   function open(request: FastifyRequest, reply: FastifyReply, run: RunFacts): SseConnection {
@@ -98,7 +100,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
       const { run, isNew } = await chat(request.owner, body)
       const connection = open(request, reply, run)
       // 204 would be an error to them: a stream that ends at once says the same.
-      if (isAtEnd(run, after)) connection.end()
+      if (pastEnd(run, after) === 0) connection.end()
       else await show(connection, run, after, !isNew)
     },
   )
@@ -111,7 +113,8 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
       await unlessPassing(request, reply, async () => {
         edge.refuseAtLimit(request.owner.key)
         const { run, isNew } = await chat(request.owner, request.query)
-        if (isAtEnd(run, after)) return reply.headers(runHeaders(run)).code(204).send(null)
+        // At the end or beyond: whatever else an EventSource is told, it would ask the same again.
+        if (pastEnd(run, after) !== undefined) return reply.headers(runHeaders(run)).code(204).send(null)
         await show(open(request, reply, run), run, after, !isNew)
       })
     },
@@ -134,7 +137,8 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
       await unlessPassing(request, reply, async () => {
         edge.refuseAtLimit(request.owner.key)
         const run = await runs.getRun(request.owner, request.params.id)
-        if (isAtEnd(run, after)) return reply.headers(runHeaders(run)).code(204).send(null)
+        // Beyond the end is a cursor from the future, and is answered with `reset`.
+        if (pastEnd(run, after) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
         await show(open(request, reply, run), run, after, true)
       })
     },

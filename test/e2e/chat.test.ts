@@ -330,6 +330,7 @@ for (const database of databases()) {
       )
       const done = second.received.at(-1)
       t.equal((await client.get(path, { 'last-event-id': done?.id ?? '' })).status, 204)
+      t.equal((await client.get(path, { 'last-event-id': '1-999999' })).status, 204, 'behind the end it is the end too')
       t.equal(upstream.calls.length, before + 1)
     })
 
