@@ -28,10 +28,10 @@ const preflightSeconds = 7200
 
 /** @param origins none: no other origin may. `*`: any may, but without cookies */
 export async function registerCors(app: Server, origins: readonly string[]): Promise<void> {
-  const any = origins.includes('*')
+  const open = origins.includes('*')
   await app.register(cors, {
-    origin: origins.length === 0 ? false : any ? '*' : [...origins],
-    credentials: !any,
+    origin: origins.length === 0 ? false : open ? '*' : [...origins],
+    credentials: !open,
     methods: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
     allowedHeaders,
     exposedHeaders,

@@ -437,8 +437,8 @@ function startPage() {
 
   /** @param {Message | undefined} message */
   function showFailure(message) {
-    if (message?.status !== 'failed') return
-    showAlert(`The reply failed: ${message.error?.message ?? 'the gateway did not say why.'}`)
+    const how = { failed: 'failed', interrupted: 'broke off' }[message?.status ?? '']
+    if (how !== undefined) showAlert(`The reply ${how}: ${message?.error?.message ?? 'the gateway did not say why.'}`)
   }
 
   /** @param {string} text */
