@@ -34,7 +34,7 @@ import { createRunStore } from './runs/store.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
-import { createCatalog } from './upstream/catalog.ts'
+import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
 /** What a test may put in the place of the real thing. */
 export interface Overrides {
@@ -54,7 +54,8 @@ export interface App {
   close(): Promise<void>
 }
 
-const startPauseMs = 500
+const startPauseFirstMs = 250
+const startPauseMaxMs = 2000
 /** At the end of a shutdown, what an answer under way may still take. */
 const lastAnswersMs = 2000
 
@@ -95,7 +96,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const closing = new AbortController()
 
   async function start(): Promise<void> {
-    for (;;) {
+    for (let pauseMs = startPauseFirstMs; ; pauseMs = Math.min(2 * pauseMs, startPauseMaxMs)) {
       try {
         await db.migrate()
         await reaper.start()
@@ -104,7 +105,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       } catch (error) {
         if (error instanceof SchemaTooNew || db.kind === 'pglite') throw error
         server.log.warn({ err: error }, 'the database does not answer yet; trying again')
-        await pause(startPauseMs, closing.signal)
+        await pause(pauseMs, closing.signal)
         if (closing.signal.aborted) return
       }
     }
@@ -153,21 +154,19 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   return {
     server,
     db,
-    description: describe(db.description, catalog.providers, degraded, config),
+    description: describe(db.description, catalog, degraded),
     ready: start(),
     close: () => server.close(),
   }
 }
 
-function describe(database: string, providers: readonly string[], degraded: readonly string[], config: Config) {
-  const { fast, balanced, quality } = config.upstream.models
-  const models = [...new Set([balanced, fast, quality].map(({ provider, model }) => `${provider}:${model}`))]
-  const demo = config.upstream.openai === undefined ? ' (no provider key: the built-in demo answers)' : ''
+function describe(database: string, { providers, names }: Catalog, degraded: readonly string[]): string {
+  const demo = providers.length === 1 ? ' (no provider key: the built-in demo answers)' : ''
   return [
     `database: ${database}`,
     'event log: in this process',
     `providers: ${providers.join(', ')}`,
-    `models: ${models.join(', ')}${demo}`,
+    `models: ${names().join(', ')}${demo}`,
     ...degraded.map((reason) => `degraded: ${reason}`),
   ].join(' · ')
 }

@@ -193,5 +193,6 @@ function toDbError(error: unknown): unknown {
     }
     if (sqlstatePattern.test(code)) return new DbError(code, constraint_name ?? constraint, inner)
   }
-  return error
+  // drizzle's own message quotes the parameters, which can be people's words; what it wraps does not.
+  return error instanceof Error && 'params' in error ? error.cause : error
 }

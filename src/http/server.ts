@@ -102,12 +102,12 @@ function createAjv(coerceTypes: boolean): Ajv {
   return ajv
 }
 
-/** What may be logged of an error: drivers put SQL and its parameters, that is people's words, into other members. */
+/** What may be logged of an error: drivers put SQL and its parameters, which can be people's words, into other members. */
 function describeError(error: Error & { code?: unknown; sqlstate?: unknown }) {
   const cause = error.cause as { name?: unknown; code?: unknown } | undefined
   return {
     type: error.name,
-    message: error.name === 'DrizzleQueryError' ? 'a query failed' : error.message,
+    message: error.message,
     code: error.code,
     sqlstate: error.sqlstate,
     cause: cause === undefined ? undefined : { type: cause.name, code: cause.code },

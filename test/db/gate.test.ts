@@ -184,4 +184,6 @@ t.test('what is neither comes through as it is', async (t) => {
   t.equal(await errorOf(t, problem), problem)
   const system = Object.assign(new Error('EPERM: no'), { code: 'EPERM' })
   t.equal(await errorOf(t, system), system, 'a system error of five letters is no SQLSTATE')
+  const quoted = Object.assign(new Error('Failed query: … params: secret', { cause: bug }), { params: ['secret'] })
+  t.equal(await errorOf(t, quoted), bug, 'but not with the words that were its parameters')
 })
