@@ -6,7 +6,7 @@
  * grow with the reply. The place moves on only when the statement has succeeded: after a failure, or an answer that was
  * lost, the next one covers the same text again, and rows that are already there stay as they are.
  */
-import type { Db } from '../db/db.ts'
+import { type Db, DbError } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { parseInput } from './draft.ts'
@@ -35,15 +35,43 @@ export type CheckpointPlaces = Map<string, readonly number[]>
 /**
  * Writes what `sources` have gained since `places`, and moves the places on.
  * Rows of a run that another process has taken over, or that has ended, are left out by the statement.
+ * @throws when not all could be written; a run whose rows the database refuses does not keep the others from it
  */
 export async function writeCheckpoints(
   db: Db,
   sources: readonly CheckpointSource[],
   places: CheckpointPlaces,
 ): Promise<void> {
-  const rows = sources.flatMap((source) => rowsOf(source, places.get(source.runId) ?? []))
+  // Taken before the first wait: the replies go on growing, and a checkpoint may not hold more than its cursor says.
+  const growths = sources.map((source) => growthOf(source, places.get(source.runId) ?? []))
+  try {
+    await writeGrowths(db, growths, places)
+  } catch (error) {
+    if (!(error instanceof DbError) || growths.length === 1) throw error
+    // One by one: all at once they would take every place that requests wait for.
+    for (const growth of growths) await writeGrowths(db, [growth], places).catch(() => undefined) // said by the throw below
+    throw error
+  }
+}
+
+/** What one run has gained, and how far its stored text goes when that is written. */
+interface Growth {
+  readonly runId: string
+  readonly rows: readonly CheckpointRow[]
+  readonly place: readonly number[]
+}
+
+function growthOf(source: CheckpointSource, stored: readonly number[]): Growth {
+  return {
+    runId: source.runId,
+    rows: rowsOf(source, stored),
+    place: source.parts.map((part) => part.text.length),
+  }
+}
+
+async function writeGrowths(db: Db, growths: readonly Growth[], places: CheckpointPlaces): Promise<void> {
+  const rows = growths.flatMap((growth) => growth.rows)
   if (rows.length === 0) return
-  const lengths = sources.map((source) => [source.runId, source.parts.map((part) => part.text.length)] as const)
   await db.rows(sql`
     insert into run_checkpoints (run_id, generation, seq, part, kind, part_offset, text, detail)
     select new.run_id, new.generation, new.seq, new.part, new.kind, new.part_offset, new.text, new.detail
@@ -52,7 +80,7 @@ export async function writeCheckpoints(
     )
     join chat_runs run on run.id = new.run_id and run.generation = new.generation and run.status = 'running'
     on conflict do nothing`)
-  for (const [runId, length] of lengths) if (places.has(runId)) places.set(runId, length)
+  for (const { runId, place } of growths) if (places.has(runId)) places.set(runId, place)
 }
 
 function rowsOf(source: CheckpointSource, stored: readonly number[]): CheckpointRow[] {

@@ -160,6 +160,21 @@ for (const kind of databases()) {
       },
     )
 
+    await t.test('a run whose words the database refuses keeps no other from its checkpoint', async (t) => {
+      const [good, bad, other] = [await accept(), await accept(), await accept()]
+      const sources = [
+        { runId: good.id, parts: [textPart('kept')], cursor: { generation: 1, seq: 2 } },
+        { runId: bad.id, parts: [textPart('refused\u0000')], cursor: { generation: 1, seq: 2 } },
+        { runId: other.id, parts: [textPart('kept, too')], cursor: { generation: 1, seq: 2 } },
+      ]
+      const places: CheckpointPlaces = new Map(sources.map(({ runId }) => [runId, []]))
+      await t.rejects(writeCheckpoints(db, sources, places), { name: 'DbError' })
+      t.match((await readCheckpoint(db, good.id)).parts, [{ text: 'kept' }])
+      t.match((await readCheckpoint(db, other.id)).parts, [{ text: 'kept, too' }])
+      t.same((await readCheckpoint(db, bad.id)).parts, [])
+      t.same([places.get(good.id), places.get(bad.id)], [[4], []], 'only what is stored counts as stored')
+    })
+
     await t.test('the commit takes the checkpoints with it, and only its own', async (t) => {
       const [run, other] = await Promise.all([accept(), accept()])
       for (const { id } of [run, other]) {
