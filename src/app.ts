@@ -7,6 +7,7 @@
  * viewers are told to come back, the lease is given back, and only then do sockets and stores close.
  */
 import { readFileSync } from 'node:fs'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { v7 as uuidv7 } from 'uuid'
 import { openBackends } from './backends.ts'
 import type { Config } from './config.ts'
@@ -139,6 +140,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('preClose', async () => {
     closing.abort()
     await owned.drain(config.drainMs)
+    // One turn, in which viewers are told of the ends that the drain has waited for, before they are told to come back.
+    await nextTurn()
     edge.close()
     await reaper.close()
     // Browsers hold connections in reserve on which they have never asked anything. Node does not count them as idle, and

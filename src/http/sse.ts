@@ -3,8 +3,8 @@
  *
  * A body ends cleanly only when whoever feeds it says so (`end`), which it does after a terminal event; or with the
  * farewell, which tells the client to come back: when the connection is older than edges allow, and when the process
- * shuts down. In every other case the socket is destroyed, because fetch clients take a clean end for success (P8). That
-includes a farewell that would come in the middle of a block: it would garble the block's data.
+ * shuts down. In every other case the socket is destroyed, because fetch clients take a clean end for success (P8).
+ * That includes a farewell that would come in the middle of a block: it would garble the block's data.
  *
  * Backpressure: large writes are cut into slices, and a slice waits until the socket has taken the one before. So a
  * viewer never has more than about a slice in this process, whatever it does not read; after `drainWaitMs` without

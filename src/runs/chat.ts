@@ -7,7 +7,7 @@ import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
 import type { Acceptance, createAccept, ModelByMode } from './accept.ts'
-import type { ChatBody, RunFacts } from './model.ts'
+import type { ChatBody } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
 import type { createStop } from './stop.ts'
 import type { RunStore } from './store.ts'
@@ -57,14 +57,16 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, resolve
   }
 
   /** @returns the run that answers this message; it is under way, or has ended */
-  return async function send(owner: Owner, body: ChatBody): Promise<{ run: RunFacts; isNew: boolean }> {
+  async function send(owner: Owner, body: ChatBody): Promise<Acceptance> {
     const acceptance = await place(owner, body, resolveModels(body.model))
     const { run } = acceptance
     // Also a run whose acceptance this process never heard of, because the answer was lost: it is still ours to make. One
     // of a later generation is not: the reaper is about to end it.
     const notMade =
       run.status === 'running' && run.instance_id === instanceId && run.generation === 1 && !owned.has(run.id)
-    if (notMade && log.terminalId(run.id) === undefined && !owned.isDraining) owned.start(run)
+    if (notMade && log.terminalId(run.id) === undefined) owned.start(run)
     return acceptance
   }
+
+  return (owner: Owner, body: ChatBody): Promise<Acceptance> => owned.arrive(() => send(owner, body))
 }

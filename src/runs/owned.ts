@@ -2,7 +2,8 @@
  * The runs that this process makes. Nobody else holds on to them: the request that started one becomes a viewer like
  * any other, and its end is awaited here. This is also where the checkpoint clock ticks, and where a shutdown waits.
  *
- * Draining: no new run is started; the running ones get `drainMs` to end by themselves, then they are stopped as
+ * Draining: no new message is taken. Those that are being accepted at that moment may already be stored, so they are
+ * waited for and their runs are made like the others, which get `drainMs` to end by themselves; then they are stopped as
  * `interrupted` with all their text, which is committed like any other end. What the database does not take by then is
  * left to the reaper, with its text in checkpoints.
  */
@@ -11,7 +12,16 @@ import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
-import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, type StopReason } from './run.ts'
+import {
+  type ActiveRun,
+  announceRun,
+  createActiveRun,
+  generate,
+  pause,
+  type RunDeps,
+  type StopReason,
+  settledWithin,
+} from './run.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault'> {
   readonly checkpointMs: number
@@ -28,8 +38,10 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   const active = new Map<string, { readonly run: ActiveRun; readonly ended: Promise<void> }>()
   const places: CheckpointPlaces = new Map()
   const viewers = new Map<string, number>()
+  const arrivals = new Set<Promise<unknown>>()
   const closing = new AbortController()
   let draining = false
+  let outOfTime = false
 
   const deps: RunDeps = {
     ...options,
@@ -89,10 +101,14 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     }
   })()
 
+  /** Waits for what arrives and for what runs; an arrival ends in a run, so it looks until there is neither. */
   async function waitForAll(ms: number): Promise<void> {
-    const enough = new AbortController()
-    await Promise.race([Promise.all([...active.values()].map(({ ended }) => ended)), pause(ms, enough.signal)])
-    enough.abort()
+    const giveUpAt = performance.now() + ms
+    for (;;) {
+      const pending = [...arrivals, ...[...active.values()].map(({ ended }) => ended)]
+      if (pending.length === 0) return
+      if (!(await settledWithin(Promise.allSettled(pending), Math.max(0, giveUpAt - performance.now())))) return
+    }
   }
 
   return {
@@ -110,7 +126,19 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       const run = createActiveRun(facts)
       announceRun(run, log)
       places.set(facts.id, [])
+      if (outOfTime) run.stop('drain')
       active.set(facts.id, { run, ended: make(run) })
+    },
+
+    /** Runs what may end in `start`, and lets a shutdown wait for it. */
+    async arrive<T>(accept: () => Promise<T>): Promise<T> {
+      const arrival = accept()
+      arrivals.add(arrival)
+      try {
+        return await arrival
+      } finally {
+        arrivals.delete(arrival)
+      }
     },
 
     /** Resolves when the run has ended and is stored, or is not this process's any more. */
@@ -155,6 +183,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       draining = true
       if (active.size > 0) logger.info({ runs: active.size, drain_ms: drainMs }, 'draining')
       await waitForAll(drainMs)
+      outOfTime = true
       for (const { run } of active.values()) run.stop('drain')
       await waitForAll(commitGraceMs)
       if (active.size > 0) await writeCheckpointsNow()

@@ -203,6 +203,18 @@ export function runStarted(run: RunFacts): RunEvent {
   return { type: 'run', data: { run_id: id, session_id, user_message_id, message_id, model, mode, created_at } }
 }
 
+/** Resolves when `work` has settled, or after `ms`. @returns whether it has settled */
+export async function settledWithin(work: Promise<unknown>, ms: number): Promise<boolean> {
+  const enough = new AbortController()
+  const settled = work.then(
+    () => true,
+    () => true, // how it settled is its owner's affair
+  )
+  const inTime = await Promise.race([settled, pause(ms, enough.signal).then(() => false)])
+  enough.abort()
+  return inTime
+}
+
 /** Resolves after `ms`, or at once when the signal is aborted. */
 export function pause(ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {

@@ -4,7 +4,7 @@
  */
 import { isTerminal, type RunFacts, type RunRecord } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
-import { pause } from './run.ts'
+import { pause, settledWithin } from './run.ts'
 import type { RunStore } from './store.ts'
 
 export interface StopOptions {
@@ -24,7 +24,7 @@ export function createStop({ runs, owned }: StopOptions) {
     const enough = AbortSignal.timeout(stopWaitMs)
     if (owned.has(run.id)) {
       owned.stop(run.id, 'stop')
-      await Promise.race([owned.ended(run.id), pause(stopWaitMs, enough)])
+      await settledWithin(owned.ended(run.id), stopWaitMs)
     }
     let now: RunFacts & RunRecord = (await runs.reread(run.id)) ?? run
     while (!isTerminal(now.status) && !enough.aborted) {
