@@ -140,6 +140,7 @@ for (const kind of databases()) {
         await t.rejects(acceptOn(losing, instanceId).accept(owner, body, models), { code: 'db_unavailable' })
         const started: string[] = []
         const owned = {
+          arrive: <T>(accept: () => Promise<T>) => accept(),
           isDraining: false,
           has: (id: string) => started.includes(id),
           start: ({ id }: RunFacts) => started.push(id),
