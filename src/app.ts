@@ -9,7 +9,7 @@
 import { readFileSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { v7 as uuidv7 } from 'uuid'
-import { openBackends } from './backends.ts'
+import { openDatabase, openLog } from './backends.ts'
 import type { Config } from './config.ts'
 import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
@@ -62,8 +62,9 @@ const lastAnswersMs = 2000
 
 export async function buildApp(config: Config, overrides: Overrides = {}): Promise<App> {
   const instanceId = uuidv7()
-  const { db, log, degraded } = await openBackends(config)
+  const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, ...overrides })
+  const { log, description: logDescription } = openLog()
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
@@ -120,7 +121,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   await registerOpenapi(server, readVersion())
   await server.register(page)
   registerHealth(server, {
-    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded }),
+    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded }),
     pingDatabase: () => db.rows(sql`select 1`),
   })
   await server.register(
@@ -157,20 +158,19 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   return {
     server,
     db,
-    description: describe(db.description, catalog, degraded),
+    description: describe(db.description, logDescription, catalog),
     ready: start(),
     close: () => server.close(),
   }
 }
 
-function describe(database: string, { providers, names }: Catalog, degraded: readonly string[]): string {
+function describe(database: string, log: string, { providers, names }: Catalog): string {
   const demo = providers.length === 1 ? ' (no provider key: the built-in demo answers)' : ''
   return [
     `database: ${database}`,
-    'event log: in this process',
+    `event log: ${log}`,
     `providers: ${providers.join(', ')}`,
     `models: ${names().join(', ')}${demo}`,
-    ...degraded.map((reason) => `degraded: ${reason}`),
   ].join(' · ')
 }
 

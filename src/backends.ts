@@ -7,26 +7,22 @@ import type { Config } from './config.ts'
 import type { Db } from './db/db.ts'
 import { openPglite } from './db/pglite.ts'
 import { openPostgres } from './db/postgres.ts'
+import { type Control, createSilentControl } from './log/control.ts'
 import type { EventLog } from './log/log.ts'
 import { createMemoryLog } from './log/memory.ts'
 
-export interface Backends {
-  readonly db: Db
-  readonly log: EventLog
-  /** What works less well than the configuration asks for, in words for an operator. */
-  readonly degraded: readonly string[]
+/** @throws Error with a sentence for the operator when the embedded database cannot be opened */
+export async function openDatabase({ database }: Config): Promise<Db> {
+  return database.kind === 'postgres' ? openPostgres(database) : await openPglite(database.dataDir)
 }
 
-/** @throws Error with a sentence for the operator when the embedded database cannot be opened */
-export async function openBackends(config: Config): Promise<Backends> {
-  const { database } = config
-  const db = database.kind === 'postgres' ? openPostgres(database) : await openPglite(database.dataDir)
-  return {
-    db,
-    log: createMemoryLog(),
-    degraded:
-      config.redisUrl === undefined
-        ? []
-        : ['REDIS_URL is set, but this version keeps the event log in the process: run one process'],
-  }
+export interface LogBackend {
+  readonly log: EventLog
+  readonly control: Control
+  /** For the start line: where the log is, without credentials. */
+  readonly description: string
+}
+
+export function openLog(): LogBackend {
+  return { log: createMemoryLog(), control: createSilentControl(), description: 'in this process' }
 }

@@ -6,7 +6,7 @@
  */
 import closeWithGrace from 'close-with-grace'
 import { type App, buildApp } from './app.ts'
-import { openBackends } from './backends.ts'
+import { openDatabase } from './backends.ts'
 import { type Config, ConfigError, readConfig } from './config.ts'
 
 // After the drain time, what closing sockets and stores may take before the process ends anyway.
@@ -27,10 +27,9 @@ function readConfigOrFail(): Config {
 }
 
 async function migrate(config: Config): Promise<void> {
-  const { db, log } = await openBackends(config)
+  const db = await openDatabase(config)
   await db.migrate()
   process.stdout.write(`The schema is up to date: ${db.description}\n`)
-  await log.close()
   await db.close()
 }
 

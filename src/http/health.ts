@@ -7,8 +7,8 @@ import type { Server } from './server.ts'
 
 export interface Readiness {
   readonly state: 'starting' | 'ready' | 'draining'
-  /** Parts that work, but less well than configured, in words for an operator. */
-  readonly degraded: readonly string[]
+  /** What works less well than configured, in words for an operator. */
+  readonly degraded: string | undefined
 }
 
 export interface HealthOptions {
@@ -21,7 +21,7 @@ const Ready = Type.Object({
   ok: Type.Boolean(),
   state: Type.String(),
   degraded: Type.Boolean(),
-  reasons: Type.Optional(Type.Array(Type.String())),
+  reason: Type.Optional(Type.String()),
 })
 const Ok = Type.Object({ ok: Type.Boolean() })
 const response = { 200: Ok, 503: Ok }
@@ -48,8 +48,8 @@ export function registerHealth(app: Server, { readiness, pingDatabase }: HealthO
       return reply.code(ok ? 200 : 503).send({
         ok,
         state: state === 'ready' && !ok ? 'database does not answer' : state,
-        degraded: degraded.length > 0,
-        ...(degraded.length > 0 ? { reasons: [...degraded] } : {}),
+        degraded: degraded !== undefined,
+        ...(degraded === undefined ? {} : { reason: degraded }),
       })
     },
   )

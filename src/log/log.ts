@@ -10,7 +10,8 @@
  * - Ids only rise. An event whose id is not greater than the last one is already there, or comes from a process whose
  *   run was taken over; it is ignored either way.
  * - `read` returns entries in order and without a hole, or says that it cannot serve the cursor. It never papers over.
- * - A run whose log has been let go is `unknown`; its viewers are then served from the stored message.
+ *   Only a `reset` may stand behind a hole or at the beginning of a generation, because it replaces all that came before.
+ * - A run whose log has been let go, or cannot be reached, is `unknown`; its viewers are then served from the database.
  */
 import type { EventId, LogEntry } from './event.ts'
 
@@ -21,14 +22,17 @@ export interface RunEntries {
 }
 
 export type LogPage =
-  /** In order, directly after the cursor; none when the cursor is at the end of what there is. */
-  | { readonly kind: 'entries'; readonly entries: readonly LogEntry[] }
   /**
-   * The cursor is from the future, from another generation, or older than the log, or the log's beginning is asked for
-   * and gone: the viewer needs a `reset`.
+   * In order, directly after the cursor; none when the cursor is at the end of what there is. `local` when this process
+   * writes the run, so that there is nothing it could have missed.
    */
-  | { readonly kind: 'unservable' }
-  /** This log holds nothing of the run. */
+  | { readonly kind: 'entries'; readonly entries: readonly LogEntry[]; readonly local: boolean }
+  /**
+   * The cursor is from the future, or of events that this log does not hold, or the log's beginning is asked for and
+   * gone: the viewer needs a `reset`.
+   */
+  | { readonly kind: 'unservable'; readonly local: boolean }
+  /** This log holds nothing of the run, or its store does not answer. */
   | { readonly kind: 'unknown' }
 
 export interface EventLog {
@@ -41,9 +45,20 @@ export interface EventLog {
    * A viewer must start to watch before it reads, or it can miss the event that comes in between.
    */
   watch(runId: string, wake: () => void): () => void
-  /** The id of the run's terminal event, when the log holds it. */
+  /** The id of the run's terminal event, when this process has seen it. */
   terminalId(runId: string): EventId | undefined
-  /** Lets a run's log go at once: its process is no longer the one that may write it. */
+  /**
+   * All that is in the log of a run at this very moment, also what another process has written last: for a takeover.
+   * @returns undefined when there is nothing, or the store does not answer
+   */
+  load(runId: string): Promise<readonly LogEntry[] | undefined>
+  /** Lets what this process holds of a run go at once: it is no longer the one that may write it. */
   forget(runId: string): void
+  /** True while what is appended reaches other processes, and outlives this one. */
+  readonly shared: boolean
+  /** What works less well than configured, in words for an operator. */
+  readonly degraded: string | undefined
+  /** Calls `listener` when a write is refused because another process has taken the run over. */
+  onFenced(listener: (runId: string) => void): void
   close(): Promise<void>
 }

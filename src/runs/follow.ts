@@ -14,7 +14,8 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Db } from '../db/db.ts'
 import { Problem } from '../errors.ts'
-import { compareEventIds, type Done, type EventId, formatEventId, type LogEntry, type Part } from '../log/event.ts'
+import { compareEventIds, type Done, type EventId, type LogEntry, type Part } from '../log/event.ts'
+import { foldEvents, resetEntry } from '../log/fold.ts'
 import type { EventLog } from '../log/log.ts'
 import type { SessionStore } from '../sessions/store.ts'
 import { type Checkpoint, readCheckpoint } from './checkpoint.ts'
@@ -96,28 +97,7 @@ async function readSnapshot(deps: FollowDeps, run: RunFacts): Promise<LogEntry[]
   const terminal = page.entries.at(-1)?.event.type === 'done' ? page.entries.slice(-1) : []
   const told = terminal.length === 0 ? page.entries : page.entries.slice(0, -1)
   const last = told.at(-1)
-  return last === undefined ? terminal : [resetEntry(run, foldEvents(told), last), ...terminal]
-}
-
-/** The parts that a viewer holds after these events. */
-export function foldEvents(entries: readonly LogEntry[]): Part[] {
-  let parts: Part[] = []
-  for (const { event } of entries) {
-    if (event.type === 'reset') parts = structuredClone(event.data.parts)
-    else if (event.type === 'part') {
-      const { part, ...rest } = event.data
-      parts[part] = { ...rest, text: '' }
-    } else if (event.type === 'delta') {
-      const { part: index, text } = event.data
-      const part = parts[index] ?? { kind: 'text', text: '' }
-      part.text += text
-      parts[index] = part
-    } else if (event.type === 'tool' && event.data.input !== undefined) {
-      const part = parts[event.data.part]
-      if (part !== undefined) part.input = event.data.input
-    }
-  }
-  return parts
+  return last === undefined ? terminal : [resetEntry(run.message_id, foldEvents(told), last), ...terminal]
 }
 
 /** Joins adjacent deltas of a part; the joined one has the id of the last. A single entry stays the object it is. */
@@ -216,8 +196,8 @@ async function readState(deps: FollowDeps, runId: string): Promise<StoredState |
 
 /** The one event that brings a viewer from what it holds to what is stored; none when that is the same. */
 function stepTo(run: RunFacts, held: Part[] | undefined, stored: Part[], cursor: EventId): LogEntry | undefined {
-  if (held === undefined) return resetEntry(run, stored, cursor)
-  if (stored.length < held.length) return resetEntry(run, stored, cursor)
+  if (held === undefined) return resetEntry(run.message_id, stored, cursor)
+  if (stored.length < held.length) return resetEntry(run.message_id, stored, cursor)
   // Not compared as JSON: jsonb gives the members of an object back in an order of its own.
   const changed = stored.flatMap((part, index) => (isDeepStrictEqual(part, held[index]) ? [] : [index]))
   const index = changed[0]
@@ -225,19 +205,10 @@ function stepTo(run: RunFacts, held: Part[] | undefined, stored: Part[], cursor:
   const part = stored[index] as Part
   const { kind, text: before } = held[index] ?? { kind: index === 0 ? 'text' : undefined, text: '' }
   if (changed.length > 1 || kind !== part.kind || kind === 'tool_call' || !part.text.startsWith(before)) {
-    return resetEntry(run, stored, cursor)
+    return resetEntry(run.message_id, stored, cursor)
   }
   const text = part.text.slice(before.length)
   return { ...cursor, event: { type: 'delta', data: { part: index, offset: before.length, text } } }
-}
-
-function resetEntry(run: RunFacts, parts: readonly Part[], { generation, seq }: EventId): LogEntry {
-  const cursor = formatEventId({ generation, seq })
-  return {
-    generation,
-    seq,
-    event: { type: 'reset', data: { message_id: run.message_id, parts: [...parts], cursor } },
-  }
 }
 
 function storedDone(run: RunRecord, message: { ttft_ms: number | null; latency_ms: number | null }): Done {

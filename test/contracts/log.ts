@@ -5,6 +5,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Test } from 'tap'
 import { compareEventIds, type EventId, formatEventId, type LogEntry } from '../../src/log/event.ts'
+import { resetEntry } from '../../src/log/fold.ts'
 import type { EventLog, LogPage } from '../../src/log/log.ts'
 import { createRandom } from '../support/random.ts'
 
@@ -24,6 +25,10 @@ export const deltas = (first: number, last: number, generation = 1): LogEntry[] 
 
 export function done(seq: number, generation = 1): LogEntry {
   return { generation, seq, event: { type: 'done', data: { status: 'completed', message_id: randomUUID() } } }
+}
+
+export function reset(seq: number, generation: number, text: string): LogEntry {
+  return resetEntry('message', [{ kind: 'text', text }], { generation, seq })
 }
 
 /** Longest wait for something that must come. */
@@ -71,7 +76,7 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
     log.append([{ runId: run, entries: entries.slice(0, 2) }])
     log.append([{ runId: run, entries: entries.slice(2) }])
     await untilAt(log, run, '1-4')
-    t.same(await log.read(run, undefined, max), { kind: 'entries', entries })
+    t.same(await log.read(run, undefined, max), { kind: 'entries', entries, local: true })
   })
 
   await t.test('a page holds as many entries as were asked for, and the next one goes on after it', async (t) => {
@@ -96,7 +101,7 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
   await t.test('a process whose run was taken over cannot write any more', async (t) => {
     const run = randomUUID()
     log.append([{ runId: run, entries: deltas(1, 2) }])
-    log.append([{ runId: run, entries: [delta(1, 2)] }])
+    log.append([{ runId: run, entries: [reset(1, 2, 'taken over')] }])
     log.append([{ runId: run, entries: [...deltas(3, 5), done(6)] }])
     log.append([{ runId: run, entries: [done(2, 2)] }])
     const page = await untilAt(log, run, '2-2')
@@ -134,15 +139,54 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
     t.equal(await after(2, 0), 'unservable')
   })
 
-  await t.test('a cursor of an earlier generation needs a reset, whatever its seq', async (t) => {
+  await t.test('a cursor of an earlier generation is led on by the reset that begins the next one', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(1, 3) }])
+    log.append([{ runId: run, entries: [reset(1, 2, '1-1;1-2;'), ...deltas(2, 3, 2)] }])
+    await untilAt(log, run, '2-3')
+    const after = async (generation: number, seq: number) => ids(await log.read(run, { generation, seq }, max))
+    t.same(await after(1, 2), ['1-3', '2-1', '2-2', '2-3'])
+    t.same(await after(1, 3), ['2-1', '2-2', '2-3'])
+    t.same(await after(1, 7), ['2-1', '2-2', '2-3'], 'also when its events are not there: a zombie showed them')
+    t.same(await after(2, 1), ['2-2', '2-3'])
+  })
+
+  await t.test('without one it needs a reset, whatever its seq', async (t) => {
     const run = randomUUID()
     log.append([{ runId: run, entries: deltas(1, 2) }])
     log.append([{ runId: run, entries: deltas(1, 3, 2) }])
-    await untilAt(log, run, '2-3')
+    await readUntil(log, run, (page) => page.kind === 'entries' && ids(page).at(-1) === '2-3', {
+      generation: 2,
+      seq: 1,
+    })
     for (const seq of [1, 2, 3]) {
       t.equal(ids(await log.read(run, { generation: 1, seq }, max)), 'unservable', `1-${seq}`)
     }
     t.same(ids(await log.read(run, { generation: 2, seq: 1 }, max)), ['2-2', '2-3'])
+  })
+
+  await t.test('a reset bridges a hole, and can be the beginning', async (t) => {
+    const run = randomUUID()
+    log.append([{ runId: run, entries: deltas(1, 3) }])
+    log.append([{ runId: run, entries: [reset(7, 1, 'all until here'), delta(8)] }])
+    await untilAt(log, run, '1-8')
+    const after = async (seq: number) => ids(await log.read(run, { generation: 1, seq }, max))
+    t.same(await after(2), ['1-3', '1-7', '1-8'])
+    t.same(await after(3), ['1-7', '1-8'])
+    t.same(await after(5), ['1-7', '1-8'])
+    t.same(await after(7), ['1-8'])
+    const begun = randomUUID()
+    log.append([{ runId: begun, entries: [reset(7, 1, 'all until here'), delta(8)] }])
+    t.same(ids(await untilAt(log, begun, '1-8')), ['1-7', '1-8'])
+  })
+
+  await t.test('what is loaded is all that was appended', async (t) => {
+    const run = randomUUID()
+    t.equal(await log.load(run), undefined, 'nothing yet')
+    const entries = [...deltas(1, 3), done(4)]
+    log.append([{ runId: run, entries }])
+    await untilAt(log, run, '1-4')
+    t.same(await log.load(run), entries)
   })
 
   await t.test('a log whose beginning is gone says so, and still serves the rest', async (t) => {
@@ -169,8 +213,11 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
       const cursor = { generation: 1, seq }
       t.ok(isDense(await log.read(run, cursor, max), cursor), `after 1-${seq}`)
     }
-    t.notOk(isDense({ kind: 'entries', entries: [delta(2), delta(5)] }, undefined), 'the check finds one')
-    t.notOk(isDense({ kind: 'entries', entries: [delta(5)] }, { generation: 1, seq: 2 }), 'also at the cursor')
+    t.notOk(isDense({ kind: 'entries', entries: [delta(2), delta(5)], local: true }, undefined), 'the check finds one')
+    t.notOk(
+      isDense({ kind: 'entries', entries: [delta(5)], local: true }, { generation: 1, seq: 2 }),
+      'also at the cursor',
+    )
   })
 
   await t.test('one frame serves many runs, each its own', async (t) => {

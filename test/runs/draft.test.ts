@@ -3,8 +3,8 @@
  */
 import t from 'tap'
 import type { LogEntry, RunEvent } from '../../src/log/event.ts'
+import { foldEvents } from '../../src/log/fold.ts'
 import { createDraft } from '../../src/runs/draft.ts'
-import { foldEvents } from '../../src/runs/follow.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { createRandom, type Random } from '../support/random.ts'
 
