@@ -9,11 +9,14 @@ import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import type { Test } from 'tap'
 
-export type ProxyMode = 'pass' | 'refuse' | 'hang'
+/**
+ * `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through; `mute` hands on
+ * what a client says and keeps the answers back.
+ */
+export type ProxyMode = 'pass' | 'refuse' | 'hang' | 'mute'
 
 export interface StoreProxy {
   readonly port: number
-  /** `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through. */
   set(mode: ProxyMode): void
   /** Hands on what comes from now on so much later, in each direction. */
   delay(latencyMs: number): void
@@ -76,7 +79,7 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
         if (to.destroyed) pairs.delete(pair)
         else later(to, () => to.destroySoon())
       })
-      if (mode === 'hang') from.pause()
+      if (mode === 'hang' || (mode === 'mute' && from === store)) from.pause()
     }
   })
   server.listen(0, '127.0.0.1')
@@ -97,7 +100,7 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
       mode = next
       for (const { client, store } of pairs) {
         for (const socket of [client, store]) {
-          if (next === 'hang') socket.pause()
+          if (next === 'hang' || (next === 'mute' && socket === store)) socket.pause()
           else socket.resume()
           if (next === 'refuse') socket.destroy()
         }
