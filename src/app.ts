@@ -32,6 +32,7 @@ import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createStop } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
+import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
@@ -41,6 +42,7 @@ import { type Catalog, createCatalog } from './upstream/catalog.ts'
 export interface Overrides {
   readonly logStream?: { write(line: string): void }
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
+  readonly tickets?: Omit<TicketOptions, 'db'>
 }
 
 export interface App {
@@ -84,6 +86,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const follow = { db, log, runs, sessions }
   const stop = createStop({ runs, owned })
   const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
+  const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
 
   async function readPartial(runId: string) {
@@ -126,14 +129,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   await server.register(
     async (api) => {
-      await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins })
+      // Before a credential is looked at: a ticket cannot be read in a database without the schema.
       api.addHook('onRequest', async (_request, reply) => {
         reply.header('Cache-Control', 'no-store')
         if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
       })
+      await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
       registerSessions(api as Server, { store: sessions, readPartial })
       registerRuns(api as Server, { chat, runs, sessions, owned, follow, stop })
-      registerNative(api as Server, { chat, runs, owned, follow, edge })
+      registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
     },
     { prefix: '/api/v1' },
   )
