@@ -47,7 +47,7 @@ export async function openPglite(dataDir: string): Promise<Db> {
     kind: 'pglite',
     exclusive: true,
     description: folder === undefined ? 'PGlite in memory (nothing is kept)' : `PGlite in ${dataDir}`,
-    rows: (statement) => gate.pass(async () => toRows(await orm.execute(statement))),
+    rows: (statement, lane) => gate.pass(async () => toRows(await orm.execute(statement)), lane),
     run: (query) => gate.pass(() => query(orm)),
     async migrate() {
       await refuseNewerSchema((statement) => orm.execute(statement))

@@ -59,6 +59,7 @@ export function openPostgres(options: PostgresOptions): Db {
   let poolOpenedAt = performance.now()
   const gate = createGate({
     size: options.poolSize,
+    keptForRuns: options.poolSize > 1 ? 1 : 0,
     waitersMax: options.poolSize * waitersPerConnectionMax,
     deadlineMs,
     onDeadline: renew,
@@ -79,7 +80,7 @@ export function openPostgres(options: PostgresOptions): Db {
     kind: 'postgres',
     exclusive: false,
     description: `Postgres at ${new URL(options.url).host}`,
-    rows: (statement) => gate.pass(async () => toRows(await pool.orm.execute(statement))),
+    rows: (statement, lane) => gate.pass(async () => toRows(await pool.orm.execute(statement)), lane),
     run: (query) => gate.pass(() => query(pool.orm)),
     async migrate() {
       const { client, orm } = connect(options.unpooledUrl, 1, undefined)

@@ -42,7 +42,7 @@ export type CommitOutcome =
 export async function commitRun(db: Db, runId: string, generation: number, ending: Ending): Promise<CommitOutcome> {
   const { usage } = ending
   const error = ending.error === undefined ? null : JSON.stringify(ending.error)
-  const [row] = await db.rows<{ committed: boolean }>(sql`
+  const statement = sql`
     with run as (
       update chat_runs set
         status = ${ending.status},
@@ -84,16 +84,18 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
     ), cleared as (
       delete from run_checkpoints using run where run_checkpoints.run_id = run.id
     )
-    select exists (select 1 from run) as committed`)
+    select exists (select 1 from run) as committed`
+  const [row] = await db.rows<{ committed: boolean }>(statement, 'runs')
   if (row?.committed) return 'committed'
   // In a statement of its own: the one above may have waited for an earlier try of itself, and cannot see what that did.
-  const [before] = await db.rows<{ same: boolean }>(sql`
+  const question = sql`
     select exists (
       select 1 from chat_runs run join chat_messages message on message.id = run.message_id
       where run.id = ${runId}::uuid and run.generation = ${generation}::int
         and run.status = ${ending.status} and run.last_seq = ${ending.lastSeq}::int
         and message.content = ${ending.content} and message.parts = ${JSON.stringify(ending.parts)}::jsonb
-    ) as same`)
+    ) as same`
+  const [before] = await db.rows<{ same: boolean }>(question, 'runs')
   return before?.same ? 'committed' : 'fenced'
 }
 
