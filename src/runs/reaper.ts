@@ -46,14 +46,15 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
   let clock: Promise<void> | undefined
 
   async function beat(): Promise<void> {
-    const stops = await db.rows<{ id: string }>(sql`
+    const statement = sql`
       with lease as (
         insert into instances (id, lease_until, draining)
         values (${instanceId}::uuid, now() + ${leaseMs}::int * interval '1 millisecond', ${owned.isDraining})
         on conflict (id) do update set lease_until = excluded.lease_until, draining = excluded.draining
       )
       select id from chat_runs
-      where instance_id = ${instanceId}::uuid and status in ('queued', 'running') and stop_requested_at is not null`)
+      where instance_id = ${instanceId}::uuid and status in ('queued', 'running') and stop_requested_at is not null`
+    const stops = await db.rows<{ id: string }>(statement, 'runs')
     for (const { id } of stops) owned.stop(id, 'stop')
   }
 
