@@ -77,8 +77,10 @@ export interface GateOptions {
   readonly keptForRuns?: number
   /** Statements of requests that may wait for a place before the next is refused. */
   readonly waitersMax: number
-  /** Longest wait for a place, and longest run of a statement. */
+  /** Longest run of a statement, and longest wait of a run's statement for a place. */
   readonly deadlineMs: number
+  /** Longest wait of a request's statement for a place; `deadlineMs` when absent. */
+  readonly requestWaitMs?: number
   /** Called when a statement did not answer in time; the adapter renews its connections. */
   readonly onDeadline: () => void
 }
@@ -103,6 +105,10 @@ export function createGate(options: GateOptions): Gate {
     requests: options.size - (options.keptForRuns ?? 0),
   }
   const waitersMaxOf: Readonly<Record<Lane, number>> = { runs: runWaitersMax, requests: options.waitersMax }
+  const waitMsOf: Readonly<Record<Lane, number>> = {
+    runs: options.deadlineMs,
+    requests: options.requestWaitMs ?? options.deadlineMs,
+  }
   const lines: Readonly<Record<Lane, (() => void)[]>> = { runs: [], requests: [] }
   let busy = 0
 
@@ -134,7 +140,7 @@ export function createGate(options: GateOptions): Gate {
       const timer = setTimeout(() => {
         waiters.splice(waiters.indexOf(admit), 1)
         reject(unavailable('The database was busy for too long'))
-      }, options.deadlineMs)
+      }, waitMsOf[lane])
       waiters.push(admit)
     })
   }

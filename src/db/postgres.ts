@@ -19,6 +19,9 @@ export interface PostgresOptions {
 
 const connectSeconds = 5
 const waitersPerConnectionMax = 50
+// With the deadline of the statement itself, a request is refused within 6 s. A full line takes a fifth of this when the
+// database is well.
+const requestWaitMs = 1000
 /** Timers may be a little early. */
 const timerSlackMs = 20
 const reconnectSecondsMax = 0.5
@@ -61,6 +64,7 @@ export function openPostgres(options: PostgresOptions): Db {
     size: options.poolSize,
     keptForRuns: options.poolSize > 1 ? 1 : 0,
     waitersMax: options.poolSize * waitersPerConnectionMax,
+    requestWaitMs,
     deadlineMs,
     onDeadline: renew,
   })

@@ -154,6 +154,32 @@ t.test(
   },
 )
 
+t.test('a request waits no longer than its own limit, and a run as long as a statement may take', async (t) => {
+  const { gate } = start(t, { size: 0, requestWaitMs: 1000 })
+  let refusals = 0
+  const counted = (lane: 'requests' | 'runs') =>
+    gate
+      .pass(async () => t.fail('it never runs'), lane)
+      .catch(({ code }) => {
+        t.equal(code, 'db_unavailable')
+        refusals += 1
+      })
+  const all = [counted('requests'), counted('runs')]
+  await turn()
+  mock.timers.tick(999)
+  await turn()
+  t.equal(refusals, 0)
+  mock.timers.tick(1)
+  await turn()
+  t.equal(refusals, 1)
+  mock.timers.tick(deadlineMs - 1001)
+  await turn()
+  t.equal(refusals, 1)
+  mock.timers.tick(1)
+  await Promise.all(all)
+  t.equal(refusals, 2)
+})
+
 t.test('a statement that was undone for a reason that passes is run again, three times in all', async (t) => {
   const { gate } = start(t)
   for (const code of ['40001', '40P01']) {
