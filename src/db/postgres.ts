@@ -91,13 +91,16 @@ export function openPostgres(options: PostgresOptions): Db {
       // The questions before are short, and a server that does not answer them must not keep the start waiting for ever.
       const asking = createGate({ size: 1, waitersMax: 1, deadlineMs, onDeadline: () => undefined })
       const ask = (statement: SQL) => asking.pass(() => orm.execute(statement))
+      // Ending the connection gives the advisory lock back, also when the statement that held it failed. A connection
+      // that does not answer would not end politely either, and the next try should not wait for it.
+      let endSeconds = 0
       try {
         await takeMigrationLock(ask)
         await refuseNewerSchema(ask)
         await within(migrationMsMax, migrate(orm as never, { migrationsFolder }))
+        endSeconds = connectSeconds
       } finally {
-        // Ending the connection gives the advisory lock back, also when the statement that held it failed.
-        await client.end({ timeout: connectSeconds })
+        await client.end({ timeout: endSeconds })
       }
     },
     close: () => pool.client.end({ timeout: connectSeconds }),
