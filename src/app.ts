@@ -32,6 +32,8 @@ import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createStop } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
+import { createStoredReader } from './runs/stored.ts'
+import { createTakeover } from './runs/takeover.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
@@ -41,6 +43,7 @@ import { type Catalog, createCatalog } from './upstream/catalog.ts'
 export interface Overrides {
   readonly logStream?: { write(line: string): void }
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
+  readonly persistWaitMs?: number
 }
 
 export interface App {
@@ -64,7 +67,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const instanceId = uuidv7()
   const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, ...overrides })
-  const { log, description: logDescription } = openLog()
+  const { log, control, description: logDescription } = openLog()
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
@@ -76,13 +79,16 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     log,
     frames,
     checkpointMs: config.checkpointMs,
+    persistWaitMs: overrides.persistWaitMs,
     logger: server.log,
     readHistory: (messageId) => sessions.readHistory(messageId, config.sessionMessagesMax),
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
   })
-  const reaper = createReaper({ db, instanceId, owned, logger: server.log })
-  const follow = { db, log, runs, sessions }
-  const stop = createStop({ runs, owned })
+  log.onFenced((runId) => owned.fence(runId))
+  const takeover = createTakeover({ db, log, owned, instanceId, logger: server.log })
+  const reaper = createReaper({ db, control, instanceId, owned, takeover, logger: server.log })
+  const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
+  const stop = createStop({ runs, owned, control, takeover })
   const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
   const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
 
@@ -140,7 +146,11 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 
   server.addHook('preClose', async () => {
     closing.abort()
-    await owned.drain(config.drainMs)
+    await owned.drain(config.drainMs, async () => {
+      // A database that does not answer knows of nobody either.
+      const peers = await reaper.readPeers().catch(() => [])
+      return peers.length === 0 ? undefined : (runIds) => reaper.release(runIds, peers)
+    })
     // One turn, in which viewers are told of the ends that the drain has waited for, before they are told to come back.
     await nextTurn()
     edge.close()
