@@ -4,7 +4,7 @@
  */
 import { test } from 'tap'
 import { begin, chunk, createGate, forever, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
-import { createClient, holdParts, isDelta, isDone, type Received, shownText } from '../support/client.ts'
+import { createClient, holdParts, isDone, type Received, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { createFolder, spawnGateway, untilReady } from '../support/gateway.ts'
 
