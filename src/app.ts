@@ -75,6 +75,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     db,
     log,
     frames,
+    instanceId,
     checkpointMs: config.checkpointMs,
     logger: server.log,
     readHistory: (messageId) => sessions.readHistory(messageId, config.sessionMessagesMax),
@@ -82,7 +83,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   const reaper = createReaper({ db, instanceId, owned, logger: server.log })
   const follow = { db, log, runs, sessions }
-  const stop = createStop({ runs, owned })
+  const stop = createStop({ db, runs, owned })
   const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
   const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
 

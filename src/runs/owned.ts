@@ -2,7 +2,10 @@
  * The runs that this process makes. Nobody else holds on to them: the request that started one becomes a viewer like
  * any other, and its end is awaited here. This is also where the checkpoint clock ticks, and where a shutdown waits.
  *
- * Draining: no new message is taken. Those that are being accepted at that moment may already be stored, so they are
+ * When a reply has ended behind which messages are queued, the next one is started here; also when somebody has queued
+ * one, and when it is found by the clock of the reaper. If the database does not answer then, that clock finds it later.
+ *
+ * Draining: no new message is taken, and none from a queue. Those that are being accepted at that moment may already be stored, so they are
  * waited for and their runs are made like the others, which get `drainMs` to end by themselves; then they are stopped as
  * `interrupted` with all their text, which is committed like any other end. What the database does not take by then is
  * left to the reaper, with its text in checkpoints.
@@ -12,6 +15,7 @@ import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
+import { promote } from './queue.ts'
 import {
   type ActiveRun,
   announceRun,
@@ -24,6 +28,7 @@ import {
 } from './run.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault'> {
+  readonly instanceId: string
   readonly checkpointMs: number
   readonly logger: FastifyBaseLogger
 }
@@ -34,7 +39,7 @@ export type OwnedRuns = ReturnType<typeof createOwnedRuns>
 const commitGraceMs = 3000
 
 export function createOwnedRuns(options: OwnedRunsOptions) {
-  const { db, log, frames, logger, checkpointMs } = options
+  const { db, log, frames, logger, instanceId, checkpointMs } = options
   const active = new Map<string, { readonly run: ActiveRun; readonly ended: Promise<void> }>()
   const places: CheckpointPlaces = new Map()
   const viewers = new Map<string, number>()
@@ -50,8 +55,11 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   }
 
   async function make(run: ActiveRun): Promise<void> {
+    let nextMayWait = false
     try {
-      const ending = await generate(run, deps)
+      const ended = await generate(run, deps)
+      const ending = ended?.ending
+      nextMayWait = ended?.nextMayWait === true
       logger.info(
         {
           run_id: run.runId,
@@ -74,6 +82,40 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       active.delete(run.runId)
       places.delete(run.runId)
     }
+    if (nextMayWait) {
+      await startNext(run.facts.session_id).catch((error: unknown) => {
+        deps.onFault(run.runId, 'the message behind this one could not be started yet', error)
+      })
+    }
+  }
+
+  function start(facts: RunFacts): ActiveRun {
+    const run = createActiveRun(facts)
+    announceRun(run, log)
+    places.set(facts.id, [])
+    if (outOfTime) run.stop('drain')
+    active.set(facts.id, { run, ended: make(run) })
+    return run
+  }
+
+  async function arrive<T>(accept: () => Promise<T>): Promise<T> {
+    const arrival = accept()
+    arrivals.add(arrival)
+    try {
+      return await arrival
+    } finally {
+      arrivals.delete(arrival)
+    }
+  }
+
+  async function startNext(sessionId?: string): Promise<void> {
+    if (draining) return
+    await arrive(async () => {
+      for (const facts of await promote(db, instanceId, sessionId)) {
+        const run = start(facts)
+        if (facts.stop_requested) run.stop('stop')
+      }
+    })
   }
 
   async function writeCheckpointsNow(): Promise<void> {
@@ -123,23 +165,17 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
 
     /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
     start(facts: RunFacts): void {
-      const run = createActiveRun(facts)
-      announceRun(run, log)
-      places.set(facts.id, [])
-      if (outOfTime) run.stop('drain')
-      active.set(facts.id, { run, ended: make(run) })
+      start(facts)
     },
 
+    /**
+     * Starts the next queued message of the session if it answers none, or of all sessions; see queue.ts.
+     * @throws Problem `db_unavailable`
+     */
+    startNext,
+
     /** Runs what may end in `start`, and lets a shutdown wait for it. */
-    async arrive<T>(accept: () => Promise<T>): Promise<T> {
-      const arrival = accept()
-      arrivals.add(arrival)
-      try {
-        return await arrival
-      } finally {
-        arrivals.delete(arrival)
-      }
-    },
+    arrive,
 
     /** Resolves when the run has ended and is stored, or is not this process's any more. */
     async ended(runId: string): Promise<void> {

@@ -53,7 +53,7 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
         on conflict (id) do update set lease_until = excluded.lease_until, draining = excluded.draining
       )
       select id from chat_runs
-      where instance_id = ${instanceId}::uuid and status in ('queued', 'running') and stop_requested_at is not null`)
+      where instance_id = ${instanceId}::uuid and status = 'running' and stop_requested_at is not null`)
     for (const { id } of stops) owned.stop(id, 'stop')
   }
 
@@ -62,14 +62,14 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
     const taken = await db.rows<{ id: string; generation: number }>(sql`
       with dead as (
         select run.id from chat_runs run
-        where run.status in ('queued', 'running') and (
+        where run.status = 'running' and (
           -- Not a join: when another reaper has been faster, Postgres looks at the changed row again, and would then pair
           -- it with the lease of the dead process, not with the living one's.
           (run.instance_id is distinct from ${instanceId}::uuid and not exists (
             select 1 from instances where instances.id = run.instance_id and instances.lease_until >= now()
           ))
           or (run.instance_id = ${instanceId}::uuid
-            and run.created_at < now() - ${strayMs}::int * interval '1 millisecond'
+            and run.started_at < now() - ${strayMs}::int * interval '1 millisecond'
             and run.id <> all (${`{${owned.ids().join(',')}}`}::uuid[]))
         )
         order by run.created_at limit ${takeoverMax}::int
@@ -96,7 +96,7 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
 
   async function interrupt(runId: string, generation: number): Promise<void> {
     const { parts } = await readCheckpoint(db, runId)
-    const outcome = await commitRun(db, runId, generation, {
+    const { outcome } = await commitRun(db, runId, generation, {
       status: 'interrupted',
       parts,
       content: contentOf(parts),
@@ -125,6 +125,7 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
       if (db.exclusive) await db.rows(sql`delete from instances`)
       await beat()
       while ((await reap()) === takeoverMax);
+      await owned.startNext()
       await sweep()
       clock = (async () => {
         for (let looks = 1; ; looks += 1) {
@@ -133,6 +134,7 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
           try {
             if (looks % looksPerBeat === 0) await beat()
             await reap()
+            await owned.startNext()
             if (looks % looksPerSweep === 0) await sweep()
           } catch (error) {
             logger.warn({ err: error }, 'the lease could not be renewed')

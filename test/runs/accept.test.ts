@@ -175,7 +175,7 @@ for (const kind of databases()) {
       const { run: fresh } = await acceptOn(db, instanceId).accept(owner, { message: 'Just now' }, models)
       const { run: made } = await acceptOn(db, instanceId).accept(owner, { message: 'Being made' }, models)
       await db.rows(sql`
-        update chat_runs set created_at = now() - interval '16 seconds' where id in (${stray.id}::uuid, ${made.id}::uuid)`)
+        update chat_runs set started_at = now() - interval '16 seconds' where id in (${stray.id}::uuid, ${made.id}::uuid)`)
       const reaper = createReaper({ db, instanceId, owned: createIdleRuns([made.id]), logger: silent })
       await reaper.start()
       t.teardown(() => reaper.close())

@@ -32,7 +32,13 @@ export const silent = {
 /** A process that makes none of its runs. */
 export function createIdleRuns(ids: readonly string[] = []): OwnedRuns & { readonly stopped: string[] } {
   const stopped: string[] = []
-  const idle = { isDraining: false, ids: () => [...ids], stop: (id: string) => stopped.push(id), stopped }
+  const idle = {
+    isDraining: false,
+    ids: () => [...ids],
+    stop: (id: string) => stopped.push(id),
+    startNext: async () => undefined,
+    stopped,
+  }
   return idle as unknown as OwnedRuns & { readonly stopped: string[] }
 }
 
