@@ -78,6 +78,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     db,
     log,
     frames,
+    instanceId,
     checkpointMs: config.checkpointMs,
     persistWaitMs: overrides.persistWaitMs,
     logger: server.log,
@@ -88,7 +89,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const takeover = createTakeover({ db, log, owned, instanceId, logger: server.log })
   const reaper = createReaper({ db, control, instanceId, owned, takeover, logger: server.log })
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
-  const stop = createStop({ runs, owned, control, takeover })
+  const stop = createStop({ db, runs, owned, control, takeover })
   const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
   const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
 

@@ -2,12 +2,15 @@
  * The runs that this process makes. Nobody else holds on to them: the request that started one becomes a viewer like
  * any other, and its end is awaited here. This is also where the checkpoint clock ticks, and where a shutdown waits.
  *
- * Draining: no new message is taken. Those that are being accepted at that moment may already be stored, so they are
- * waited for and their runs are made like the others, which get `drainMs` to end by themselves. What is left then is
- * handed over: the upstream is let go, the last words go to the log and into a checkpoint, and the runs are released, so
- * that another process takes them over at once. With no other process there, they are ended here as `interrupted` with
- * all their text, which is committed like any other end. What the database does not take by then is left to the next
- * process, with its text in checkpoints and in the log.
+ * When a reply has ended behind which messages are queued, the next one is started here; also when somebody has queued
+ * one, and when it is found by the clock of the reaper. If the database does not answer then, that clock finds it later.
+ *
+ * Draining: no new message is taken, and none from a queue. Those that are being accepted at that moment may already be
+ * stored, so they are waited for and their runs are made like the others, which get `drainMs` to end by themselves. What
+ * is left then is handed over: the upstream is let go, the last words go to the log and into a checkpoint, and the runs
+ * are released, so that another process takes them over at once. With no other process there, they are ended here as
+ * `interrupted` with all their text, which is committed like any other end. What the database does not take by then is
+ * left to the next process, with its text in checkpoints and in the log.
  *
  * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
  * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown.
@@ -17,9 +20,11 @@ import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
+import { promote } from './queue.ts'
 import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
+  readonly instanceId: string
   readonly checkpointMs: number
   /** How long viewers wait for a commit before they are told to come back later. */
   readonly persistWaitMs?: number | undefined
@@ -36,7 +41,7 @@ const persistWaitDefaultMs = 30_000
 export type HandOver = (runIds: readonly string[]) => Promise<void>
 
 export function createOwnedRuns(options: OwnedRunsOptions) {
-  const { db, log, frames, logger, checkpointMs, persistWaitMs = persistWaitDefaultMs } = options
+  const { db, log, frames, logger, instanceId, checkpointMs, persistWaitMs = persistWaitDefaultMs } = options
   const active = new Map<string, { readonly run: ActiveRun; readonly ended: Promise<void> }>()
   // Let go by their upstream, and not yet by this process: their last words are still to be checkpointed.
   const released = new Map<string, ActiveRun>()
@@ -58,8 +63,11 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   }
 
   async function make(run: ActiveRun): Promise<void> {
+    let nextMayWait = false
     try {
-      const ending = await generate(run, deps)
+      const ended = await generate(run, deps)
+      const ending = ended?.ending
+      nextMayWait = ended?.nextMayWait === true
       if (ending === undefined && run.stopReason === 'release') released.set(run.runId, run)
       logger.info(
         {
@@ -83,6 +91,40 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       active.delete(run.runId)
       if (!released.has(run.runId)) places.delete(run.runId)
     }
+    if (nextMayWait) {
+      await startNext(run.facts.session_id).catch((error: unknown) => {
+        deps.onFault(run.runId, 'the message behind this one could not be started yet', error)
+      })
+    }
+  }
+
+  function start(facts: RunFacts): ActiveRun {
+    const run = createActiveRun(facts)
+    announceRun(run, log)
+    places.set(facts.id, [])
+    if (outOfTime !== undefined) run.stop(outOfTime)
+    active.set(facts.id, { run, ended: make(run) })
+    return run
+  }
+
+  async function arrive<T>(accept: () => Promise<T>): Promise<T> {
+    const arrival = accept()
+    arrivals.add(arrival)
+    try {
+      return await arrival
+    } finally {
+      arrivals.delete(arrival)
+    }
+  }
+
+  async function startNext(sessionId?: string): Promise<void> {
+    if (draining.signal.aborted) return
+    await arrive(async () => {
+      for (const facts of await promote(db, instanceId, sessionId)) {
+        const run = start(facts)
+        if (facts.stop_requested) run.stop('stop')
+      }
+    })
   }
 
   async function writeCheckpointsNow(): Promise<void> {
@@ -150,23 +192,17 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
 
     /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
     start(facts: RunFacts): void {
-      const run = createActiveRun(facts)
-      announceRun(run, log)
-      places.set(facts.id, [])
-      if (outOfTime !== undefined) run.stop(outOfTime)
-      active.set(facts.id, { run, ended: make(run) })
+      start(facts)
     },
 
+    /**
+     * Starts the next queued message of the session if it answers none, or of all sessions; see queue.ts.
+     * @throws Problem `db_unavailable`
+     */
+    startNext,
+
     /** Runs what may end in `start`, and lets a shutdown wait for it. */
-    async arrive<T>(accept: () => Promise<T>): Promise<T> {
-      const arrival = accept()
-      arrivals.add(arrival)
-      try {
-        return await arrival
-      } finally {
-        arrivals.delete(arrival)
-      }
-    },
+    arrive,
 
     /** Resolves when the run has ended and is stored, or is not this process's any more. */
     async ended(runId: string): Promise<void> {

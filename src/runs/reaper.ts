@@ -153,6 +153,7 @@ export function createReaper(options: ReaperOptions) {
     noteSight()
     // A process that ends takes nothing new: whoever stays does.
     if (!owned.isDraining && now() >= holdUntil) await reap()
+    await owned.startNext()
   }
 
   return {
@@ -165,6 +166,7 @@ export function createReaper(options: ReaperOptions) {
       await beat()
       noteSight()
       if (db.exclusive || now() >= holdUntil) while ((await reap()) === claimMax);
+      await owned.startNext()
       await sweep()
       let sweptAt = now()
       clock = (async () => {

@@ -21,7 +21,7 @@ import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
 import type { HistoryMessage } from '../sessions/store.ts'
 import type { Upstream } from '../upstream/upstream.ts'
-import { type CommitOutcome, commitRun, type Ending } from './commit.ts'
+import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
 import type { RunFacts } from './model.ts'
 
@@ -121,11 +121,17 @@ export function announceRun(run: ActiveRun, log: EventLog): void {
   log.append([{ runId: run.runId, entries: [run.number(first)] }])
 }
 
+/** How a run ended, and whether a message behind it may wait for its turn. */
+export interface Ended {
+  readonly ending: Ending
+  readonly nextMayWait: boolean
+}
+
 /**
  * Makes the reply, and ends it.
- * @returns how it ended; undefined when this process had to let go of it
+ * @returns undefined when this process had to let go of it
  */
-export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ending | undefined> {
+export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ended | undefined> {
   const end = await readReply(run, deps)
   if (run.stopReason === 'fenced') {
     deps.log.forget(run.runId)
@@ -139,10 +145,10 @@ export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ending | 
   deps.frames.flush(run)
   run.commitStartedAt = performance.now()
   const ending = toEnding(run, end)
-  const outcome = await commit(run, ending, deps)
-  if (outcome === 'committed') {
+  const commit = await commitReply(run, ending, deps)
+  if (commit?.outcome === 'committed') {
     deps.log.append([{ runId: run.runId, entries: [run.number({ type: 'done', data: toDone(run.facts, ending) })] }])
-    return ending
+    return { ending, nextMayWait: commit.nextMayWait }
   }
   deps.log.forget(run.runId)
   return undefined
@@ -199,7 +205,8 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
   }
 }
 
-async function commit(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<CommitOutcome | 'left'> {
+/** @returns undefined when the database did not take it before this process had to let go */
+async function commitReply(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<Commit | undefined> {
   let refusals = 0
   for (let pauseMs = commitPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, commitPauseMaxMs)) {
     try {
@@ -207,7 +214,7 @@ async function commit(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<Co
     } catch (error) {
       deps.onFault(run.runId, 'a reply could not be committed yet', error)
       if (error instanceof DbError) refusals += 1
-      if (refusals >= commitRefusalsMax || deps.closing.aborted || run.stopReason === 'fenced') return 'left'
+      if (refusals >= commitRefusalsMax || deps.closing.aborted || run.stopReason === 'fenced') return undefined
       await pause(pauseMs, deps.closing)
     }
   }

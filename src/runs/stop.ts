@@ -1,7 +1,7 @@
 /**
- * Stopping a run from wherever the request comes in (promise P6). The wish is stored first, so that it outlives this
- * process; then whoever makes the run is told: this process itself, or another one through the control stream, which finds
- * the wish in the database too, half a second later at most.
+ * Stopping a run from wherever the request comes in (promise P6). One that is still queued is nobody's, so it is ended
+ * here. The wish is stored first, so that it outlives this process; then whoever makes the run is told: this process
+ * itself, or another one through the control stream, which finds the wish in the database too, half a second later at most.
  *
  * A process that does not follow within `patienceMs` is dead, frozen or cut off. Then the run is claimed, which fences
  * that process out, and ended here as `stopped` with all its text; so a stop is final whatever its process does.
@@ -9,14 +9,17 @@
  * If this process dies at an await, the wish is stored or it is not: asked again, it says the same. A run whose process
  * dies with the wish stored ends as `stopped` when it is taken over.
  */
+import type { Db } from '../db/db.ts'
 import type { Control } from '../log/control.ts'
 import { isTerminal, type RunFacts, type RunRecord } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
+import { stopQueued } from './queue.ts'
 import { pause, settledWithin } from './run.ts'
 import type { RunStore } from './store.ts'
 import type { Takeover } from './takeover.ts'
 
 export interface StopOptions {
+  readonly db: Db
   readonly runs: RunStore
   readonly owned: OwnedRuns
   readonly control: Control
@@ -29,7 +32,7 @@ export const stopWaitMs = 2000
 const patienceMs = 1300
 const pollMs = 100
 
-export function createStop({ runs, owned, control, takeover }: StopOptions) {
+export function createStop({ db, runs, owned, control, takeover }: StopOptions) {
   async function untilEnded(run: RunRecord, ms: number): Promise<RunRecord> {
     const enough = AbortSignal.timeout(ms)
     let now: RunFacts & RunRecord = (await runs.reread(run.id)) ?? run
@@ -44,6 +47,10 @@ export function createStop({ runs, owned, control, takeover }: StopOptions) {
   return async function stop(run: RunRecord): Promise<RunRecord> {
     if (isTerminal(run.status)) return run
     await runs.requestStop(run)
+    if (run.status === 'queued') {
+      const { nextMayWait } = await stopQueued(db, run)
+      if (nextMayWait) await owned.startNext(run.session_id)
+    }
     if (owned.has(run.id)) {
       owned.stop(run.id)
       await settledWithin(owned.ended(run.id), stopWaitMs)

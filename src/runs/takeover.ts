@@ -85,7 +85,7 @@ export function createTakeover({ db, log, owned, instanceId, logger }: TakeoverO
       // The new generation holds the reset at 1 and the terminal event at 2.
       lastSeq: 2,
     }
-    const outcome = await commitRun(db, run.id, run.generation, ending)
+    const { outcome, nextMayWait } = await commitRun(db, run.id, run.generation, ending)
     if (outcome === 'committed') {
       const { generation } = run
       const done: LogEntry = { generation, seq: 2, event: { type: 'done', data: toDone(run, ending) } }
@@ -95,6 +95,7 @@ export function createTakeover({ db, log, owned, instanceId, logger }: TakeoverO
       { run_id: run.id, generation: run.generation, status: ending.status, outcome },
       'took over a run whose process had let go of it',
     )
+    if (nextMayWait) await owned.startNext(run.session_id)
   }
 
   return {

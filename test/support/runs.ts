@@ -60,6 +60,7 @@ export function createIdleRuns(ids: readonly string[] = []): IdleRuns {
       hasFenced.resolve()
     },
     start: (facts: RunFacts) => started.push(facts),
+    startNext: async () => undefined,
     stopped,
     fenced,
     started,
