@@ -29,12 +29,13 @@ export interface Db {
   /**
    * Runs one statement written as SQL. Column names are the statement's own; numerics and bigints must be cast to
    * text or float8 by the statement, because the drivers differ in what they make of them.
-   * @param lane `requests` when absent
    * @throws Problem `db_unavailable`; DbError for whatever the database says about the statement itself
    */
-  rows<Row>(statement: SQL, lane?: Lane): Promise<Row[]>
+  rows<Row>(statement: SQL): Promise<Row[]>
   /** Runs one drizzle query, under the same gate and with the same errors. */
   run<T>(query: (orm: Orm) => PromiseLike<T>): Promise<T>
+  /** The same database, for statements of another lane than `requests`. */
+  inLane(lane: Lane): Db
   /**
    * Brings the schema up to date. Processes that start at the same time take turns.
    * @throws SchemaTooNew when a newer program has been here

@@ -5,7 +5,7 @@
  * statement fails, and whoever asked tries again.
  */
 import postgres from 'postgres'
-import { createGate, type Db, type Orm, toRows } from './db.ts'
+import { createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
 import { loadPostgresJs, type SQL, sql } from './drizzle.ts'
 import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
 
@@ -80,12 +80,13 @@ export function openPostgres(options: PostgresOptions): Db {
     old.client.end({ timeout: 0 }).catch(() => undefined)
   }
 
-  return {
+  const inLane = (lane: Lane): Db => ({
     kind: 'postgres',
     exclusive: false,
     description: `Postgres at ${new URL(options.url).host}`,
-    rows: (statement, lane) => gate.pass(async () => toRows(await pool.orm.execute(statement)), lane),
-    run: (query) => gate.pass(() => query(pool.orm)),
+    rows: (statement) => gate.pass(async () => toRows(await pool.orm.execute(statement)), lane),
+    run: (query) => gate.pass(() => query(pool.orm), lane),
+    inLane,
     async migrate() {
       const { client, orm } = connect(options.unpooledUrl, 1, undefined)
       // The questions before are short, and a server that does not answer them must not keep the start waiting for ever.
@@ -104,7 +105,8 @@ export function openPostgres(options: PostgresOptions): Db {
       }
     },
     close: () => pool.client.end({ timeout: connectSeconds }),
-  }
+  })
+  return inLane('requests')
 }
 
 // drizzle's migrator takes no lock: of three processes that started at once, two died on "relation already exists".

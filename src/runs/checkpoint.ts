@@ -18,7 +18,7 @@ export interface CheckpointSource {
   readonly cursor: EventId
 }
 
-interface CheckpointRow {
+export interface CheckpointRow {
   readonly run_id: string
   readonly generation: number
   readonly seq: number
@@ -72,15 +72,14 @@ function growthOf(source: CheckpointSource, stored: readonly number[]): Growth {
 async function writeGrowths(db: Db, growths: readonly Growth[], places: CheckpointPlaces): Promise<void> {
   const rows = growths.flatMap((growth) => growth.rows)
   if (rows.length === 0) return
-  const statement = sql`
+  await db.rows(sql`
     insert into run_checkpoints (run_id, generation, seq, part, kind, part_offset, text, detail)
     select new.run_id, new.generation, new.seq, new.part, new.kind, new.part_offset, new.text, new.detail
     from jsonb_to_recordset(${JSON.stringify(rows)}::jsonb) as new (
       run_id uuid, generation int, seq int, part int, kind text, part_offset int, text text, detail jsonb
     )
     join chat_runs run on run.id = new.run_id and run.generation = new.generation and run.status = 'running'
-    on conflict do nothing`
-  await db.rows(statement, 'runs')
+    on conflict do nothing`)
   for (const { runId, place } of growths) if (places.has(runId)) places.set(runId, place)
 }
 
@@ -109,11 +108,15 @@ export interface Checkpoint {
   readonly cursor: EventId | undefined
 }
 
-/** Puts a run's text together again. Offsets make that exact also where two checkpoints overlap. */
 export async function readCheckpoint(db: Db, runId: string): Promise<Checkpoint> {
   const rows = await db.rows<CheckpointRow>(sql`
     select run_id, generation, seq, part, kind, part_offset, text, detail from run_checkpoints
     where run_id = ${runId}::uuid order by generation, seq, part`)
+  return foldCheckpoints(rows)
+}
+
+/** Puts a run's text together again, from rows in order. Offsets make that exact also where two checkpoints overlap. */
+export function foldCheckpoints(rows: readonly CheckpointRow[]): Checkpoint {
   const parts: Part[] = []
   for (const row of rows) {
     const part = parts[row.part]

@@ -9,22 +9,28 @@
  *   words already shown it is `interrupted` and keeps them, except where the provider itself says that it failed.
  * - stop: the signal aborts the upstream request at once, and the partial text is committed as `stopped`.
  * - the commit: tried again, with growing pauses, until the database has it; `done` is not said before. When the process
- *   must end first, the run is left as it is, for the reaper of the next process.
- * - this process: its lease runs out, and another process ends the run from its checkpoints.
+ *   must end first, the run is left as it is, for whoever takes it over.
+ * - this process: its lease runs out, and another process takes the run over (takeover.ts).
+ * - the lease, while this process was frozen or cut off: the run is another process's by now. Nothing of it is written any
+ *   more; the database and the log refuse it in any case, because its generation has passed.
  */
 import { type Db, DbError } from '../db/db.ts'
 import { Problem } from '../errors.ts'
 import type { Done, EventId, LogEntry, RunEvent, TerminalStatus } from '../log/event.ts'
+import { resetEntry } from '../log/fold.ts'
 import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
 import type { HistoryMessage } from '../sessions/store.ts'
 import type { Upstream } from '../upstream/upstream.ts'
-import { type CommitOutcome, commitRun, type Ending } from './commit.ts'
+import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
 import type { RunFacts } from './model.ts'
 
-/** Why a run is to end before its reply does. */
-export type StopReason = 'stop' | 'drain'
+/**
+ * Why a run is to end before its reply does: a person said so; the process ends, and it is to be stored as it is; the
+ * process ends, and another one takes it over as it is; another process has taken it over.
+ */
+export type StopReason = 'stop' | 'drain' | 'release' | 'fenced'
 
 export interface ActiveRun extends FrameSource {
   readonly facts: RunFacts
@@ -35,6 +41,8 @@ export interface ActiveRun extends FrameSource {
   readonly startedAt: number
   readonly ttftMs: number | undefined
   readonly stopReason: StopReason | undefined
+  /** When the reply was whole and its commit began, on the clock of `performance.now()`. */
+  commitStartedAt: number | undefined
   stop(reason: StopReason): void
   /** Numbers an event that does not come from the draft. */
   number(event: LogEntry['event']): LogEntry
@@ -46,6 +54,8 @@ export interface RunDeps {
   readonly frames: Frames
   readonly readHistory: (messageId: string) => Promise<readonly HistoryMessage[]>
   readonly upstreamFor: (facts: RunFacts) => Upstream
+  /** Told when a viewer may have seen the first words. */
+  readonly onFirstWords: () => void
   /** Told of what went wrong inside the gateway: a try to commit that failed, or an error that nobody expected. */
   readonly onFault: (runId: string, message: string, error: unknown) => void
   /** Aborted when the process cannot wait for the database any longer. */
@@ -78,6 +88,7 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
     startedAt,
     signal: abort.signal,
     number,
+    commitStartedAt: undefined,
     get urgent() {
       return ttftMs === undefined
     },
@@ -102,24 +113,44 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
   }
 }
 
-/** Says `run`, the first event of every run. Synchronous, so that the first viewer finds it. */
+/**
+ * Says the first event of a generation: `run`, or the `reset` with which a process begins that has taken the run over.
+ * Synchronous, so that the first viewer finds it.
+ */
 export function announceRun(run: ActiveRun, log: EventLog): void {
-  log.append([{ runId: run.runId, entries: [run.number(runStarted(run.facts))] }])
+  const { generation, message_id } = run.facts
+  const first = generation === 1 ? runStarted(run.facts) : resetEntry(message_id, [], { generation, seq: 1 }).event
+  log.append([{ runId: run.runId, entries: [run.number(first)] }])
+}
+
+/** How a run ended, and whether a message behind it may wait for its turn. */
+export interface Ended {
+  readonly ending: Ending
+  readonly nextMayWait: boolean
 }
 
 /**
  * Makes the reply, and ends it.
- * @returns how it ended; undefined when this process had to let go of it
+ * @returns undefined when this process had to let go of it
  */
-export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ending | undefined> {
+export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ended | undefined> {
   const end = await readReply(run, deps)
+  if (run.stopReason === 'fenced') {
+    deps.log.forget(run.runId)
+    return undefined
+  }
+  if (run.stopReason === 'release') {
+    deps.frames.flush(run)
+    return undefined
+  }
   run.draft.close()
   deps.frames.flush(run)
+  run.commitStartedAt = performance.now()
   const ending = toEnding(run, end)
-  const outcome = await commit(run, ending, deps)
-  if (outcome === 'committed') {
+  const commit = await commitReply(run, ending, deps)
+  if (commit?.outcome === 'committed') {
     deps.log.append([{ runId: run.runId, entries: [run.number({ type: 'done', data: toDone(run.facts, ending) })] }])
-    return ending
+    return { ending, nextMayWait: commit.nextMayWait }
   }
   deps.log.forget(run.runId)
   return undefined
@@ -137,8 +168,10 @@ async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
     signal.throwIfAborted()
     const reply = deps.upstreamFor(run.facts).stream({ model: run.facts.model, messages }, signal)
     for await (const event of reply) {
+      const isFirst = draft.isEmpty
       draft.apply(event)
       deps.frames.touch(run)
+      if (isFirst && !draft.isEmpty) deps.onFirstWords()
     }
     return { status: 'completed', problem: undefined }
   } catch (error) {
@@ -187,7 +220,8 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
   }
 }
 
-async function commit(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<CommitOutcome | 'left'> {
+/** @returns undefined when the database did not take it before this process had to let go */
+async function commitReply(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<Commit | undefined> {
   let refusals = 0
   for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
     try {
@@ -195,7 +229,7 @@ async function commit(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<Co
     } catch (error) {
       deps.onFault(run.runId, 'a reply could not be committed yet', error)
       if (error instanceof DbError) refusals += 1
-      if (refusals >= commitRefusalsMax || deps.closing.aborted) return 'left'
+      if (refusals >= commitRefusalsMax || deps.closing.aborted || run.stopReason === 'fenced') return undefined
       await pause(pauseMs, deps.closing)
     }
   }

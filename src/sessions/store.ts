@@ -228,7 +228,7 @@ export function createSessionStore(db: Db) {
      * included, oldest first and `messagesMax` at most. Replies of which nothing was stored are left out.
      */
     async readHistory(messageId: string, messagesMax: number): Promise<HistoryMessage[]> {
-      const statement = sql`
+      const rows = await db.rows<HistoryMessage>(sql`
         with recursive chain as (
           select id, parent_id, role, content, 1 as depth from chat_messages where id = ${messageId}::uuid
           union all
@@ -236,9 +236,7 @@ export function createSessionStore(db: Db) {
           from chain join chat_messages m on m.id = chain.parent_id
           where chain.depth < ${messagesMax}::int
         )
-        select role, content from chain where content <> '' and role <> 'tool' order by depth desc`
-      // The message has been accepted: without its history the reply would have to fail.
-      const rows = await db.rows<HistoryMessage>(statement, 'runs')
+        select role, content from chain where content <> '' and role <> 'tool' order by depth desc`)
       // Providers want the user to speak first; a window that begins inside an exchange loses its first half anyway.
       const first = rows.findIndex((row) => row.role !== 'assistant')
       return rows.slice(Math.max(0, first))

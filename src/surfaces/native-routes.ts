@@ -64,8 +64,14 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     const leave = owned.countViewer(run)
     let toldReady = !attached
     let ended = false
+    // Other processes' runs go on elsewhere, and so should their viewers; this process's own are seen to their end.
+    const moveOn = () => {
+      if (!owned.has(run.id)) connection.sayFarewell()
+    }
+    owned.draining.addEventListener('abort', moveOn)
+    if (owned.isDraining) moveOn()
     try {
-      for await (const { entries, caughtUp } of followRun(follow, run, after, connection.signal)) {
+      for await (const { entries, caughtUp, persistPending } of followRun(follow, run, after, connection.signal)) {
         for (const entry of entries) {
           const full = connection.write(encoder.encode(entry))
           if (full !== undefined) await full
@@ -75,10 +81,12 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
           toldReady = true
           await connection.write(readyBlock)
         }
+        if (persistPending === true) connection.sayFarewell('persist_pending')
       }
     } catch (error) {
       app.log.error({ err: error, run_id: run.id }, 'a viewer was cut after a fault of the gateway')
     } finally {
+      owned.draining.removeEventListener('abort', moveOn)
       if (ended) connection.end()
       else connection.destroy()
       leave(connection.clientLeft)
