@@ -157,6 +157,7 @@ export const chatRuns = pgTable(
     owner: text('owner').notNull(),
     idempotencyKey: text('idempotency_key'),
     requestHash: text('request_hash').notNull(),
+    ticketKey: text('ticket_key'),
     createdAt: time('created_at').notNull().defaultNow(),
     startedAt: time('started_at'),
     firstTokenAt: time('first_token_at'),

@@ -3,7 +3,8 @@
  * commit and say `done`. It runs in the background and knows nothing of HTTP: a viewer that leaves changes nothing here.
  *
  * What happens at each await when something dies there:
- * - reading the history: the database fails, the run ends as `failed`; no upstream call was made.
+ * - reading the history: while the database does not answer, it is asked again for `historyWaitMs`, because the message has
+ *   been accepted; then the run ends as `failed`. No upstream call was made.
  * - the upstream: a cut, stall, refusal or garbage arrives as a Problem. With nothing said yet the run has `failed`; with
  *   words already shown it is `interrupted` and keeps them, except where the provider itself says that it failed.
  * - stop: the signal aborts the upstream request at once, and the partial text is committed as `stopped`.
@@ -61,8 +62,9 @@ export interface RunDeps {
   readonly closing: AbortSignal
 }
 
-const commitPauseFirstMs = 100
-const commitPauseMaxMs = 2000
+const retryPauseFirstMs = 100
+const retryPauseMaxMs = 2000
+const historyWaitMs = 30_000
 // A statement that the database refuses for its content will not get better; the reaper ends the run from checkpoints.
 const commitRefusalsMax = 3
 
@@ -162,7 +164,7 @@ interface ReplyEnd {
 async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
   const { draft, signal } = run
   try {
-    const messages = await deps.readHistory(run.facts.user_message_id)
+    const messages = await readHistory(run, deps)
     signal.throwIfAborted()
     const reply = deps.upstreamFor(run.facts).stream({ model: run.facts.model, messages }, signal)
     for await (const event of reply) {
@@ -177,6 +179,19 @@ async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
       deps.onFault(run.runId, 'making a reply failed in a way nobody expected', error)
     }
     return endOf(error, run)
+  }
+}
+
+async function readHistory({ facts, signal }: ActiveRun, deps: RunDeps): Promise<readonly HistoryMessage[]> {
+  const giveUpAt = performance.now() + historyWaitMs
+  for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
+    try {
+      return await deps.readHistory(facts.user_message_id)
+    } catch (error) {
+      if (!(error instanceof Problem) || performance.now() + pauseMs > giveUpAt) throw error
+      await pause(pauseMs, signal)
+      signal.throwIfAborted()
+    }
   }
 }
 
@@ -208,7 +223,7 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
 /** @returns undefined when the database did not take it before this process had to let go */
 async function commitReply(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<Commit | undefined> {
   let refusals = 0
-  for (let pauseMs = commitPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, commitPauseMaxMs)) {
+  for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
     try {
       return await commitRun(deps.db, run.runId, run.facts.generation, ending)
     } catch (error) {
