@@ -3,6 +3,7 @@
  * absence picks the embedded default, and failure picks nothing: a database that is set and does not answer never
  * becomes another one.
  */
+import type { FastifyBaseLogger } from 'fastify'
 import type { Config } from './config.ts'
 import type { Db } from './db/db.ts'
 import { openPglite } from './db/pglite.ts'
@@ -10,6 +11,7 @@ import { openPostgres } from './db/postgres.ts'
 import { type Control, createSilentControl } from './log/control.ts'
 import type { EventLog } from './log/log.ts'
 import { createMemoryLog } from './log/memory.ts'
+import { openRedisLog } from './log/redis.ts'
 
 /** @throws Error with a sentence for the operator when the embedded database cannot be opened */
 export async function openDatabase({ database }: Config): Promise<Db> {
@@ -23,6 +25,8 @@ export interface LogBackend {
   readonly description: string
 }
 
-export function openLog(): LogBackend {
+/** Never waits for Redis, and never fails because of it. @param instanceId commands for this process name it */
+export function openLog({ redis }: Config, instanceId: string, logger: FastifyBaseLogger): LogBackend {
+  if (redis !== undefined) return openRedisLog({ ...redis, instanceId, logger })
   return { log: createMemoryLog(), control: createSilentControl(), description: 'in this process' }
 }

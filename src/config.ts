@@ -21,7 +21,8 @@ export const environmentSchema = Type.Object({
     minLength: 1,
     description: 'folder of the embedded database; `memory:` keeps nothing',
   }),
-  REDIS_URL: optional('redis://… ; this version keeps the event log in the process and says `degraded` when it is set'),
+  REDIS_URL: optional('redis://… or rediss://…, 6.2 or later; without it the event log is in the process'),
+  REDIS_TTL: integer(60, 2_592_000, 3600, 'seconds that the log of a run stays in Redis after its last event'),
   JWT_SECRET: optional('own secret for HS256 tokens'),
   SUPABASE_JWT_SECRET: optional('Supabase secret for HS256 tokens, tried after JWT_SECRET'),
   JWT_ISSUER: optional('required `iss` of a token'),
@@ -64,7 +65,7 @@ export interface Config {
   readonly database:
     | { readonly kind: 'postgres'; readonly url: string; readonly unpooledUrl: string; readonly poolSize: number }
     | { readonly kind: 'pglite'; readonly dataDir: string }
-  readonly redisUrl: string | undefined
+  readonly redis: { readonly url: string; readonly ttlMs: number } | undefined
   readonly auth: {
     readonly jwtSecret: string | undefined
     readonly supabaseJwtSecret: string | undefined
@@ -135,7 +136,13 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
             ]),
             poolSize: known.DATABASE_POOL,
           },
-    redisUrl: known.REDIS_URL === undefined ? undefined : checkUrl('REDIS_URL', known.REDIS_URL, ['redis:', 'rediss:']),
+    redis:
+      known.REDIS_URL === undefined
+        ? undefined
+        : {
+            url: checkUrl('REDIS_URL', known.REDIS_URL, ['redis:', 'rediss:']),
+            ttlMs: known.REDIS_TTL * 1000,
+          },
     auth: {
       jwtSecret: known.JWT_SECRET,
       supabaseJwtSecret: known.SUPABASE_JWT_SECRET,

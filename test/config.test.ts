@@ -24,7 +24,7 @@ t.test('without any variable the gateway runs by itself: embedded database, demo
   t.match(readConfig({}), {
     listen: { port: 3000, host: '::' },
     database: { kind: 'pglite', dataDir: '.data' },
-    redisUrl: undefined,
+    redis: undefined,
     auth: { jwtSecret: undefined, cookieSameSite: 'lax' },
     corsOrigins: [],
     upstream: { openai: undefined, models: { fast: { provider: 'demo' }, quality: { provider: 'demo' } } },
@@ -56,7 +56,7 @@ t.test('values are taken over', async (t) => {
   t.match(config, {
     listen: { port: 8080 },
     database: { kind: 'postgres', unpooledUrl: 'postgresql://u:p@db.internal:5432/v', poolSize: 10 },
-    redisUrl: 'rediss://cache.internal:6379',
+    redis: { url: 'rediss://cache.internal:6379', ttlMs: 3_600_000 },
     corsOrigins: ['https://app.example.com', 'http://localhost:5173'],
     upstream: {
       openai: { baseUrl: 'http://127.0.0.1:1234/v1' },

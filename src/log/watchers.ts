@@ -10,6 +10,7 @@ export function createWatchers() {
       return watchers.size
     },
     has: (runId: string) => watchers.has(runId),
+    ids: () => [...watchers.keys()],
     /** @returns the end of it; more than one call does no harm */
     watch(runId: string, wake: () => void): () => void {
       // A function of its own for each call, so that the same one may watch twice.

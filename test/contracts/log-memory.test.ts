@@ -7,7 +7,7 @@ import { delta, deltas, done, logContract } from './log.ts'
 
 t.test('the contract', async (t) => {
   const log = createMemoryLog()
-  await logContract(t, async () => ({ log, close: () => log.close() }))
+  await logContract(t, async () => ({ writer: log, reader: log, shared: false, close: () => log.close() }))
   t.equal(log.size, 0, 'nothing is held after close')
   t.equal(log.watched, 0, 'and nobody watches')
 })

@@ -1,6 +1,7 @@
 /**
  * The contract of the event log, sentence by sentence of src/log/log.ts. Every adapter passes this suite, and nothing
- * in it knows which one it runs on: an append may reach readers later, in which case they are woken.
+ * in it knows which one it runs on: an append may reach readers later, in which case they are woken. The log that is
+ * appended to and the one that is read may be those of two processes.
  */
 import { randomUUID } from 'node:crypto'
 import type { Test } from 'tap'
@@ -10,13 +11,16 @@ import type { EventLog, LogPage } from '../../src/log/log.ts'
 import { createRandom } from '../support/random.ts'
 
 export interface OpenedLog {
-  readonly log: EventLog
+  readonly writer: EventLog
+  /** The same one, or that of another process. */
+  readonly reader: EventLog
+  /** What the writer lets go can still be read from elsewhere. */
+  readonly shared: boolean
   close(): Promise<void>
 }
 
 /** An event whose text says where it stands. */
-export function delta(seq: number, generation = 1): LogEntry {
-  const text = `${generation}-${seq};`
+export function delta(seq: number, generation = 1, text = `${generation}-${seq};`): LogEntry {
   return { generation, seq, event: { type: 'delta', data: { part: 0, offset: 0, text } } }
 }
 
@@ -67,67 +71,68 @@ const untilAt = (log: EventLog, runId: string, id: string) =>
   readUntil(log, runId, (page) => page.kind === 'entries' && ids(page).at(-1) === id)
 
 export async function logContract(t: Test, open: () => Promise<OpenedLog>): Promise<void> {
-  const { log, close } = await open()
+  const { writer, reader, shared, close } = await open()
+  const local = writer === reader
   const max = 10_000
 
   await t.test('events come back in order, whole, and as they were', async (t) => {
     const run = randomUUID()
     const entries = [...deltas(1, 3), done(4)]
-    log.append([{ runId: run, entries: entries.slice(0, 2) }])
-    log.append([{ runId: run, entries: entries.slice(2) }])
-    await untilAt(log, run, '1-4')
-    t.same(await log.read(run, undefined, max), { kind: 'entries', entries, local: true })
+    writer.append([{ runId: run, entries: entries.slice(0, 2) }])
+    writer.append([{ runId: run, entries: entries.slice(2) }])
+    await untilAt(reader, run, '1-4')
+    t.same(await reader.read(run, undefined, max), { kind: 'entries', entries, local })
   })
 
   await t.test('a page holds as many entries as were asked for, and the next one goes on after it', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(1, 5) }])
-    await untilAt(log, run, '1-5')
-    t.same(ids(await log.read(run, undefined, 2)), ['1-1', '1-2'])
-    t.same(ids(await log.read(run, { generation: 1, seq: 2 }, 2)), ['1-3', '1-4'])
-    t.same(ids(await log.read(run, { generation: 1, seq: 4 }, 2)), ['1-5'])
+    writer.append([{ runId: run, entries: deltas(1, 5) }])
+    await untilAt(reader, run, '1-5')
+    t.same(ids(await reader.read(run, undefined, 2)), ['1-1', '1-2'])
+    t.same(ids(await reader.read(run, { generation: 1, seq: 2 }, 2)), ['1-3', '1-4'])
+    t.same(ids(await reader.read(run, { generation: 1, seq: 4 }, 2)), ['1-5'])
   })
 
   await t.test('a frame that is sent again changes nothing', async (t) => {
     const run = randomUUID()
     const frame = [{ runId: run, entries: deltas(1, 3) }]
-    log.append(frame)
-    log.append(frame)
-    log.append([{ runId: run, entries: deltas(2, 5) }])
-    const page = await untilAt(log, run, '1-5')
+    writer.append(frame)
+    writer.append(frame)
+    writer.append([{ runId: run, entries: deltas(2, 5) }])
+    const page = await untilAt(reader, run, '1-5')
     t.same(ids(page), ['1-1', '1-2', '1-3', '1-4', '1-5'])
   })
 
   await t.test('a process whose run was taken over cannot write any more', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(1, 2) }])
-    log.append([{ runId: run, entries: [reset(1, 2, 'taken over')] }])
-    log.append([{ runId: run, entries: [...deltas(3, 5), done(6)] }])
-    log.append([{ runId: run, entries: [done(2, 2)] }])
-    const page = await untilAt(log, run, '2-2')
+    writer.append([{ runId: run, entries: deltas(1, 2) }])
+    writer.append([{ runId: run, entries: [reset(1, 2, 'taken over')] }])
+    writer.append([{ runId: run, entries: [...deltas(3, 5), done(6)] }])
+    writer.append([{ runId: run, entries: [done(2, 2)] }])
+    const page = await untilAt(reader, run, '2-2')
     t.same(ids(page), ['1-1', '1-2', '2-1', '2-2'])
-    t.match(log.terminalId(run), { generation: 2, seq: 2 })
+    t.match(reader.terminalId(run), { generation: 2, seq: 2 })
   })
 
   await t.test('nothing comes after the terminal event', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: [delta(1), done(2)] }])
-    await untilAt(log, run, '1-2')
-    t.match(log.terminalId(run), { generation: 1, seq: 2 })
-    log.append([{ runId: run, entries: [delta(3)] }])
+    writer.append([{ runId: run, entries: [delta(1), done(2)] }])
+    await untilAt(reader, run, '1-2')
+    t.match(reader.terminalId(run), { generation: 1, seq: 2 })
+    writer.append([{ runId: run, entries: [delta(3)] }])
     const other = randomUUID()
-    log.append([{ runId: other, entries: [delta(1)] }])
-    await untilAt(log, other, '1-1')
-    t.match(log.terminalId(run), { generation: 1, seq: 2 })
-    t.same(ids(await log.read(run, { generation: 1, seq: 1 }, 1)), ['1-2'])
+    writer.append([{ runId: other, entries: [delta(1)] }])
+    await untilAt(reader, other, '1-1')
+    t.match(reader.terminalId(run), { generation: 1, seq: 2 })
+    t.same(ids(await reader.read(run, { generation: 1, seq: 1 }, 1)), ['1-2'])
   })
 
   await t.test('a cursor gets what comes directly after it', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(1, 4) }])
-    await untilAt(log, run, '1-4')
-    const after = async (seq: number, generation = 1) => ids(await log.read(run, { generation, seq }, max))
-    t.same(ids(await log.read(run, undefined, max)), ['1-1', '1-2', '1-3', '1-4'])
+    writer.append([{ runId: run, entries: deltas(1, 4) }])
+    await untilAt(reader, run, '1-4')
+    const after = async (seq: number, generation = 1) => ids(await reader.read(run, { generation, seq }, max))
+    t.same(ids(await reader.read(run, undefined, max)), ['1-1', '1-2', '1-3', '1-4'])
     t.same(await after(0), ['1-1', '1-2', '1-3', '1-4'], 'before the first')
     t.same(await after(1), ['1-2', '1-3', '1-4'])
     t.same(await after(3), ['1-4'])
@@ -141,10 +146,10 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
 
   await t.test('a cursor of an earlier generation is led on by the reset that begins the next one', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(1, 3) }])
-    log.append([{ runId: run, entries: [reset(1, 2, '1-1;1-2;'), ...deltas(2, 3, 2)] }])
-    await untilAt(log, run, '2-3')
-    const after = async (generation: number, seq: number) => ids(await log.read(run, { generation, seq }, max))
+    writer.append([{ runId: run, entries: deltas(1, 3) }])
+    writer.append([{ runId: run, entries: [reset(1, 2, '1-1;1-2;'), ...deltas(2, 3, 2)] }])
+    await untilAt(reader, run, '2-3')
+    const after = async (generation: number, seq: number) => ids(await reader.read(run, { generation, seq }, max))
     t.same(await after(1, 2), ['1-3', '2-1', '2-2', '2-3'])
     t.same(await after(1, 3), ['2-1', '2-2', '2-3'])
     t.same(await after(1, 7), ['2-1', '2-2', '2-3'], 'also when its events are not there: a zombie showed them')
@@ -153,65 +158,65 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
 
   await t.test('without one it needs a reset, whatever its seq', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(1, 2) }])
-    log.append([{ runId: run, entries: deltas(1, 3, 2) }])
-    await readUntil(log, run, (page) => page.kind === 'entries' && ids(page).at(-1) === '2-3', {
+    writer.append([{ runId: run, entries: deltas(1, 2) }])
+    writer.append([{ runId: run, entries: deltas(1, 3, 2) }])
+    await readUntil(reader, run, (page) => page.kind === 'entries' && ids(page).at(-1) === '2-3', {
       generation: 2,
       seq: 1,
     })
     for (const seq of [1, 2, 3]) {
-      t.equal(ids(await log.read(run, { generation: 1, seq }, max)), 'unservable', `1-${seq}`)
+      t.equal(ids(await reader.read(run, { generation: 1, seq }, max)), 'unservable', `1-${seq}`)
     }
-    t.same(ids(await log.read(run, { generation: 2, seq: 1 }, max)), ['2-2', '2-3'])
+    t.same(ids(await reader.read(run, { generation: 2, seq: 1 }, max)), ['2-2', '2-3'])
   })
 
   await t.test('a reset bridges a hole, and can be the beginning', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(1, 3) }])
-    log.append([{ runId: run, entries: [reset(7, 1, 'all until here'), delta(8)] }])
-    await untilAt(log, run, '1-8')
-    const after = async (seq: number) => ids(await log.read(run, { generation: 1, seq }, max))
+    writer.append([{ runId: run, entries: deltas(1, 3) }])
+    writer.append([{ runId: run, entries: [reset(7, 1, 'all until here'), delta(8)] }])
+    await untilAt(reader, run, '1-8')
+    const after = async (seq: number) => ids(await reader.read(run, { generation: 1, seq }, max))
     t.same(await after(2), ['1-3', '1-7', '1-8'])
     t.same(await after(3), ['1-7', '1-8'])
     t.same(await after(5), ['1-7', '1-8'])
     t.same(await after(7), ['1-8'])
     const begun = randomUUID()
-    log.append([{ runId: begun, entries: [reset(7, 1, 'all until here'), delta(8)] }])
-    t.same(ids(await untilAt(log, begun, '1-8')), ['1-7', '1-8'])
+    writer.append([{ runId: begun, entries: [reset(7, 1, 'all until here'), delta(8)] }])
+    t.same(ids(await untilAt(reader, begun, '1-8')), ['1-7', '1-8'])
   })
 
   await t.test('what is loaded is all that was appended', async (t) => {
     const run = randomUUID()
-    t.equal(await log.load(run), undefined, 'nothing yet')
+    t.equal(await reader.load(run), undefined, 'nothing yet')
     const entries = [...deltas(1, 3), done(4)]
-    log.append([{ runId: run, entries }])
-    await untilAt(log, run, '1-4')
-    t.same(await log.load(run), entries)
+    writer.append([{ runId: run, entries }])
+    await untilAt(reader, run, '1-4')
+    t.same(await reader.load(run), entries)
   })
 
   await t.test('a log whose beginning is gone says so, and still serves the rest', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(5, 7) }])
-    await readUntil(log, run, (page) => page.kind !== 'unknown', { generation: 1, seq: 6 })
-    t.equal(ids(await log.read(run, undefined, max)), 'unservable')
+    writer.append([{ runId: run, entries: deltas(5, 7) }])
+    await readUntil(reader, run, (page) => page.kind !== 'unknown', { generation: 1, seq: 6 })
+    t.equal(ids(await reader.read(run, undefined, max)), 'unservable')
     for (const seq of [0, 1, 3])
-      t.equal(ids(await log.read(run, { generation: 1, seq }, max)), 'unservable', `1-${seq}`)
-    t.same(ids(await log.read(run, { generation: 1, seq: 5 }, max)), ['1-6', '1-7'])
-    t.same(ids(await log.read(run, { generation: 1, seq: 7 }, max)), [])
+      t.equal(ids(await reader.read(run, { generation: 1, seq }, max)), 'unservable', `1-${seq}`)
+    t.same(ids(await reader.read(run, { generation: 1, seq: 5 }, max)), ['1-6', '1-7'])
+    t.same(ids(await reader.read(run, { generation: 1, seq: 7 }, max)), [])
   })
 
   await t.test('a hole is never read across', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: deltas(1, 2) }])
-    log.append([{ runId: run, entries: deltas(5, 6) }])
-    await readUntil(log, run, (page) => page.kind !== 'unknown' && ids(page).at(-1) === '1-6', {
+    writer.append([{ runId: run, entries: deltas(1, 2) }])
+    writer.append([{ runId: run, entries: deltas(5, 6) }])
+    await readUntil(reader, run, (page) => page.kind !== 'unknown' && ids(page).at(-1) === '1-6', {
       generation: 1,
       seq: 5,
     })
-    t.ok(isDense(await log.read(run, undefined, max), undefined))
+    t.ok(isDense(await reader.read(run, undefined, max), undefined))
     for (const seq of [0, 1, 2, 3, 4, 5]) {
       const cursor = { generation: 1, seq }
-      t.ok(isDense(await log.read(run, cursor, max), cursor), `after 1-${seq}`)
+      t.ok(isDense(await reader.read(run, cursor, max), cursor), `after 1-${seq}`)
     }
     t.notOk(isDense({ kind: 'entries', entries: [delta(2), delta(5)], local: true }, undefined), 'the check finds one')
     t.notOk(
@@ -222,52 +227,55 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
 
   await t.test('one frame serves many runs, each its own', async (t) => {
     const runs = Array.from({ length: 20 }, () => randomUUID())
-    log.append(runs.map((runId, index) => ({ runId, entries: deltas(1, index + 1) })))
+    writer.append(runs.map((runId, index) => ({ runId, entries: deltas(1, index + 1) })))
     for (const [index, run] of runs.entries()) {
-      const page = await untilAt(log, run, `1-${index + 1}`)
+      const page = await untilAt(reader, run, `1-${index + 1}`)
       t.equal(ids(page).length, index + 1)
     }
   })
 
   await t.test('a run that nobody has written is unknown', async (t) => {
     const run = randomUUID()
-    t.equal(ids(await log.read(run, undefined, max)), 'unknown')
-    t.equal(ids(await log.read(run, { generation: 1, seq: 1 }, max)), 'unknown')
-    t.equal(log.terminalId(run), undefined)
-    log.append([{ runId: run, entries: [] }])
-    t.equal(ids(await log.read(run, undefined, max)), 'unknown', 'an empty frame makes no log')
-    log.forget(run)
+    t.equal(ids(await reader.read(run, undefined, max)), 'unknown')
+    t.equal(ids(await reader.read(run, { generation: 1, seq: 1 }, max)), 'unknown')
+    t.equal(reader.terminalId(run), undefined)
+    writer.append([{ runId: run, entries: [] }])
+    t.equal(ids(await reader.read(run, undefined, max)), 'unknown', 'an empty frame makes no log')
+    writer.forget(run)
   })
 
-  await t.test('a log that was let go is unknown, wakes its viewers, and can begin again', async (t) => {
+  await t.test('a log that was let go wakes its viewers, and can begin again', async (t) => {
     const run = randomUUID()
-    log.append([{ runId: run, entries: [delta(1), done(2)] }])
-    await untilAt(log, run, '1-2')
+    writer.append([{ runId: run, entries: [delta(1), done(2)] }])
     const woken = Promise.withResolvers<void>()
-    const unwatch = log.watch(run, woken.resolve)
-    log.forget(run)
+    const unwatch = writer.watch(run, woken.resolve)
+    t.match(writer.terminalId(run), { generation: 1, seq: 2 })
+    writer.forget(run)
+    t.equal(writer.terminalId(run), undefined)
     await woken.promise
     unwatch()
-    t.equal(ids(await log.read(run, undefined, max)), 'unknown')
-    t.equal(log.terminalId(run), undefined)
-    log.append([{ runId: run, entries: [delta(1, 2)] }])
-    t.same(ids(await untilAt(log, run, '2-1')), ['2-1'])
+    t.match(await writer.read(run, undefined, max), shared ? { kind: 'entries', local: false } : { kind: 'unknown' })
+    const again = randomUUID()
+    writer.append([{ runId: again, entries: [delta(1)] }])
+    writer.forget(again)
+    writer.append([{ runId: again, entries: [delta(1, 2)] }])
+    t.same(ids(await untilAt(reader, again, '2-1')), ['2-1'])
   })
 
   await t.test('a watcher is woken by every append, also by the first of all, until it stops', async (t) => {
     const run = randomUUID()
     let stopped = 0
-    log.watch(run, () => (stopped += 1))()
+    reader.watch(run, () => (stopped += 1))()
     for (let seq = 1; seq <= 5; seq += 1) {
       const woken = Promise.withResolvers<void>()
-      const unwatch = log.watch(run, woken.resolve)
-      log.append([{ runId: run, entries: [delta(seq)] }])
+      const unwatch = reader.watch(run, woken.resolve)
+      writer.append([{ runId: run, entries: [delta(seq)] }])
       await woken.promise
       unwatch()
       unwatch()
     }
     t.equal(stopped, 0)
-    await untilAt(log, run, '1-5')
+    await untilAt(reader, run, '1-5')
   })
 
   await t.test('one watcher that stops does not stop the others, not even the same function', async (t) => {
@@ -279,13 +287,13 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
       if (wakes === 1) stay.resolve()
     }
     const stay = Promise.withResolvers<void>()
-    const first = log.watch(run, wake)
-    const second = log.watch(run, wake)
+    const first = reader.watch(run, wake)
+    const second = reader.watch(run, wake)
     first()
-    log.append([{ runId: other, entries: [delta(1)] }])
-    await untilAt(log, other, '1-1')
+    writer.append([{ runId: other, entries: [delta(1)] }])
+    await untilAt(reader, other, '1-1')
     t.equal(wakes, 0, 'and none hears of another run')
-    log.append([{ runId: run, entries: [delta(1)] }])
+    writer.append([{ runId: run, entries: [delta(1)] }])
     await stay.promise
     second()
   })
@@ -299,7 +307,7 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
     const readers = runs.flatMap((run) =>
       Array.from({ length: 12 }, (_, index) => {
         const from = index === 0 ? undefined : random.integer(events)
-        return readAll(log, run, from, events, createRandom(seed + index))
+        return readAll(reader, run, from, events, createRandom(seed + index))
       }),
     )
     while ([...appended.values()].some((count) => count < events)) {
@@ -313,7 +321,7 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
         const entries = deltas(before + 1 - again, before + count)
         return [{ runId, entries: before + count === events ? [...entries.slice(0, -1), done(events)] : entries }]
       })
-      log.append(frame)
+      writer.append(frame)
       if (random.integer(3) > 0) await new Promise((resolve) => setImmediate(resolve))
     }
     for (const reader of readers) {

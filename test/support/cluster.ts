@@ -185,7 +185,7 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
   return cluster
 }
 
-async function openServer(t: Teardown, need: 'postgres' | 'redis'): Promise<Server> {
+export async function openServer(t: Teardown, need: 'postgres' | 'redis'): Promise<Server> {
   const installed = findInstalled(need, process.env)
   if (installed === undefined) throw new ServicesError(explainMissing([need]))
   const signal = AbortSignal.timeout(startMs)
@@ -196,7 +196,7 @@ async function openServer(t: Teardown, need: 'postgres' | 'redis'): Promise<Serv
   return server
 }
 
-function through(url: string, proxy: StoreProxy): string {
+export function through(url: string, proxy: StoreProxy): string {
   const proxied = new URL(url)
   proxied.hostname = '127.0.0.1'
   proxied.port = String(proxy.port)

@@ -1,0 +1,421 @@
+/**
+ * The writing side of the Redis log: the runs of this process, and commands to other processes. It owns the breaker, and
+ * for each own run what is known of its stream. The events themselves are held in memory (held.ts), for as long as the
+ * run is here: they are what local viewers read, and what a stream is made again from, so nothing is queued for Redis.
+ *
+ * A frame is one pipeline. ioredis hands it to the socket within `exec()` (every command is joined to one string, and
+ * the last one writes it), so what is sent has left this code before any viewer is woken. Nothing waits for the answer:
+ *
+ *   new      nothing was sent. The first events make the stream and its expiry in one transaction
+ *   clean    Redis has, or is about to have, all that was said. Later events are sent with NOMKSTREAM
+ *   unsure   Redis had it, and the connection was lost since: it may be another Redis now. Its last entry is asked for
+ *   dirty    Redis lacks something: a frame was refused, lost or never sent, or the stream is gone. It is seeded: one
+ *            `reset`, folded from what is held, takes the place and the id of the last event so far (with `run` before it
+ *            and `done` behind it when there are such), so that a viewer elsewhere is led over the hole, and viewers here
+ *            need nothing. Then it is clean
+ *   waiting  dirty, but an entry with the last event's id is there: a frame whose answer was lost has arrived. Two
+ *            entries cannot have one id, so the next event is seeded in its place. Until then, viewers elsewhere that
+ *            would have to cross a hole read the database
+ *   barred   never written again: another process has taken the run over (its generation is on top of the stream, which
+ *            made Redis refuse ours), or the key is not a stream of ours
+ *
+ * Each change of state makes the answers that are still under way mean nothing for that run (`epoch`).
+ *
+ * The breaker opens when a connection is lost, a command is not answered in time or refused (OOM, READONLY, MISCONF,
+ * LOADING), or too much is unanswered. While it is open nothing is sent, runs that say something become dirty, and a
+ * small write to this process's own control stream is tried every `probeMs`. When one succeeds, it closes; what is dirty
+ * is seeded and what is clean is asked for, some runs at a time.
+ *
+ * When this process dies, what Redis had not read from the socket is lost; no other process has seen it, and the one that
+ * takes over begins with a `reset`. When Redis dies or forgets, everything is still here.
+ */
+import type { ChainableCommander, Redis } from 'ioredis'
+import type { Command } from './control.ts'
+import { compareEventIds, type EventId, type LogEntry, parseEventId } from './event.ts'
+import { foldEvents, resetEntry } from './fold.ts'
+import type { HeldLogs } from './held.ts'
+import type { RunEntries } from './log.ts'
+import { type EncodedEntry, encodeCommand, encodeEntry, type Keys } from './redis-codec.ts'
+
+export interface WriterLimits {
+  /** What may be unanswered at once; above it, Redis is too slow, and the breaker opens. */
+  readonly inFlightBytesMax?: number
+  readonly inFlightBatchesMax?: number
+  /** Time between two attempts to write while the breaker is open. */
+  readonly probeMs?: number
+}
+
+export interface WriterOptions extends WriterLimits {
+  readonly redis: Redis
+  readonly keys: Keys
+  readonly instanceId: string
+  /** Of a run's stream, from its first and its last event on. */
+  readonly ttlMs: number
+  /** The events of this process's runs. The writer reads them; redis.ts appends. */
+  readonly held: HeldLogs
+  /** Another process has taken the run over. */
+  readonly onFenced: (runId: string) => void
+  /** The breaker has opened or closed. */
+  readonly onChange: () => void
+}
+
+export type Writer = ReturnType<typeof createWriter>
+
+interface OwnRun {
+  readonly runId: string
+  readonly key: string
+  state: 'new' | 'clean' | 'unsure' | 'dirty' | 'waiting' | 'barred'
+  /** There may be a hole in the stream that no `reset` covers yet. */
+  holed: boolean
+  epoch: number
+}
+
+type Results = readonly (readonly [error: Error | null, value?: unknown])[]
+type Outcome = 'done' | 'lost' | 'conflict' | 'barred' | Error
+
+/** Runs that are mended in one turn, their text together, and the pause between two turns: other runs' frames go on. */
+const mendRunsMax = 16
+const mendBytesMax = 1024 * 1024
+const mendPauseMs = 10
+/** Commands are of use for moments. Their stream is trimmed, and goes by itself when its process is gone. */
+const controlTtlMs = 60_000
+const controlEntriesMax = 1000
+
+export function createWriter(options: WriterOptions) {
+  const { redis, keys, instanceId, ttlMs, held, onFenced, onChange } = options
+  const { inFlightBytesMax = 16 * 1024 * 1024, inFlightBatchesMax = 5000, probeMs = 250 } = options
+  const runs = new Map<string, OwnRun>()
+  const mending = new Set<OwnRun>()
+  let problem: string | undefined = 'it has not answered yet'
+  let probing = false
+  let closed = false
+  let inFlightBytes = 0
+  let inFlightBatches = 0
+  let mendTimer: NodeJS.Timeout | undefined
+
+  const probeTimer = setInterval(probe, probeMs)
+  probeTimer.unref()
+  redis.on('ready', probe)
+
+  function open(reason: string): void {
+    if (problem === undefined) {
+      problem = reason
+      onChange()
+    } else {
+      problem = reason
+    }
+  }
+
+  function probe(): void {
+    if (problem === undefined || probing || closed || redis.status !== 'ready') return
+    probing = true
+    const batch = createBatch(redis, ttlMs)
+    batch.command(keys.control(instanceId), ['probe', ''], (outcome) => {
+      if (outcome instanceof Error) problem = describeError(outcome)
+      else closeBreaker()
+    })
+    void batch.send().finally(() => {
+      probing = false
+    })
+  }
+
+  function closeBreaker(): void {
+    problem = undefined
+    for (const run of runs.values()) {
+      if (run.state === 'clean' || run.state === 'waiting') change(run, 'unsure')
+      if (run.state === 'unsure' || run.state === 'dirty') mending.add(run)
+    }
+    scheduleMending()
+    onChange()
+  }
+
+  function change(run: OwnRun, state: OwnRun['state']): void {
+    run.state = state
+    run.epoch += 1
+    if (state === 'dirty') run.holed = true
+    if (state !== 'dirty' && state !== 'unsure') return
+    mending.add(run)
+    scheduleMending()
+  }
+
+  function scheduleMending(): void {
+    if (problem === undefined && mending.size > 0 && !closed) mendTimer ??= setTimeout(mend, mendPauseMs)
+  }
+
+  function mend(): void {
+    mendTimer = undefined
+    if (problem !== undefined) return
+    const batch = createBatch(redis, ttlMs)
+    let count = 0
+    for (const run of mending) {
+      if (count >= mendRunsMax || batch.bytes + inFlightBytes >= mendBytesMax) break
+      mending.delete(run)
+      count += 1
+      const entries = held.entries(run.runId)
+      const last = entries.at(-1)
+      if (last === undefined) continue
+      if (run.state === 'unsure') {
+        const { epoch } = run
+        batch.ask(run.key, (outcome, top) => {
+          if (run.epoch !== epoch || runs.get(run.runId) !== run) return
+          if (outcome === 'done') learnTop(run, last, top)
+          else settle(run, epoch, outcome)
+        })
+      } else if (run.state === 'dirty') {
+        change(run, 'clean')
+        const { epoch } = run
+        batch.create(run.key, seedOf(entries).map(encodeEntry), (outcome) => {
+          if (outcome === 'done' && run.epoch === epoch) run.holed = false
+          settle(run, epoch, outcome)
+        })
+      }
+    }
+    send(batch)
+    scheduleMending()
+  }
+
+  /** @param top id of the stream's last entry; undefined when there is none */
+  function learnTop(run: OwnRun, last: EventId, top: string | undefined): void {
+    const place = top === undefined ? undefined : parseEventId(top)
+    if (top !== undefined && place === undefined) {
+      change(run, 'barred')
+    } else if (place !== undefined && place.generation > last.generation) {
+      change(run, 'barred')
+      onFenced(run.runId)
+    } else if (place === undefined || compareEventIds(place, last) < 0) {
+      change(run, 'dirty')
+    } else {
+      change(run, run.holed ? 'waiting' : 'clean')
+    }
+  }
+
+  function settle(run: OwnRun, epoch: number, outcome: Outcome): void {
+    if (outcome instanceof Error) open(describeError(outcome))
+    if (run.epoch !== epoch || runs.get(run.runId) !== run) return
+    if (outcome === 'lost' || outcome instanceof Error) change(run, 'dirty')
+    else if (outcome === 'conflict') change(run, 'unsure')
+    else if (outcome === 'barred') change(run, 'barred')
+  }
+
+  function send(batch: Batch): void {
+    if (batch.isEmpty) return
+    const { bytes } = batch
+    inFlightBytes += bytes
+    inFlightBatches += 1
+    void batch.send().finally(() => {
+      inFlightBytes -= bytes
+      inFlightBatches -= 1
+    })
+  }
+
+  function write(batch: Batch, runId: string, entries: readonly LogEntry[]): void {
+    const run = runs.get(runId) ?? { runId, key: keys.log(runId), state: 'new', holed: false, epoch: 0 }
+    runs.set(runId, run)
+    if (run.state === 'barred') return
+    if (problem !== undefined || (run.state !== 'new' && run.state !== 'clean')) {
+      if (run.state !== 'dirty') change(run, 'dirty')
+      return
+    }
+    const { epoch } = run
+    const encoded = entries.map(encodeEntry)
+    if (run.state === 'new') batch.create(run.key, encoded, (outcome) => settle(run, epoch, outcome))
+    else batch.append(run.key, encoded, entries.at(-1)?.event.type === 'done', (outcome) => settle(run, epoch, outcome))
+    run.state = 'clean'
+  }
+
+  return {
+    /** Why nothing is sent; undefined while the breaker is closed. */
+    get problem() {
+      return problem
+    },
+
+    /** Hands a frame to the socket. The events must be new: held.ts takes them over next. */
+    append(frame: readonly RunEntries[]): void {
+      if (problem === undefined && (inFlightBytes > inFlightBytesMax || inFlightBatches > inFlightBatchesMax)) {
+        open('it does not keep up')
+      }
+      const batch = createBatch(redis, ttlMs)
+      for (const { runId, entries } of frame) write(batch, runId, entries)
+      send(batch)
+    },
+
+    /** Stops writing a run. */
+    forget(runId: string): void {
+      const run = runs.get(runId)
+      if (run !== undefined) mending.delete(run)
+      runs.delete(runId)
+    },
+
+    /** Best effort: what is not delivered at once is lost. */
+    command(target: string, command: Command): void {
+      if (problem !== undefined) return
+      const batch = createBatch(redis, ttlMs)
+      batch.command(keys.control(target), encodeCommand(command), () => undefined)
+      send(batch)
+    },
+
+    /** Ends the blocking read of this process's own reader, which has another run to follow. */
+    wakeReader(): void {
+      if (problem !== undefined) return
+      const batch = createBatch(redis, ttlMs)
+      batch.command(keys.control(instanceId), ['wake', ''], () => undefined)
+      send(batch)
+    },
+
+    lostConnection: (reason: string) => open(reason),
+
+    /** Sends nothing any more. Removes this process's control stream when Redis answers. */
+    async close(): Promise<void> {
+      closed = true
+      clearInterval(probeTimer)
+      clearTimeout(mendTimer)
+      redis.off('ready', probe)
+      runs.clear()
+      mending.clear()
+      if (problem !== undefined) return
+      await redis.del(keys.control(instanceId)).then(
+        () => undefined,
+        () => undefined, // It expires by itself.
+      )
+    },
+  }
+}
+
+/** What a stream is made again from: as few entries as tell all, and with them no viewer elsewhere crosses a hole. */
+function seedOf(entries: readonly LogEntry[]): LogEntry[] {
+  const first = entries[0]
+  const last = entries.at(-1)
+  const done = last?.event.type === 'done' ? [last] : []
+  const told = entries.slice(0, entries.length - done.length)
+  // Every viewer is told `run` first; when it is still in the stream, Redis refuses the second one.
+  const opening = first?.event.type === 'run' ? [first] : []
+  const place = told.at(-1)
+  if (place === undefined || told.length === opening.length) return [...told, ...done]
+  return [...opening, resetEntry(messageIdOf(entries), foldEvents(told), place), ...done]
+}
+
+function messageIdOf(entries: readonly LogEntry[]): string {
+  for (const { event } of entries) {
+    if (event.type === 'run' || event.type === 'reset' || event.type === 'done') return event.data.message_id
+  }
+  return ''
+}
+
+type Batch = ReturnType<typeof createBatch>
+
+/** One pipeline, and for each run in it what its part of the answers means. */
+function createBatch(redis: Redis, ttlMs: number) {
+  const pipeline = redis.pipeline()
+  const readers: ((results: Results) => void)[] = []
+  let bytes = 0
+
+  // Of a pipeline's own `multi()` the types say nothing.
+  const transaction = (body: () => number, settle: (outcome: Outcome) => void): void => {
+    const from = pipeline.length
+    pipeline.call('multi')
+    const deciding = body()
+    const exec = pipeline.length
+    pipeline.call('exec')
+    readers.push((results) => settle(readTransaction(results.slice(from, exec + 1), deciding)))
+  }
+
+  const add = (to: ChainableCommander, key: string, [id, field, value]: EncodedEntry, existing: boolean): void => {
+    bytes += key.length + value.length
+    if (existing) to.xadd(key, 'NOMKSTREAM', id, field, value)
+    else to.xadd(key, id, field, value)
+  }
+
+  return {
+    get bytes() {
+      return bytes
+    },
+    get isEmpty() {
+      return readers.length === 0
+    },
+
+    /** Adds to a stream, and makes it when it is not there. The last entry decides: those before it may be there. */
+    create(key: string, entries: readonly EncodedEntry[], settle: (outcome: Outcome) => void): void {
+      transaction(() => {
+        for (const entry of entries) add(pipeline, key, entry, false)
+        pipeline.pexpire(key, ttlMs)
+        return entries.length - 1
+      }, settle)
+    },
+
+    /** Adds to a stream that must be there. */
+    append(key: string, entries: readonly EncodedEntry[], ended: boolean, settle: (outcome: Outcome) => void): void {
+      const from = pipeline.length
+      for (const entry of entries) add(pipeline, key, entry, true)
+      const to = pipeline.length
+      if (ended) pipeline.pexpire(key, ttlMs)
+      readers.push((results) => settle(readAll(results.slice(from, to))))
+    },
+
+    /** Asks for the id of a stream's last entry. */
+    ask(key: string, settle: (outcome: Outcome, top: string | undefined) => void): void {
+      const at = pipeline.length
+      pipeline.xrevrange(key, '+', '-', 'COUNT', 1)
+      readers.push((results) => {
+        const [error, value] = results[at] ?? [unanswered()]
+        settle(error === null ? 'done' : classify(error), (value as [id: string][] | undefined)?.[0]?.[0])
+      })
+    },
+
+    command(key: string, [field, value]: readonly [string, string], settle: (outcome: Outcome) => void): void {
+      transaction(() => {
+        pipeline.xadd(key, 'MAXLEN', '~', controlEntriesMax, '*', field, value)
+        pipeline.pexpire(key, controlTtlMs)
+        return 0
+      }, settle)
+    },
+
+    /** Resolves when all answers are read, or will not come; never rejects. */
+    async send(): Promise<void> {
+      let results: Results | null = null
+      try {
+        results = await pipeline.exec()
+      } catch (error) {
+        const failure: Results[number] = [error instanceof Error ? error : unanswered()]
+        results = Array.from({ length: pipeline.length }, () => failure)
+      }
+      for (const read of readers) read(results ?? [])
+    },
+  }
+}
+
+/** @param deciding index of the command in the transaction whose answer counts */
+function readTransaction(results: Results, deciding: number): Outcome {
+  // A command that is refused while it is queued makes EXEC fail, and says why.
+  const queued = results.slice(0, -1).find(([error]) => error !== null)
+  const [error, values] = results.at(-1) ?? [unanswered()]
+  const failure = queued?.[0] ?? error
+  if (failure !== null) return classify(failure)
+  const answer: unknown = Array.isArray(values) ? values[deciding] : undefined
+  if (answer instanceof Error) return classify(answer)
+  return answer === undefined || answer === null ? unanswered() : 'done'
+}
+
+function readAll(results: Results): Outcome {
+  let outcome: Outcome = results.length === 0 ? unanswered() : 'done'
+  for (const [error, value] of results) {
+    // What tells most about the run comes first: the connection's end says nothing about a conflict.
+    const one: Outcome = error === null ? (value === null ? 'lost' : 'done') : classify(error)
+    if (one === 'conflict' || one === 'barred') return one
+    if (one !== 'done' && outcome === 'done') outcome = one
+  }
+  return outcome
+}
+
+const unanswered = () => new Error('an answer is missing')
+
+/** Redis has no code for these but its words, which are the same since streams exist (5.0). */
+function classify(error: Error): Outcome {
+  if (error.message.includes('equal or smaller than the target stream top item')) return 'conflict'
+  if (error.message.startsWith('WRONGTYPE')) return 'barred'
+  return error
+}
+
+/** In few words, and without an address or a credential. */
+export function describeError(error: Error & { readonly code?: unknown }): string {
+  return typeof error.code === 'string' ? error.code : error.message
+}

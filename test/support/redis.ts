@@ -1,0 +1,99 @@
+/**
+ * Redis logs for tests, on the run's Redis under a key prefix of the test's own, or on a private server that the test
+ * may kill. Both end with the test and leave nothing behind.
+ */
+import { randomUUID } from 'node:crypto'
+import { Redis } from 'ioredis'
+import type { Test } from 'tap'
+import { type Server, startRedis } from '../../scripts/servers.ts'
+import { openRedisLog, type RedisLog, type RedisLogOptions } from '../../src/log/redis.ts'
+
+type Teardown = Pick<Test, 'teardown'>
+
+/** A reason when the run goes without Redis, for `skip`. */
+export const withoutRedis =
+  process.env.TEST_EMBEDDED_ONLY === '1' ? 'TEST_EMBEDDED_ONLY=1: there is no Redis' : (false as const)
+
+/** The run's Redis. @throws when there is none */
+export function sharedRedis(): string {
+  const url = process.env.TEST_REDIS_URL
+  if (url === undefined || url === '') throw new Error('run npm test, or set TEST_REDIS_URL')
+  return url
+}
+
+/** A prefix that nobody else uses; what has it is deleted when the test ends. */
+export function createPrefix(t: Teardown, url: string): string {
+  const prefix = `${process.env.TEST_RUN ?? 'verbatim_test'}:${randomUUID()}`
+  t.teardown(async () => {
+    const redis = new Redis(url)
+    const keys = await redis.keys(`${prefix}:*`)
+    if (keys.length > 0) await redis.del(...keys)
+    redis.disconnect()
+  })
+  return prefix
+}
+
+export interface OpenedRedisLog extends ReturnType<typeof openRedisLog> {
+  readonly instanceId: string
+  /** What was logged, newest last. */
+  readonly said: readonly string[]
+  /** Resolves when a line is logged that says so; also when that was before. */
+  saying(text: string): Promise<void>
+}
+
+export const sharedAgain = 'the event log is shared through Redis'
+export const degradedNow = 'the event log is degraded'
+
+/** Opens a log, as a process does; it is closed when the test ends. Not connected yet. */
+export function openLog(t: Teardown, options: Pick<RedisLogOptions, 'url'> & Partial<RedisLogOptions>): OpenedRedisLog {
+  const said: string[] = []
+  const heard = new Set<() => void>()
+  const say = (_facts: unknown, text?: string) => {
+    said.push(text ?? String(_facts))
+    for (const hear of heard) hear()
+  }
+  const instanceId = options.instanceId ?? randomUUID()
+  const opened = openRedisLog({ ttlMs: 60_000, ...options, instanceId, logger: { info: say, warn: say } })
+  t.teardown(() => opened.log.close())
+  return {
+    ...opened,
+    instanceId,
+    said,
+    async saying(text) {
+      const { promise, resolve } = Promise.withResolvers<void>()
+      const hear = () => {
+        if (said.includes(text)) resolve()
+      }
+      heard.add(hear)
+      hear()
+      await promise
+      heard.delete(hear)
+    },
+  }
+}
+
+/** The same, connected. */
+export async function openSharedLog(
+  t: Teardown,
+  options: Pick<RedisLogOptions, 'url'> & Partial<RedisLogOptions>,
+): Promise<OpenedRedisLog> {
+  const opened = openLog(t, options)
+  await opened.saying(sharedAgain)
+  return opened
+}
+
+export type { RedisLog, Server }
+
+/** A Redis that the test may kill. */
+export async function startPrivateRedis(t: Teardown): Promise<Server> {
+  const server = await startRedis('redis-server', AbortSignal.timeout(60_000))
+  t.teardown(() => server.close())
+  return server
+}
+
+/** A client of the test's own. */
+export function connectRedis(t: Teardown, url: string): Redis {
+  const redis = new Redis(url)
+  t.teardown(() => redis.disconnect())
+  return redis
+}
