@@ -608,5 +608,10 @@ function commonUnits(a: string, b: string): number {
 function differ(a: string, b: string): string {
   const at = commonUnits(a, b)
   if (at === a.length && at === b.length) return 'the same'
-  return `different from unit ${at}: ${JSON.stringify(a.slice(at, at + 20))}, not ${JSON.stringify(b.slice(at, at + 20))}`
+  return `different from unit ${at}: ${quote(a.slice(at, at + 20))}, not ${quote(b.slice(at, at + 20))}`
+}
+
+/** JSON in ASCII: U+2028 in its output makes tap's parser lose what follows. */
+export function quote(value: unknown): string {
+  return JSON.stringify(value).replace(/[^ -~]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`)
 }

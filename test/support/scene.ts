@@ -11,9 +11,11 @@ import {
   type Fault,
   type Figures,
   type MessageRow,
+  quote,
   type RunRow,
   type SessionRow,
   type Verdict,
+  type Violation,
 } from './checker.ts'
 import { type Cluster, type ClusterGateway, type ClusterOptions, startCluster } from './cluster.ts'
 import { type HistoryLine, nowMs } from './history.ts'
@@ -46,6 +48,10 @@ export interface SceneOptions extends ClusterOptions {
 /** The lease, what may pass until it is looked at, and a re-asked reply. */
 const settleDefaultMs = 30_000
 const lookMs = 100
+/** Of what is told of a violation. */
+const storiesMax = 5
+const linesMax = 40
+const lineUnitsMax = 200
 
 export async function startScene(t: Pick<Test, 'teardown'>, options: SceneOptions = {}): Promise<Scene> {
   const cluster = await startCluster(t, options)
@@ -158,10 +164,20 @@ export function describeFigures(figures: Figures): string {
   ].join('; ')
 }
 
+/** What a viewer named in a violation went through, in few lines: the first thing to look at. */
+export function tell({ history }: Evidence, { detail }: Violation): string[] {
+  const viewer = /^v\d+\b/.exec(detail)?.[0]
+  const lines = history.filter((line) => line.viewer === viewer)
+  const shown = lines.map(({ atMs, viewer: _, ...rest }) => `${Math.round(atMs)} ${quote(rest).slice(0, lineUnitsMax)}`)
+  return shown.length <= linesMax ? shown : [...shown.slice(0, linesMax / 2), '…', ...shown.slice(-linesMax / 2)]
+}
+
 /** Judges within a test: no promise is broken, and the figures are printed. */
 export async function judgeIn(t: Test, scene: Scene): Promise<Verdict & { readonly evidence: Evidence }> {
   const verdict = await scene.judge()
   t.comment(describeFigures(verdict.figures))
+  for (const violation of verdict.violations.slice(0, storiesMax))
+    t.comment(violation, tell(verdict.evidence, violation))
   t.same(verdict.violations, [], 'no promise is broken')
   return verdict
 }
