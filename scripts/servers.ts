@@ -33,6 +33,14 @@ export class ServicesError extends Error {
 
 export interface Server {
   readonly url: string
+  /** Of the process that serves, or was the last to. */
+  readonly pid: number
+  /** Sends a signal to it and to every process it has made: SIGSTOP freezes all of it, SIGCONT lets it go on. */
+  signal(name: NodeJS.Signals): void
+  /** kill -9 of all its processes, as when the machine takes them away. Its folder stays. */
+  crash(): Promise<void>
+  /** Starts again on the same port and folder, and resolves when it answers. */
+  restart(signal: AbortSignal): Promise<void>
   /** Ends it and removes its folder. */
   close(): Promise<void>
   /** The same at once and without waiting, for an exit that cannot wait. */
@@ -46,10 +54,15 @@ export interface Answer {
 
 /**
  * A Postgres of its own on a free port of 127.0.0.1, without fsync; its role `postgres` is the superuser.
- * Tests that kill a server use it too.
  * @param folder with `initdb` and `postgres`
+ * @param settings `name=value`, over the defaults. Without fsync a commit survives the death of the server only with
+ *   `synchronous_commit=on`: it is then with the system, which does not die. Tests that kill a server need it
  */
-export async function startPostgres(folder: string, signal: AbortSignal): Promise<Server> {
+export async function startPostgres(
+  folder: string,
+  signal: AbortSignal,
+  settings: readonly string[] = [],
+): Promise<Server> {
   const account = unprivilegedAccount()
   const home = makeHome('pg', account)
   const password = randomBytes(16).toString('hex')
@@ -74,8 +87,11 @@ export async function startPostgres(folder: string, signal: AbortSignal): Promis
     return await startOnFreePort(home, account, signal, (port) => ({
       command: join(folder, 'postgres'),
       // No Unix socket: the default folder belongs to another user, and a path in a deep temp folder is too long.
-      args: `-D ${data} -p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off
-        -c synchronous_commit=off -c full_page_writes=off -c max_connections=200`.split(/\s+/),
+      args: [
+        ...`-D ${data} -p ${port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off
+          -c synchronous_commit=off -c full_page_writes=off -c max_connections=200`.split(/\s+/),
+        ...settings.flatMap((setting) => ['-c', setting]),
+      ],
       url: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
       // SIGINT is Postgres's fast shutdown: it ends sessions. SIGTERM would wait for clients to leave.
       stopWith: 'SIGINT',
@@ -190,7 +206,7 @@ async function startOnFreePort(
     const launch = plan(await findFreePort())
     const log = join(home, `log-${attempt}`)
     const child = launchServer(launch, home, account, log)
-    if (await waitUntilItAnswers(child, launch, signal)) return ownServer(child, launch, home)
+    if (await waitUntilItAnswers(child, launch, signal)) return ownServer(child, launch, home, account)
     await end(child, 'SIGKILL')
     signal.throwIfAborted()
     failure = readFileSync(log, 'utf8').split('\n').slice(-logTailLines).join('\n')
@@ -240,10 +256,45 @@ async function waitUntilItAnswers(child: ChildProcess, launch: Launch, signal: A
   return false
 }
 
-function ownServer(child: ChildProcess, launch: Launch, home: string): Server {
+function ownServer(first: ChildProcess, launch: Launch, home: string, account: Account | undefined): Server {
+  let child = first
+  let restarts = 0
+
+  async function crash(): Promise<void> {
+    const pids = processTree(child.pid)
+    const exit = hasEnded(child) ? undefined : once(child, 'exit')
+    signalAll(pids, 'SIGKILL')
+    await exit
+    // The next start finds the shared memory in use as long as one of them is there.
+    for (const deadline = performance.now() + stopMs; pids.some(isThere); ) {
+      if (performance.now() > deadline) throw new ServicesError('A killed server does not end')
+      await sleep(lookMs)
+    }
+  }
+
+  async function restart(signal: AbortSignal): Promise<void> {
+    for (let attempt = 0; attempt < startAttemptsMax; attempt++) {
+      restarts += 1
+      child = launchServer(launch, home, account, join(home, `log-restart-${restarts}`))
+      if (await waitUntilItAnswers(child, launch, signal)) return
+      await end(child, 'SIGKILL')
+      signal.throwIfAborted()
+    }
+    throw new ServicesError(`A server did not start again in ${startAttemptsMax} attempts`)
+  }
+
   return {
     url: launch.url,
+    get pid() {
+      return child.pid ?? 0
+    },
+    signal: (name) => signalAll(processTree(child.pid), name),
+    crash,
+    restart,
     async close() {
+      signalAll(processTree(child.pid), 'SIGCONT')
+      // Only a server that ends by itself gives its shared memory back.
+      if (child.signalCode === 'SIGKILL') await restart(AbortSignal.timeout(startMs))
       await end(child, launch.stopWith)
       rmSync(home, { recursive: true, force: true })
     },
@@ -251,6 +302,39 @@ function ownServer(child: ChildProcess, launch: Launch, home: string): Server {
       if (!hasEnded(child)) child.kill(launch.killWith)
       rmSync(home, { recursive: true, force: true, maxRetries: 5, retryDelay: 20 })
     },
+  }
+}
+
+/** A process and its children; Postgres's backends are in process groups of their own. Reads /proc; elsewhere alone. */
+function processTree(pid: number | undefined): readonly number[] {
+  if (pid === undefined) return []
+  try {
+    const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8')
+      .split(' ')
+      .filter((text) => text !== '')
+    return [pid, ...children.flatMap((child) => processTree(Number(child)))]
+  } catch {
+    return [pid] // It has ended, or there is no /proc: then it is alone or unknown.
+  }
+}
+
+function signalAll(pids: readonly number[], name: NodeJS.Signals): void {
+  for (const pid of pids) {
+    try {
+      process.kill(pid, name)
+    } catch {
+      // ESRCH: it has just ended by itself.
+    }
+  }
+}
+
+function isThere(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    // A child whose parent was killed is a zombie until somebody waits for it.
+    return !/^.*\) [ZX] /s.test(readFileSync(`/proc/${pid}/stat`, 'utf8'))
+  } catch {
+    return false // ESRCH, or gone from /proc.
   }
 }
 

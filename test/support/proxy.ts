@@ -1,63 +1,96 @@
 /**
  * A TCP proxy that stands between a gateway and its store, and misbehaves when told to. Connections are destroyed when
  * the test ends.
+ *
+ * What a client has sent before it died still reaches the store, as it does without a proxy: the kernel delivers it.
+ * What hangs is held back, not lost: a network that comes back delivers what was sent into it.
  */
 import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import type { Test } from 'tap'
 
-export interface Proxy {
+/**
+ * `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through; `mute` hands on
+ * what a client says and keeps the answers back.
+ */
+export type ProxyMode = 'pass' | 'refuse' | 'hang' | 'mute'
+
+export interface StoreProxy {
   readonly port: number
-  /** `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through. */
-  set(mode: 'pass' | 'refuse' | 'hang'): void
+  set(mode: ProxyMode): void
+  /** Hands on what comes from now on so much later, in each direction. */
+  delay(latencyMs: number): void
   /** The next time a client sends `text`, it is handed on, and the connection dropped before the answer. */
   loseAnswerTo(text: string): { readonly lost: Promise<void> }
 }
 
-/** @param target the store's URL */
-export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promise<Proxy> {
-  let mode: 'pass' | 'refuse' | 'hang' = 'pass'
-  let trap: { text: string; sprung: () => void } | undefined
-  const pairs = new Set<{ client: Socket; store: Socket }>()
+interface Pair {
+  readonly client: Socket
+  readonly store: Socket
+}
 
-  const server = createServer((client) => {
+/** @param target the store's URL */
+export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promise<StoreProxy> {
+  let mode: ProxyMode = 'pass'
+  let latencyMs = 0
+  let trap: { text: string; sprung: () => void } | undefined
+  const pairs = new Set<Pair>()
+
+  function later(to: Socket, act: () => void): void {
+    if (latencyMs === 0) act()
+    else setTimeout(() => !to.destroyed && act(), latencyMs).unref()
+  }
+
+  const server = createServer({ allowHalfOpen: true }, (client) => {
     if (mode === 'refuse') {
       client.destroy()
       return
     }
-    const store = connect(Number(target.port || 5432), target.hostname)
+    const store = connect({ port: Number(target.port || 5432), host: target.hostname, allowHalfOpen: true })
     const pair = { client, store }
     pairs.add(pair)
     let deaf = false
-    const end = () => {
+    const destroy = () => {
       client.destroy()
       store.destroy()
       pairs.delete(pair)
     }
-    for (const socket of [client, store]) socket.on('close', end).on('error', end)
-    client.on('data', (bytes) => {
-      if (mode === 'hang') return
-      store.write(bytes)
-      if (trap === undefined || !bytes.includes(trap.text)) return
-      const { sprung } = trap
-      trap = undefined
-      deaf = true
-      // The store answers when it has done what it was asked: then, and only then, the connection goes.
-      store.once('data', () => {
-        end()
-        sprung()
+    for (const [from, to] of [
+      [client, store],
+      [store, client],
+    ] as const) {
+      from.on('data', (bytes) => {
+        if (from === store && deaf) return
+        later(to, () => to.write(bytes))
+        if (from === store || trap === undefined || !bytes.includes(trap.text)) return
+        const { sprung } = trap
+        trap = undefined
+        deaf = true
+        // The store answers when it has done what it was asked: then, and only then, the connection goes.
+        store.once('data', () => {
+          destroy()
+          sprung()
+        })
       })
-    })
-    store.on('data', (bytes) => {
-      if (mode !== 'hang' && !deaf) client.write(bytes)
-    })
+      from.on('end', () => later(to, () => to.end()))
+      // 'close' follows.
+      from.on('error', () => later(to, () => to.end()))
+      from.on('close', () => {
+        if (to.destroyed) pairs.delete(pair)
+        else later(to, () => to.destroySoon())
+      })
+      if (mode === 'hang' || (mode === 'mute' && from === store)) from.pause()
+    }
   })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   t.teardown(async () => {
     const closed = once(server, 'close')
     server.close()
-    for (const { client } of pairs) client.destroy()
+    for (const { client, store } of pairs) {
+      client.destroy()
+      store.destroy()
+    }
     await closed
   })
 
@@ -65,7 +98,16 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
     port: (server.address() as AddressInfo).port,
     set(next) {
       mode = next
-      if (next === 'refuse') for (const { client } of pairs) client.destroy()
+      for (const { client, store } of pairs) {
+        for (const socket of [client, store]) {
+          if (next === 'hang' || (next === 'mute' && socket === store)) socket.pause()
+          else socket.resume()
+          if (next === 'refuse') socket.destroy()
+        }
+      }
+    },
+    delay(ms) {
+      latencyMs = ms
     },
     loseAnswerTo(text) {
       const { promise, resolve } = Promise.withResolvers<void>()
