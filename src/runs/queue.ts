@@ -48,7 +48,8 @@ export function promote(db: Db, instanceId: string, sessionId: string | undefine
       select s.id from chat_sessions s where s.id in (select session_id from next)
       for update ${sessionId === undefined ? sql`skip locked` : sql``}
     ), run as (
-      update chat_runs set status = 'running', instance_id = ${instanceId}::uuid, started_at = now()
+      -- Not now(): that is when the statement was prepared, which can be before the run before this one had ended.
+      update chat_runs set status = 'running', instance_id = ${instanceId}::uuid, started_at = clock_timestamp()
       from next, place
       where chat_runs.id = next.id and place.id = next.session_id and chat_runs.status = 'queued'
       returning chat_runs.*
