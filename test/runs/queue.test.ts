@@ -264,6 +264,11 @@ for (const kind of databases()) {
       t.match(await runs.reread(out.id), { status: 'stopped', last_seq: 2, started_at: null, error: null })
       t.match(await sessions.readReply(out.message_id), { status: 'stopped', content: '', parts: [] })
       t.match(await sessions.getSession(owner, session_id), { status: 'running', active_run_id: running.id })
+      t.equal(
+        (await sessions.readReply(out.user_message_id))?.parent_id,
+        running.message_id,
+        'later messages go back through it',
+      )
       t.same(await stopQueued(db, out), { outcome: 'committed', nextMayWait: true }, 'again, it is the same')
       t.same(await stopQueued(db, running), { outcome: 'committed', nextMayWait: true })
       t.match(await sessions.getSession(owner, session_id), { status: 'completed', active_run_id: null })
