@@ -9,8 +9,11 @@ import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import type { Test } from 'tap'
 
-/** `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through. */
-export type ProxyMode = 'pass' | 'refuse' | 'hang'
+/**
+ * `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through; `mute` hands on
+ * what a client says and keeps the answers back.
+ */
+export type ProxyMode = 'pass' | 'refuse' | 'hang' | 'mute'
 
 export interface StoreProxy {
   readonly port: number
@@ -89,7 +92,7 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
         if (to.destroyed) pairs.delete(pair)
         else later(to, () => to.destroySoon())
       })
-      if (mode === 'hang') from.pause()
+      if (mode === 'hang' || (mode === 'mute' && from === store)) from.pause()
     }
   })
   server.listen(0, '127.0.0.1')
@@ -110,7 +113,7 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
       mode = next
       for (const { client, store } of pairs) {
         for (const socket of [client, store]) {
-          if (next === 'hang') socket.pause()
+          if (next === 'hang' || (next === 'mute' && socket === store)) socket.pause()
           else socket.resume()
           if (next === 'refuse') socket.destroy()
         }
