@@ -518,18 +518,40 @@ function checkCalls(evidence: Evidence, watches: readonly Watch[], say: Say): vo
 }
 
 /** The gateways that have made a run: the one that accepted it first, then the last one. */
-function ownersOf({ history, runs }: Evidence): Map<string, string[]> {
+function ownersOf(evidence: Evidence): Map<string, string[]> {
+  const { history, runs, faults } = evidence
   const owners = new Map<string, string[]>()
   for (const line of history) {
     // Who repeats a POST is attached: the first to be accepted stands for the one that made it.
     if (line.what === 'open' && line.method === 'POST' && !owners.has(line.runId))
       owners.set(line.runId, [line.gateway])
   }
+  const waited = findWaited(evidence)
+  const all = [...new Set(faults.flatMap(({ gateway }) => (gateway === undefined ? [] : [gateway])))]
   for (const { id, gateway } of runs) {
-    const known = owners.get(id) ?? []
-    if (gateway !== undefined && !known.includes(gateway)) owners.set(id, [...known, gateway])
+    // Whoever had time started it: its first process is not known from outside.
+    const more = waited.has(id) ? all : gateway === undefined ? [] : [gateway]
+    owners.set(id, [...new Set([...(owners.get(id) ?? []), ...more])])
   }
   return owners
+}
+
+/** Runs that waited in their session's queue: the provider was asked long after they had been accepted. */
+function findWaited({ history, said, runs }: Evidence): Set<string> {
+  const acceptedAt = new Map<string, number>()
+  for (const line of history) {
+    if (line.what === 'open' && !acceptedAt.has(line.runId)) acceptedAt.set(line.runId, line.atMs)
+  }
+  const askedAt = new Map<string, number>()
+  for (const { key, atMs } of said) if (!askedAt.has(key)) askedAt.set(key, atMs)
+  return new Set(
+    runs
+      .filter(({ id, idempotency_key: key }) => {
+        const [accepted, asked] = [acceptedAt.get(id), askedAt.get(key ?? '')]
+        return accepted !== undefined && asked !== undefined && asked - accepted > sameSecondMs
+      })
+      .map(({ id }) => id),
+  )
 }
 
 function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
@@ -564,9 +586,10 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
 
 function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
   const owners = ownersOf(evidence)
+  const waited = findWaited(evidence)
   const watchesByRun = Map.groupBy(watches, ({ runId }) => runId)
   for (const run of evidence.runs) {
-    if (run.generation < 2) continue
+    if (run.generation < 2 || waited.has(run.id)) continue
     const seen = watchesByRun.get(run.id) ?? []
     const accepted = Math.min(...seen.flatMap(({ visits }) => visits.map(({ fromMs }) => fromMs)))
     const successors = seen

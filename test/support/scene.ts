@@ -150,13 +150,18 @@ async function gather(cluster: Cluster, history: readonly HistoryLine[], faults:
 
 /** The figures in one line for a person. */
 export function describeFigures(figures: Figures): string {
-  const most = (values: readonly number[]) => (values.length === 0 ? 'none' : `${Math.round(Math.max(...values))} ms`)
+  const most = (values: readonly number[]) => {
+    const sorted = values.toSorted((a, b) => a - b)
+    const [median, longest] = [sorted[Math.floor(sorted.length / 2)], sorted.at(-1)]
+    if (median === undefined || longest === undefined) return 'none'
+    return `${Math.round(longest)} ms (median ${Math.round(median)} ms of ${sorted.length})`
+  }
   const { messages, acknowledged, lostMessages, lostUnits, duplicatedUnits, wrongEnds, excused } = figures
   return [
     `${messages} messages, ${acknowledged} acknowledged`,
     `lost ${lostMessages} messages and ${lostUnits} units, duplicated ${duplicatedUnits} units, wrong ends ${wrongEnds}`,
     `worst stall ${Math.round(figures.worstStallMs)} ms (elsewhere ${Math.round(figures.worstStallElsewhereMs)} ms)`,
-    `takeover ${most(figures.takeoverMs)} of ${figures.takeoverMs.length}, hand-over ${most(figures.handOverMs)} of ${figures.handOverMs.length}`,
+    `takeover ${most(figures.takeoverMs)}, hand-over ${most(figures.handOverMs)}`,
     ...(excused.length === 0
       ? []
       : [`taken back as promised: ${excused.map(({ why, units }) => `${units} units (${why})`).join(', ')}`]),
