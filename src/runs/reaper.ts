@@ -35,6 +35,8 @@ const gapMs = 5000
 const holdMs = 7000
 /** Runs claimed by one statement. */
 const claimMax = 50
+/** One after the other, at up to 35 ms each, the runs of a busy process would not be taken over in time. */
+const takeoversAtOnce = 8
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
 const strayMs = 15_000
@@ -118,17 +120,23 @@ export function createReaper(options: ReaperOptions) {
         for update skip locked`,
     )
     let taken = 0
-    for (const run of claimed) {
-      // What is left then is the next process's, as soon as the lease is given back.
-      if (closing.signal.aborted) break
-      try {
-        await takeover.takeOver(run)
-        taken += 1
-      } catch (error) {
-        if (error instanceof Problem) throw error
-        logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
+    const left = claimed.values()
+    const takeSome = async () => {
+      for (const run of left) {
+        // What is left then is the next process's, as soon as the lease is given back.
+        if (closing.signal.aborted) return
+        try {
+          await takeover.takeOver(run)
+          taken += 1
+        } catch (error) {
+          if (error instanceof Problem) throw error
+          logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
+        }
       }
     }
+    // All are waited for, also when one meets a database that does not answer.
+    const ends = await Promise.allSettled(Array.from({ length: takeoversAtOnce }, takeSome))
+    for (const end of ends) if (end.status === 'rejected') throw end.reason
     return taken
   }
 
@@ -156,7 +164,7 @@ export function createReaper(options: ReaperOptions) {
     await lookAtOwn()
     noteSight()
     // A process that ends takes nothing new: whoever stays does.
-    if (!owned.isDraining && now() >= holdUntil) await reap()
+    while (!owned.isDraining && now() >= holdUntil && (await reap()) === claimMax);
     await owned.startNext()
   }
 
