@@ -32,6 +32,9 @@ import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createStop } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
+import { createStoredReader } from './runs/stored.ts'
+import { createTakeover } from './runs/takeover.ts'
+import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
@@ -41,6 +44,8 @@ import { type Catalog, createCatalog } from './upstream/catalog.ts'
 export interface Overrides {
   readonly logStream?: { write(line: string): void }
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
+  readonly tickets?: Omit<TicketOptions, 'db'>
+  readonly persistWaitMs?: number
 }
 
 export interface App {
@@ -64,26 +69,34 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const instanceId = uuidv7()
   const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, ...overrides })
-  const { log, description: logDescription } = openLog(config, instanceId, server.log)
+  const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
 
   const sessions = createSessionStore(db)
   const runs = createRunStore(db)
+  // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
+  const runDb = db.inLane('runs')
+  const history = createSessionStore(runDb)
   const owned = createOwnedRuns({
-    db,
+    db: runDb,
     log,
     frames,
+    instanceId,
     checkpointMs: config.checkpointMs,
+    persistWaitMs: overrides.persistWaitMs,
     logger: server.log,
-    readHistory: (messageId) => sessions.readHistory(messageId, config.sessionMessagesMax),
+    readHistory: (messageId) => history.readHistory(messageId, config.sessionMessagesMax),
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
   })
-  const reaper = createReaper({ db, instanceId, owned, logger: server.log })
-  const follow = { db, log, runs, sessions }
-  const stop = createStop({ runs, owned })
+  log.onFenced((runId) => owned.fence(runId))
+  const takeover = createTakeover({ db: runDb, log, owned, instanceId, logger: server.log })
+  const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
+  const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
+  const stop = createStop({ db, runs, owned, control, takeover })
   const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
+  const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
 
   async function readPartial(runId: string) {
@@ -126,21 +139,26 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   await server.register(
     async (api) => {
-      await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins })
+      // Before a credential is looked at: a ticket cannot be read in a database without the schema.
       api.addHook('onRequest', async (_request, reply) => {
         reply.header('Cache-Control', 'no-store')
         if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
       })
+      await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
       registerSessions(api as Server, { store: sessions, readPartial })
       registerRuns(api as Server, { chat, runs, sessions, owned, follow, stop })
-      registerNative(api as Server, { chat, runs, owned, follow, edge })
+      registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
     },
     { prefix: '/api/v1' },
   )
 
   server.addHook('preClose', async () => {
     closing.abort()
-    await owned.drain(config.drainMs)
+    await owned.drain(config.drainMs, async () => {
+      // A database that does not answer knows of nobody either.
+      const peers = await reaper.readPeers().catch(() => [])
+      return peers.length === 0 ? undefined : (runIds) => reaper.release(runIds, peers)
+    })
     // One turn, in which viewers are told of the ends that the drain has waited for, before they are told to come back.
     await nextTurn()
     edge.close()

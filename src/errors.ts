@@ -84,6 +84,13 @@ export const catalogue = {
     retryable: true,
     advice: 'Try again with the same idempotency key as Retry-After says.',
   },
+  persist_pending: {
+    status: 503,
+    title: 'The reply is made, and the database does not take it yet',
+    retryable: true,
+    advice:
+      'Attach to the run again, or repeat with the same idempotency key: the reply is kept, and stored when the database is back.',
+  },
   draining: {
     status: 503,
     title: 'This process is shutting down',

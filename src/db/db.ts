@@ -14,6 +14,12 @@ import type { PgDatabase, PgQueryResultHKT, SQL } from './drizzle.ts'
 
 export type Orm = PgDatabase<PgQueryResultHKT>
 
+/**
+ * Whose statement it is. `runs`: of what has been accepted and shown, or keeps the process alive to the others: commits,
+ * checkpoints, the lease. These go before `requests`, which can be refused and asked again.
+ */
+export type Lane = 'requests' | 'runs'
+
 export interface Db {
   readonly kind: 'postgres' | 'pglite'
   /** True when no other process can have this database open, so whatever ran under another instance is dead. */
@@ -28,6 +34,8 @@ export interface Db {
   rows<Row>(statement: SQL): Promise<Row[]>
   /** Runs one drizzle query, under the same gate and with the same errors. */
   run<T>(query: (orm: Orm) => PromiseLike<T>): Promise<T>
+  /** The same database, for statements of another lane than `requests`. */
+  inLane(lane: Lane): Db
   /**
    * Brings the schema up to date. Processes that start at the same time take turns.
    * @throws SchemaTooNew when a newer program has been here
@@ -66,40 +74,63 @@ export const uniqueViolation = '23505'
 export interface GateOptions {
   /** Statements at once. */
   readonly size: number
-  /** Statements that may wait for a place before the next is refused. */
+  /** Of these, how many are kept for runs: a statement that hangs must not keep the lease from being renewed. */
+  readonly keptForRuns?: number
+  /** Statements of requests that may wait for a place before the next is refused. */
   readonly waitersMax: number
-  /** Longest wait for a place, and longest run of a statement. */
+  /** Longest run of a statement, and longest wait of a run's statement for a place. */
   readonly deadlineMs: number
+  /** Longest wait of a request's statement for a place; `deadlineMs` when absent. */
+  readonly requestWaitMs?: number
   /** Called when a statement did not answer in time; the adapter renews its connections. */
   readonly onDeadline: () => void
 }
 
 export interface Gate {
-  pass<T>(statement: () => PromiseLike<T>): Promise<T>
+  pass<T>(statement: () => PromiseLike<T>, lane?: Lane): Promise<T>
 }
 
 const attemptsMax = 3
+// A run has one statement in line at most, so this is reached only when nearly as many replies end at the same moment; a
+// commit that is refused is tried again.
+const runWaitersMax = 5000
 
 /**
  * Puts bounds around a driver that has none: how many statements at once, how many in line, and how long one takes.
+ * Statements of runs go first, and have a line of their own, so that a flood of requests neither delays nor refuses them.
  * Statements that the database undid for a reason that passes (deadlock, serialization) are run again, three times in all.
  */
 export function createGate(options: GateOptions): Gate {
-  const waiters: (() => void)[] = []
+  const placesOf: Readonly<Record<Lane, number>> = {
+    runs: options.size,
+    requests: options.size - (options.keptForRuns ?? 0),
+  }
+  const waitersMaxOf: Readonly<Record<Lane, number>> = { runs: runWaitersMax, requests: options.waitersMax }
+  const waitMsOf: Readonly<Record<Lane, number>> = {
+    runs: options.deadlineMs,
+    requests: options.requestWaitMs ?? options.deadlineMs,
+  }
+  const lines: Readonly<Record<Lane, (() => void)[]>> = { runs: [], requests: [] }
   let busy = 0
 
   function leave(): void {
-    const next = waiters.shift()
-    if (next === undefined) busy -= 1
-    else next()
+    busy -= 1
+    for (const lane of ['runs', 'requests'] as const) {
+      const next = busy < placesOf[lane] ? lines[lane].shift() : undefined
+      if (next === undefined) continue
+      busy += 1
+      next()
+      return
+    }
   }
 
-  function enter(): Promise<void> {
-    if (busy < options.size) {
+  function enter(lane: Lane): Promise<void> {
+    if (busy < placesOf[lane]) {
       busy += 1
       return Promise.resolve()
     }
-    if (waiters.length >= options.waitersMax) {
+    const waiters = lines[lane]
+    if (waiters.length >= waitersMaxOf[lane]) {
       return Promise.reject(unavailable('Too many statements wait for the database'))
     }
     return new Promise((resolve, reject) => {
@@ -110,13 +141,13 @@ export function createGate(options: GateOptions): Gate {
       const timer = setTimeout(() => {
         waiters.splice(waiters.indexOf(admit), 1)
         reject(unavailable('The database was busy for too long'))
-      }, options.deadlineMs)
+      }, waitMsOf[lane])
       waiters.push(admit)
     })
   }
 
-  async function once<T>(statement: () => PromiseLike<T>): Promise<T> {
-    await enter()
+  async function once<T>(statement: () => PromiseLike<T>, lane: Lane): Promise<T> {
+    await enter(lane)
     let timer: NodeJS.Timeout | undefined
     const deadline = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {
@@ -135,10 +166,10 @@ export function createGate(options: GateOptions): Gate {
   }
 
   return {
-    async pass(statement) {
+    async pass(statement, lane = 'requests') {
       for (let attempt = 1; ; attempt += 1) {
         try {
-          return await once(statement)
+          return await once(statement, lane)
         } catch (error) {
           const passing = error instanceof DbError && retryableStates.has(error.sqlstate)
           if (!passing || attempt === attemptsMax) throw error

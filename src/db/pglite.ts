@@ -12,7 +12,7 @@ import { mkdir } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { PGlite } from '@electric-sql/pglite'
-import { createGate, type Db, type Orm, toRows } from './db.ts'
+import { createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
 import { loadPglite } from './drizzle.ts'
 import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
 
@@ -43,12 +43,13 @@ export async function openPglite(dataDir: string): Promise<Db> {
   // A statement that misses its deadline still runs to its end, because there is no second connection to cancel it from.
   const gate = createGate({ size: 1, waitersMax, deadlineMs, onDeadline: () => undefined })
 
-  return {
+  const inLane = (lane: Lane): Db => ({
     kind: 'pglite',
     exclusive: true,
     description: folder === undefined ? 'PGlite in memory (nothing is kept)' : `PGlite in ${dataDir}`,
-    rows: (statement) => gate.pass(async () => toRows(await orm.execute(statement))),
-    run: (query) => gate.pass(() => query(orm)),
+    rows: (statement) => gate.pass(async () => toRows(await orm.execute(statement)), lane),
+    run: (query) => gate.pass(() => query(orm), lane),
+    inLane,
     async migrate() {
       await refuseNewerSchema((statement) => orm.execute(statement))
       await migrate(database, { migrationsFolder })
@@ -60,7 +61,8 @@ export async function openPglite(dataDir: string): Promise<Db> {
         lock?.close()
       }
     },
-  }
+  })
+  return inLane('requests')
 }
 
 async function lockFolder(folder: string): Promise<{ close(): void }> {

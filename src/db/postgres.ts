@@ -5,7 +5,7 @@
  * statement fails, and whoever asked tries again.
  */
 import postgres from 'postgres'
-import { createGate, type Db, type Orm, toRows } from './db.ts'
+import { createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
 import { loadPostgresJs, type SQL, sql } from './drizzle.ts'
 import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
 
@@ -19,6 +19,9 @@ export interface PostgresOptions {
 
 const connectSeconds = 5
 const waitersPerConnectionMax = 50
+// With the deadline of the statement itself, a request is refused within 6 s. A full line takes a fifth of this when the
+// database is well.
+const requestWaitMs = 1000
 /** Timers may be a little early. */
 const timerSlackMs = 20
 const reconnectSecondsMax = 0.5
@@ -59,7 +62,9 @@ export function openPostgres(options: PostgresOptions): Db {
   let poolOpenedAt = performance.now()
   const gate = createGate({
     size: options.poolSize,
+    keptForRuns: options.poolSize > 1 ? 1 : 0,
     waitersMax: options.poolSize * waitersPerConnectionMax,
+    requestWaitMs,
     deadlineMs,
     onDeadline: renew,
   })
@@ -75,28 +80,33 @@ export function openPostgres(options: PostgresOptions): Db {
     old.client.end({ timeout: 0 }).catch(() => undefined)
   }
 
-  return {
+  const inLane = (lane: Lane): Db => ({
     kind: 'postgres',
     exclusive: false,
     description: `Postgres at ${new URL(options.url).host}`,
-    rows: (statement) => gate.pass(async () => toRows(await pool.orm.execute(statement))),
-    run: (query) => gate.pass(() => query(pool.orm)),
+    rows: (statement) => gate.pass(async () => toRows(await pool.orm.execute(statement)), lane),
+    run: (query) => gate.pass(() => query(pool.orm), lane),
+    inLane,
     async migrate() {
       const { client, orm } = connect(options.unpooledUrl, 1, undefined)
       // The questions before are short, and a server that does not answer them must not keep the start waiting for ever.
       const asking = createGate({ size: 1, waitersMax: 1, deadlineMs, onDeadline: () => undefined })
       const ask = (statement: SQL) => asking.pass(() => orm.execute(statement))
+      // Ending the connection gives the advisory lock back, also when the statement that held it failed. A connection
+      // that does not answer would not end politely either, and the next try should not wait for it.
+      let endSeconds = 0
       try {
         await takeMigrationLock(ask)
         await refuseNewerSchema(ask)
         await within(migrationMsMax, migrate(orm as never, { migrationsFolder }))
+        endSeconds = connectSeconds
       } finally {
-        // Ending the connection gives the advisory lock back, also when the statement that held it failed.
-        await client.end({ timeout: connectSeconds })
+        await client.end({ timeout: endSeconds })
       }
     },
     close: () => pool.client.end({ timeout: connectSeconds }),
-  }
+  })
+  return inLane('requests')
 }
 
 // drizzle's migrator takes no lock: of three processes that started at once, two died on "relation already exists".

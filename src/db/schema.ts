@@ -1,6 +1,6 @@
 /**
  * The tables. What is true about rows is said here, in checks and indexes, so that no program version and no hand-made
- * statement can break it: one active run per session, one run per idempotency key, one owner per session.
+ * statement can break it: one running reply per session, one run per idempotency key, one owner per session.
  * No address and no user agent is stored anywhere. Columns that a later capability fills are nullable or have defaults.
  */
 import {
@@ -157,6 +157,7 @@ export const chatRuns = pgTable(
     owner: text('owner').notNull(),
     idempotencyKey: text('idempotency_key'),
     requestHash: text('request_hash').notNull(),
+    ticketKey: text('ticket_key'),
     createdAt: time('created_at').notNull().defaultNow(),
     startedAt: time('started_at'),
     firstTokenAt: time('first_token_at'),
@@ -164,7 +165,7 @@ export const chatRuns = pgTable(
   },
   (table) => [
     unique('chat_runs_owner_key').on(table.owner, table.idempotencyKey),
-    uniqueIndex('chat_runs_one_active').on(table.sessionId).where(sql`${table.status} in ('queued', 'running')`),
+    uniqueIndex('chat_runs_one_running').on(table.sessionId).where(sql`${table.status} = 'running'`),
     check(
       'chat_runs_status',
       sql`${table.status} in ('queued', 'running', 'completed', 'stopped', 'failed', 'interrupted')`,
@@ -172,6 +173,7 @@ export const chatRuns = pgTable(
     check('chat_runs_mode', sql`${table.mode} in ('fast', 'balanced', 'quality', 'adaptive')`),
     check('chat_runs_on_disconnect', sql`${table.onDisconnect} in ('continue', 'stop')`),
     index('chat_runs_session').on(table.sessionId, table.createdAt),
+    index('chat_runs_session_queued').on(table.sessionId).where(sql`${table.status} = 'queued'`),
     index('chat_runs_owner_active').on(table.owner).where(sql`${table.status} in ('queued', 'running')`),
     index('chat_runs_instance_active').on(table.instanceId).where(sql`${table.status} in ('queued', 'running')`),
   ],

@@ -5,6 +5,10 @@
  *
  * @fastify/jwt does the cryptography. Everything around it is here, because its own request method answers 500 to a
  * third of the malformed tokens that were tried and takes `Authorization: Basic …` for "no token".
+ *
+ * A stream ticket in the URL is a credential too, on the routes that say so. With one, no other is read: an EventSource
+ * sends its cookie without being asked, and a ticket outlives the token that it was asked for with. Anywhere else a
+ * ticket is a credential that cannot be used.
  */
 import { createHash, randomBytes } from 'node:crypto'
 import fastifyCookie from '@fastify/cookie'
@@ -23,11 +27,22 @@ declare module 'fastify' {
   interface FastifyRequest {
     owner: Owner
   }
+  interface FastifyContextConfig {
+    /** Set on a route that a stream ticket opens, whose parameter `id` is the run's. */
+    readonly takesTicket?: true
+  }
 }
+
+/**
+ * @param reconnects whether the client has received events before
+ * @returns the owner's key, or undefined when the ticket does not open this run now
+ */
+export type TicketReader = (ticket: string, runId: string, reconnects: boolean) => Promise<string | undefined>
 
 export interface IdentityOptions {
   readonly auth: Config['auth']
   readonly corsOrigins: readonly string[]
+  readonly readTicket: TicketReader
 }
 
 const visitorTokenPattern = /^vst_[A-Za-z0-9_-]{43}$/
@@ -39,7 +54,8 @@ const leewaySeconds = 30
 const issuedAheadSecondsMax = 60
 
 /** Decorates every request of the scope it is registered in with its owner, or refuses the request. */
-export const identity = fastifyPlugin(async (app: FastifyInstance, { auth, corsOrigins }: IdentityOptions) => {
+export const identity = fastifyPlugin(async (app: FastifyInstance, options: IdentityOptions) => {
+  const { auth, corsOrigins, readTicket } = options
   // The algorithm is pinned to the key: a token cannot choose how it is verified.
   const secrets = [auth.jwtSecret, auth.supabaseJwtSecret].filter((secret) => secret !== undefined)
   const requiredClaims = ['exp', 'sub']
@@ -53,8 +69,18 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, { auth, corsO
   app.decorateRequest('owner', null as never)
   app.addHook('onRequest', async (request, reply) => {
     refuseForeignSite(request, corsOrigins)
-    request.owner = authenticate(request, reply)
+    const { ticket } = request.query as { ticket?: unknown }
+    request.owner = ticket === undefined ? authenticate(request, reply) : await readTicketHolder(request, ticket)
   })
+
+  async function readTicketHolder(request: FastifyRequest, ticket: unknown): Promise<Owner> {
+    const { id } = request.params as { id?: string }
+    const taken = request.routeOptions.config.takesTicket === true
+    if (!taken || id === undefined || typeof ticket !== 'string') throw invalidToken()
+    const ownerKey = await readTicket(ticket, id, (request.headers['last-event-id'] ?? '') !== '')
+    if (ownerKey === undefined) throw invalidToken()
+    return ownerOf(ownerKey)
+  }
 
   function authenticate(request: FastifyRequest, reply: FastifyReply): Owner {
     const { authorization } = request.headers
@@ -107,13 +133,12 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, { auth, corsO
       // Supabase's service key passes every check of the database; no browser has business with it.
       role !== 'service_role'
     if (!usable) throw invalidToken()
-    return { kind: 'user', key: `user:${sub}`, userId: sub, visitorHash: null }
+    return userNamed(sub)
   }
 
   function readVisitor(token: string): Owner {
     if (!visitorTokenPattern.test(token)) throw invalidToken()
-    const visitorHash = createHash('sha256').update(token).digest('hex')
-    return { kind: 'visitor', key: `visitor:${visitorHash}`, userId: null, visitorHash }
+    return visitorHashed(createHash('sha256').update(token).digest('hex'))
   }
 
   /** The same when a cookie is taken away: a browser ignores a Set-Cookie from another site that is not SameSite=None. */
@@ -142,6 +167,24 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, { auth, corsO
     return readVisitor(token)
   }
 })
+
+const userPrefix = 'user:'
+const visitorPrefix = 'visitor:'
+
+function userNamed(userId: string): Owner {
+  return { kind: 'user', key: `${userPrefix}${userId}`, userId, visitorHash: null }
+}
+
+function visitorHashed(visitorHash: string): Owner {
+  return { kind: 'visitor', key: `${visitorPrefix}${visitorHash}`, userId: null, visitorHash }
+}
+
+/** @param key as it is stored with what the owner has */
+function ownerOf(key: string): Owner {
+  return key.startsWith(userPrefix)
+    ? userNamed(key.slice(userPrefix.length))
+    : visitorHashed(key.slice(visitorPrefix.length))
+}
 
 /**
  * Browsers say where a request comes from. One from another site, whose origin is not on the list, is refused, so that

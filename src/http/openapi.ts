@@ -27,6 +27,7 @@ export async function registerOpenapi(app: Server, version: string): Promise<voi
         securitySchemes: {
           bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' },
           visitor: { type: 'apiKey', in: 'header', name: 'X-Visitor-Token' },
+          ticket: { type: 'apiKey', in: 'query', name: 'ticket' },
         },
       },
       security: [{}, { bearer: [] }, { visitor: [] }],

@@ -34,6 +34,8 @@ export interface SseConnection {
   write(bytes: Buffer): Promise<void> | undefined
   /** Ends the body cleanly. Only after a terminal event. */
   end(): void
+  /** Tells the client to come back, and ends the body. @param code why, from the catalogue of errors */
+  sayFarewell(code?: string): void
   /** Ends the body the way a broken connection ends, unless it is ending cleanly already. */
   destroy(): void
 }
@@ -63,10 +65,11 @@ interface Open {
   readonly response: ServerResponse
   readonly openedAt: number
   lastWriteAt: number
-  sayFarewell(): void
+  sayFarewell(code?: string): void
 }
 
-const farewell = (ms: number) => `event: reconnect\ndata: {"retry_ms":${ms}}\n\n`
+const farewell = (ms: number, code?: string) =>
+  `event: reconnect\ndata: ${JSON.stringify({ retry_ms: ms, ...(code === undefined ? {} : { code }) })}\n\n`
 
 // Lower case, so that they take the place of what hooks have set under the same name.
 const streamHeaders = {
@@ -129,9 +132,9 @@ export function createSseEdge(options: SseOptions): SseEdge {
       response,
       openedAt: now,
       lastWriteAt: now,
-      sayFarewell() {
+      sayFarewell(code) {
         if (inBlock) destroy()
-        else finish(farewell(retryMs))
+        else finish(farewell(retryMs, code))
       },
     }
     connections.add(connection)
@@ -212,6 +215,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
       end() {
         finish('')
       },
+      sayFarewell: connection.sayFarewell,
       destroy,
     }
   }

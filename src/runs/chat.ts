@@ -1,8 +1,10 @@
 /**
- * What all surfaces share when a message comes in: refuse what cannot be taken, accept, and start the run here. How the
- * reply is then shown is the surface's business.
+ * What all surfaces share when a message comes in: refuse what cannot be taken, accept, and start the run here, or leave
+ * it in its session's queue. How the reply is then shown is the surface's business.
+ *
+ * If the process dies at an await after the acceptance, the message is stored, and with it the wish that others stop for
+ * it: another process makes the reply.
  */
-import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
@@ -46,20 +48,19 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, resolve
       if (prior === undefined) owned.refuseWhenDraining()
       else return { run: prior, isNew: false }
     }
-    try {
-      return await accept.accept(owner, body, models)
-    } catch (error) {
-      const busyRun = error instanceof Problem && error.code === 'session_busy' ? error.members.run_id : undefined
-      if (busyRun === undefined || body.on_busy !== 'interrupt') throw error
-      await stop(await runs.getRun(owner, busyRun))
-      return accept.accept(owner, body, models)
-    }
+    return accept.accept(owner, body, models)
   }
 
-  /** @returns the run that answers this message; it is under way, or has ended */
+  /** @returns the run that answers this message; it is queued, under way, or has ended */
   async function send(owner: Owner, body: ChatBody): Promise<Acceptance> {
     const acceptance = await place(owner, body, resolveModels(body.model))
     const { run } = acceptance
+    if (run.status === 'queued') {
+      // The wish is stored already: this brings it to the other processes now, and ends those that wait.
+      if (body.on_busy === 'interrupt') await Promise.all((await runs.findActiveBefore(run)).map(stop))
+      // The run before it may have ended just before this one was stored.
+      await owned.startNext(run.session_id)
+    }
     // Also a run whose acceptance this process never heard of, because the answer was lost: it is still ours to make. One
     // of a later generation is not: the reaper is about to end it.
     const notMade =

@@ -18,7 +18,7 @@ export interface CheckpointSource {
   readonly cursor: EventId
 }
 
-interface CheckpointRow {
+export interface CheckpointRow {
   readonly run_id: string
   readonly generation: number
   readonly seq: number
@@ -108,11 +108,15 @@ export interface Checkpoint {
   readonly cursor: EventId | undefined
 }
 
-/** Puts a run's text together again. Offsets make that exact also where two checkpoints overlap. */
 export async function readCheckpoint(db: Db, runId: string): Promise<Checkpoint> {
   const rows = await db.rows<CheckpointRow>(sql`
     select run_id, generation, seq, part, kind, part_offset, text, detail from run_checkpoints
     where run_id = ${runId}::uuid order by generation, seq, part`)
+  return foldCheckpoints(rows)
+}
+
+/** Puts a run's text together again, from rows in order. Offsets make that exact also where two checkpoints overlap. */
+export function foldCheckpoints(rows: readonly CheckpointRow[]): Checkpoint {
   const parts: Part[] = []
   for (const row of rows) {
     const part = parts[row.part]

@@ -1,7 +1,12 @@
 /**
- * The commit: the one statement by which a run leaves `running`. Message, run, session counters and usage are written
- * together, guarded by the run's generation and status, and its checkpoints go in the same breath. Completion, stop,
- * failure, drain and takeover all end here, so there is one terminal state per run whoever comes first.
+ * The commit: the one statement by which a run ends. Message, run, session counters and usage are written together,
+ * guarded by the run's generation and status, and its checkpoints go in the same breath. Completion, stop (also of a run
+ * that is still queued), failure, drain and takeover all end here, so there is one terminal state per run whoever comes
+ * first.
+ *
+ * The session's row is locked before the run's, as in accept and in the promotion of queued runs: whoever changes what a
+ * session is doing takes turns there, and no two of them can wait for each other. It also makes the answer exact that
+ * the statement gives about messages behind this one, which its snapshot alone could miss.
  *
  * If the process dies at the await, the statement has happened whole or not at all; if not, the run is taken over and
  * ends from its checkpoints. If only the answer is lost, the statement is run again: it finds the run ended, and then
@@ -11,6 +16,7 @@ import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import type { RunError } from '../errors.ts'
 import type { Part, TerminalStatus, Usage } from '../log/event.ts'
+import { messageBefore } from '../sessions/store.ts'
 
 /** How a run ended, and with what. */
 export interface Ending {
@@ -21,29 +27,40 @@ export interface Ending {
   readonly finishReason: string | undefined
   readonly model: string | undefined
   readonly error: RunError | undefined
-  /** From acceptance to the first words, in milliseconds. */
+  /** From the run's start to the first words, in milliseconds. */
   readonly ttftMs: number | undefined
-  /** From acceptance to the end of the reply, in milliseconds. */
+  /** From the run's start to the end of the reply, in milliseconds. */
   readonly latencyMs: number | undefined
   /** The seq that the terminal event will have. */
   readonly lastSeq: number
 }
 
-export type CommitOutcome =
-  /** Stored now, or by an earlier try with this very ending. */
-  | 'committed'
-  /** The run is another generation's, ended otherwise, or its session is gone: somebody else says how it ended. */
-  | 'fenced'
+export interface Commit {
+  /**
+   * `committed`: stored now, or by an earlier try with this very ending. `fenced`: the run is another generation's, ended
+   * otherwise, or its session is gone; somebody else says how it ended.
+   */
+  readonly outcome: 'committed' | 'fenced'
+  /**
+   * The session has messages after this run's, and one of them may be queued. None is missed: a message that is not
+   * counted here was accepted after this commit, and whoever accepted it looks for itself.
+   */
+  readonly nextMayWait: boolean
+}
 
 /**
  * @param generation the fencing token under which this process holds the run
  * @throws Problem `db_unavailable` when the outcome is unknown: call again
  */
-export async function commitRun(db: Db, runId: string, generation: number, ending: Ending): Promise<CommitOutcome> {
+export async function commitRun(db: Db, runId: string, generation: number, ending: Ending): Promise<Commit> {
   const { usage } = ending
   const error = ending.error === undefined ? null : JSON.stringify(ending.error)
-  const [row] = await db.rows<{ committed: boolean }>(sql`
-    with run as (
+  const [row] = await db.rows<{ next_may_wait: boolean }>(sql`
+    with place as materialized (
+      select s.id from chat_sessions s join chat_runs r on r.session_id = s.id
+      where r.id = ${runId}::uuid
+      for update of s
+    ), run as (
       update chat_runs set
         status = ${ending.status},
         usage = ${usage === undefined ? null : JSON.stringify(usage)}::jsonb,
@@ -51,10 +68,12 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
         finish_reason = ${ending.finishReason ?? null}::text,
         error = ${error}::jsonb,
         last_seq = ${ending.lastSeq}::int,
-        first_token_at = created_at + ${ending.ttftMs ?? null}::int * interval '1 millisecond',
+        first_token_at = started_at + ${ending.ttftMs ?? null}::int * interval '1 millisecond',
         ended_at = now()
-      where id = ${runId}::uuid and generation = ${generation}::int and status in ('queued', 'running')
-      returning id, session_id, message_id, status
+      from place
+      where chat_runs.id = ${runId}::uuid and chat_runs.session_id = place.id
+        and generation = ${generation}::int and status in ('queued', 'running')
+      returning chat_runs.id, session_id, user_message_id, message_id, status, started_at
     ), message as (
       update chat_messages set
         content = ${ending.content},
@@ -70,31 +89,43 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
         error = ${error}::jsonb,
         completed_at = now()
       from run where chat_messages.id = run.message_id
-      returning chat_messages.model
+      returning chat_messages.model, chat_messages.seq
     ), session as (
       update chat_sessions set
-        status = case when run.status in ('completed', 'stopped') then 'completed' else 'failed' end,
+        -- A message that is stopped in the queue is not what the session is doing.
+        status = case
+          when chat_sessions.active_run_id <> run.id then chat_sessions.status
+          when run.status in ('completed', 'stopped') then 'completed'
+          else 'failed'
+        end,
         model = message.model,
         total_tokens = chat_sessions.total_tokens + ${toColumn(usage?.total_tokens) ?? 0}::int,
-        active_run_id = null,
+        active_run_id = nullif(chat_sessions.active_run_id, run.id),
         version = chat_sessions.version + 1,
         updated_at = now(),
         last_activity_at = now()
       from run, message where chat_sessions.id = run.session_id
+      returning chat_sessions.message_count > message.seq as next_may_wait
+    ), unanswered as (
+      update chat_messages m set parent_id = ${messageBefore}
+      from run where m.id = run.user_message_id and m.parent_id is null and run.started_at is null
     ), cleared as (
       delete from run_checkpoints using run where run_checkpoints.run_id = run.id
     )
-    select exists (select 1 from run) as committed`)
-  if (row?.committed) return 'committed'
+    select next_may_wait from session`)
+  if (row !== undefined) return { outcome: 'committed', nextMayWait: row.next_may_wait }
   // In a statement of its own: the one above may have waited for an earlier try of itself, and cannot see what that did.
-  const [before] = await db.rows<{ same: boolean }>(sql`
-    select exists (
-      select 1 from chat_runs run join chat_messages message on message.id = run.message_id
-      where run.id = ${runId}::uuid and run.generation = ${generation}::int
-        and run.status = ${ending.status} and run.last_seq = ${ending.lastSeq}::int
-        and message.content = ${ending.content} and message.parts = ${JSON.stringify(ending.parts)}::jsonb
-    ) as same`)
-  return before?.same ? 'committed' : 'fenced'
+  const [before] = await db.rows<{ next_may_wait: boolean }>(sql`
+    select session.message_count > message.seq as next_may_wait
+    from chat_runs run
+    join chat_messages message on message.id = run.message_id
+    join chat_sessions session on session.id = run.session_id
+    where run.id = ${runId}::uuid and run.generation = ${generation}::int
+      and run.status = ${ending.status} and run.last_seq = ${ending.lastSeq}::int
+      and message.content = ${ending.content} and message.parts = ${JSON.stringify(ending.parts)}::jsonb`)
+  return before === undefined
+    ? { outcome: 'fenced', nextMayWait: false }
+    : { outcome: 'committed', nextMayWait: before.next_may_wait }
 }
 
 // A count that no column holds was made up by the provider; it must not cost the reply.

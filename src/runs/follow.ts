@@ -1,51 +1,71 @@
 /**
- * Following a run: one cursor, whatever the events come from. While the log holds the run, they come from there; when
- * it does not (the run was made by a process that is gone, or ended long ago), they come from the database: from
- * checkpoints while the run is active, from the stored message for ever after. The viewer cannot tell, except that it
- * is coarser.
+ * Following a run: one cursor, whatever the events come from, on whatever process. A viewer asks, in this order:
+ * the log (this process's memory for its own runs, else the copy that the shared reader keeps), and when the log cannot
+ * tell (it was never shared, is lost, has a hole, or its store is away), the database: checkpoints while the run is
+ * active, the stored message for ever after. It goes back to the log as soon as that can tell again. The viewer cannot see
+ * the difference, except that the database is coarser.
  *
- * The rule for what has no log: an event is given the id of the real one that it reaches. One delta of one part, or
- * else one `reset`, brings a viewer from where it is to where the database is, so that a connection cut anywhere in
- * between leaves a cursor that means what it says. A cursor that cannot be served is answered with `reset`, never
- * with silence.
+ * A log of another process can also go silent without saying why: its writer cannot reach the store, or the notice of
+ * the end was lost. So a viewer of another process's run that has heard nothing for `quietMs` asks the database too.
  *
- * When the database does not answer, a follower waits and asks again; its connection's own limits end it.
+ * The rule for what comes from the database: an event is given the id of the real one that it reaches. One delta of
+ * one part, or else one `reset`, brings a viewer from where it is to where the database is, so that a connection cut
+ * anywhere in between leaves a cursor that means what it says. A cursor that cannot be served is answered with `reset`,
+ * never with silence.
+ *
+ * When neither answers, a follower waits and asks again; its connection's own limits end it.
  */
 import { isDeepStrictEqual } from 'node:util'
-import type { Db } from '../db/db.ts'
-import { Problem } from '../errors.ts'
-import { compareEventIds, type Done, type EventId, type LogEntry, type Part } from '../log/event.ts'
+import { compareEventIds, type EventId, type LogEntry, type Part } from '../log/event.ts'
 import { foldEvents, resetEntry } from '../log/fold.ts'
-import type { EventLog } from '../log/log.ts'
-import type { SessionStore } from '../sessions/store.ts'
-import { type Checkpoint, readCheckpoint } from './checkpoint.ts'
-import { isTerminal, type RunFacts, type RunRecord } from './model.ts'
-import { pause, runStarted } from './run.ts'
-import type { RunStore } from './store.ts'
+import type { EventLog, LogPage } from '../log/log.ts'
+import { isTerminal, type RunFacts } from './model.ts'
+import { runStarted } from './run.ts'
+import type { StoredReader, StoredRun } from './stored.ts'
 
 export interface FollowDeps {
-  readonly db: Db
   readonly log: EventLog
-  readonly runs: RunStore
-  readonly sessions: SessionStore
+  readonly stored: StoredReader
+  /** True when the run's reply is whole and has waited too long for the database: its viewers are to come back later. */
+  readonly isPersistPending: (runId: string) => boolean
   /** How often the database is asked what is new, where there is no log. */
   readonly pollMs?: number
+  /** Silence of another process's log after which the database is asked. */
+  readonly quietMs?: number
+  /** How long a cursor ahead of all that is known may turn out to be right. */
+  readonly aheadMs?: number
 }
 
-/** What a viewer gets in one go. `caughtUp` says that there is nothing more for now. */
+/** What a viewer gets in one go. */
 export interface Batch {
   readonly entries: readonly LogEntry[]
+  /** There is nothing more for now. */
   readonly caughtUp: boolean
+  /** The reply is made, and cannot be stored for now: nothing more will come soon. */
+  readonly persistPending?: boolean
 }
 
 /** Events of one read from the log; a viewer far behind gets pages, and backpressure between them. */
 const pageEntriesMax = 500
 const pollDefaultMs = 1000
+const quietDefaultMs = 1000
+// Checkpoints are about a second behind what viewers have seen.
+const aheadDefaultMs = 3000
+/** Looks per poll: a viewer notices that it is time within a part of the interval. */
+const ticksPerPoll = 4
 
 /** The place of the terminal event, when the run has one. */
 export function terminalIdOf({ log }: Pick<FollowDeps, 'log'>, run: RunFacts): EventId | undefined {
   if (isTerminal(run.status)) return { generation: run.generation, seq: run.last_seq }
   return log.terminalId(run.id)
+}
+
+/** Where a viewer stands. */
+interface Viewer {
+  /** The last event it has; undefined before the first. */
+  readonly cursor: EventId | undefined
+  /** What it holds, when that is known: only from the database, or at the very beginning. */
+  readonly held: readonly Part[] | undefined
 }
 
 /**
@@ -58,43 +78,103 @@ export async function* followRun(
   after: EventId | undefined,
   signal: AbortSignal,
 ): AsyncGenerator<Batch, void, void> {
-  let cursor = after
+  const { log, pollMs = pollDefaultMs, quietMs = quietDefaultMs, aheadMs = aheadDefaultMs } = deps
+  let viewer: Viewer = { cursor: after, held: after === undefined ? [] : undefined }
+  let askAt = Number.NEGATIVE_INFINITY
+  let newsAt = performance.now()
   const bell = createBell()
-  const unwatch = deps.log.watch(run.id, bell.ring)
+  const unwatch = log.watch(run.id, bell.ring)
+  const ticks = setInterval(bell.ring, pollMs / ticksPerPoll)
   signal.addEventListener('abort', bell.ring)
   try {
     while (!signal.aborted) {
       // Taken before looking, so that an event between the look and the wait is not missed.
       const rung = bell.next()
-      const page = await deps.log.read(run.id, cursor, pageEntriesMax)
-      if (page.kind === 'unknown') break
-      const terminal = deps.log.terminalId(run.id)
-      if (cursor !== undefined && terminal !== undefined && compareEventIds(cursor, terminal) === 0) return
-      const entries = page.kind === 'unservable' ? await readSnapshot(deps, run) : mergeDeltas(page.entries)
-      // A log that cannot tell the whole can tell nothing: the database has to.
-      if (entries === undefined) break
-      const last = entries.at(-1)
-      if (last !== undefined) cursor = last
-      const caughtUp = page.kind === 'entries' && page.entries.length < pageEntriesMax
-      if (entries.length > 0 || caughtUp) yield { entries, caughtUp }
-      if (last?.event.type === 'done') return
-      if (entries.length === 0) await rung
+      const page = await log.read(run.id, viewer.cursor, pageEntriesMax)
+      const told = await tellFromLog(log, run, viewer, page)
+      if (told !== undefined && told.length > 0) {
+        const last = told.at(-1) as LogEntry
+        viewer = { cursor: last, held: undefined }
+        newsAt = performance.now()
+        const caughtUp = page.kind === 'entries' && page.entries.length < pageEntriesMax
+        yield { entries: told, caughtUp }
+        if (last.event.type === 'done') return
+        continue
+      }
+      const isLocal = page.kind !== 'unknown' && page.local
+      if (told !== undefined && isAtEnd(log, run, viewer.cursor)) return
+      if (told !== undefined) {
+        const persistPending = isLocal && deps.isPersistPending(run.id)
+        yield { entries: [], caughtUp: true, persistPending }
+      }
+      if (viewer.cursor === undefined) {
+        const started: LogEntry = { generation: 1, seq: 1, event: runStarted(run) }
+        viewer = { cursor: started, held: [] }
+        yield { entries: [started], caughtUp: false }
+      }
+      const now = performance.now()
+      const isQuiet = told === undefined || (!isLocal && now - newsAt >= quietMs)
+      if (isQuiet && now >= askAt) {
+        askAt = now + pollMs
+        const state = await deps.stored.read(run.id)
+        if (state === 'gone') return
+        if (state !== 'unanswered') {
+          const isPatient = told !== undefined || now - newsAt < aheadMs
+          const step = tellFromDatabase(run, state, viewer, isPatient)
+          viewer = step.viewer
+          if (step.entries.length > 0) newsAt = now
+          yield { entries: step.entries, caughtUp: true }
+          if (state.done !== undefined) return
+        }
+      }
+      await rung
     }
   } finally {
+    clearInterval(ticks)
     unwatch()
     signal.removeEventListener('abort', bell.ring)
   }
-  if (!signal.aborted) yield* followStored(deps, run, cursor, signal)
+}
+
+function isAtEnd(log: EventLog, run: RunFacts, cursor: EventId | undefined): boolean {
+  const terminal = log.terminalId(run.id)
+  return cursor !== undefined && terminal !== undefined && compareEventIds(cursor, terminal) === 0
+}
+
+/**
+ * What the log has for a viewer: events, or none when there is nothing new.
+ * @returns undefined when the log cannot tell
+ */
+async function tellFromLog(
+  log: EventLog,
+  run: RunFacts,
+  { cursor }: Viewer,
+  page: LogPage,
+): Promise<readonly LogEntry[] | undefined> {
+  if (page.kind === 'unknown') return undefined
+  const entries = page.kind === 'entries' ? mergeDeltas(page.entries) : await readSnapshot(log, run, page.local, cursor)
+  // A log whose writer lost touch with it before the run ended: what is stored is the truth.
+  if (isTerminal(run.status) && log.terminalId(run.id)?.generation !== run.generation) return undefined
+  const first = entries?.[0]
+  if (entries === undefined || first === undefined || cursor !== undefined || first.event.type === 'run') return entries
+  return [{ generation: 1, seq: 1, event: runStarted(run) }, ...entries]
 }
 
 /**
  * All that the log holds of a run, as one `reset`, with the `done` behind it when it is there.
- * @returns undefined when the log does not hold the run from its beginning
+ * @returns undefined when the log does not hold the run from its beginning, or is itself behind the cursor
  */
-async function readSnapshot(deps: FollowDeps, run: RunFacts): Promise<LogEntry[] | undefined> {
-  const page = await deps.log.read(run.id, undefined, Number.MAX_SAFE_INTEGER)
-  if (page.kind !== 'entries' || page.entries.length === 0) return undefined
-  const terminal = page.entries.at(-1)?.event.type === 'done' ? page.entries.slice(-1) : []
+async function readSnapshot(
+  log: EventLog,
+  run: RunFacts,
+  local: boolean,
+  cursor: EventId | undefined,
+): Promise<LogEntry[] | undefined> {
+  const page = await log.read(run.id, undefined, Number.MAX_SAFE_INTEGER)
+  const end = page.kind === 'entries' ? page.entries.at(-1) : undefined
+  if (page.kind !== 'entries' || end === undefined) return undefined
+  if (!local && cursor !== undefined && end.event.type !== 'done' && compareEventIds(end, cursor) <= 0) return undefined
+  const terminal = end.event.type === 'done' ? [end] : []
   const told = terminal.length === 0 ? page.entries : page.entries.slice(0, -1)
   const last = told.at(-1)
   return last === undefined ? terminal : [resetEntry(run.message_id, foldEvents(told), last), ...terminal]
@@ -123,79 +203,48 @@ function mergeDeltas(entries: readonly LogEntry[]): readonly LogEntry[] {
   return merged
 }
 
-async function* followStored(
-  deps: FollowDeps,
+interface Step {
+  readonly entries: readonly LogEntry[]
+  readonly viewer: Viewer
+}
+
+/**
+ * Brings a viewer to where the database is.
+ * @param isPatient whether a viewer may be ahead of the database: it has seen what the next checkpoint will hold
+ */
+function tellFromDatabase(
   run: RunFacts,
-  after: EventId | undefined,
-  signal: AbortSignal,
-): AsyncGenerator<Batch, void, void> {
-  const { pollMs = pollDefaultMs } = deps
-  let cursor = after
-  // What the viewer holds; unknown when it comes with a cursor that the database cannot match.
-  let held: Part[] | undefined = after === undefined ? [] : undefined
-  if (after === undefined) {
-    cursor = { generation: 1, seq: 1 }
-    yield { entries: [{ ...cursor, event: runStarted(run) }], caughtUp: false }
+  { run: row, text, done }: StoredRun,
+  before: Viewer,
+  isPatient: boolean,
+): Step {
+  const entries: LogEntry[] = []
+  let viewer = before
+  if (viewer.cursor === undefined) {
+    const started: LogEntry = { generation: 1, seq: 1, event: runStarted(run) }
+    entries.push(started)
+    viewer = { cursor: started, held: [] }
   }
-  while (!signal.aborted) {
-    const state = await readState(deps, run.id)
-    if (state === 'gone') return
-    if (state === 'unanswered') {
-      await pause(2 * pollMs, signal)
-      continue
-    }
-    const { stored, done } = state
-    if (held === undefined && cursor !== undefined && stored.cursor !== undefined) {
-      const order = compareEventIds(cursor, stored.cursor)
-      if (order === 0) held = stored.parts
-      // Ahead of the checkpoints within their generation: they will come to where the viewer is.
-      else if (order > 0 && cursor.generation === stored.cursor.generation && done === undefined) {
-        await pause(pollMs, signal)
-        continue
-      }
-    }
-    const entries: LogEntry[] = []
-    if (stored.cursor !== undefined) {
-      const step = stepTo(run, held, stored.parts, stored.cursor)
-      if (step !== undefined) entries.push(step)
-      held = stored.parts
-      cursor = stored.cursor
-    }
-    if (done !== undefined) entries.push(done)
-    yield { entries, caughtUp: true }
-    if (done !== undefined) return
-    await pause(pollMs, signal)
-  }
-}
-
-interface StoredState {
-  readonly stored: Checkpoint
-  readonly done: LogEntry | undefined
-}
-
-async function readState(deps: FollowDeps, runId: string): Promise<StoredState | 'gone' | 'unanswered'> {
-  try {
-    const run = await deps.runs.reread(runId)
-    if (run === undefined) return 'gone'
-    if (!isTerminal(run.status)) return { stored: await readCheckpoint(deps.db, runId), done: undefined }
-    const message = await deps.sessions.readReply(run.message_id)
-    if (message === undefined) return 'gone'
-    return {
-      stored: { parts: message.parts, cursor: { generation: run.generation, seq: run.last_seq - 1 } },
-      done: {
-        generation: run.generation,
-        seq: run.last_seq,
-        event: { type: 'done', data: storedDone(run, message) },
-      },
-    }
-  } catch (error) {
-    if (error instanceof Problem && error.code === 'db_unavailable') return 'unanswered'
-    throw error
-  }
+  const order = compareEventIds(viewer.cursor as EventId, text.cursor ?? { generation: 1, seq: 1 })
+  const isAhead = order > 0 && done === undefined && viewer.cursor?.generation === row.generation
+  const held = order === 0 ? text.parts : viewer.held
+  // At the first event of all, or waiting for the first checkpoint of a new generation, there is nothing to tell yet.
+  const isEarly = text.cursor === undefined && (order === 0 || held !== undefined)
+  if ((isAhead && isPatient) || isEarly) return { entries, viewer }
+  const target = text.cursor ?? { generation: row.generation, seq: 1 }
+  const step = stepTo(run, held, text.parts, target)
+  if (step !== undefined) entries.push(step)
+  if (done !== undefined) entries.push(done)
+  return { entries, viewer: { cursor: done ?? target, held: text.parts } }
 }
 
 /** The one event that brings a viewer from what it holds to what is stored; none when that is the same. */
-function stepTo(run: RunFacts, held: Part[] | undefined, stored: Part[], cursor: EventId): LogEntry | undefined {
+function stepTo(
+  run: RunFacts,
+  held: readonly Part[] | undefined,
+  stored: readonly Part[],
+  cursor: EventId,
+): LogEntry | undefined {
   if (held === undefined) return resetEntry(run.message_id, stored, cursor)
   if (stored.length < held.length) return resetEntry(run.message_id, stored, cursor)
   // Not compared as JSON: jsonb gives the members of an object back in an order of its own.
@@ -209,19 +258,6 @@ function stepTo(run: RunFacts, held: Part[] | undefined, stored: Part[], cursor:
   }
   const text = part.text.slice(before.length)
   return { ...cursor, event: { type: 'delta', data: { part: index, offset: before.length, text } } }
-}
-
-function storedDone(run: RunRecord, message: { ttft_ms: number | null; latency_ms: number | null }): Done {
-  return {
-    status: run.status as Done['status'],
-    message_id: run.message_id,
-    ...(run.finish_reason === null ? {} : { finish_reason: run.finish_reason }),
-    ...(run.usage === null ? {} : { usage: run.usage }),
-    ...(run.cost_usd === null ? {} : { cost_usd: run.cost_usd }),
-    ...(message.ttft_ms === null ? {} : { ttft_ms: message.ttft_ms }),
-    ...(message.latency_ms === null ? {} : { latency_ms: message.latency_ms }),
-    ...(run.error === null ? {} : { error: run.error }),
-  }
 }
 
 /** A wake-up that is never lost: whoever takes `next` before looking hears every ring after it. */

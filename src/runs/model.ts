@@ -1,11 +1,12 @@
 /**
  * Runs as clients see them, and the body that starts one.
  *
- * A run's status: `queued` (accepted, nothing asked upstream yet), `running`, and then exactly one of `completed` (the
- * provider said that the reply is whole), `stopped` (a person said enough), `failed` (the provider or the gateway said
- * no), `interrupted` (the reply broke off: a cut, a stall, a limit, the end of the process). A run leaves `running`
- * through one statement only, the commit, which is guarded by generation and status; so a terminal status never
- * changes, whoever comes late.
+ * A run's status: `queued` (stored behind the session's other messages, nobody's, nothing asked upstream), `running`,
+ * and then exactly one of `completed` (the provider said that the reply is whole), `stopped` (a person said enough),
+ * `failed` (the provider or the gateway said no), `interrupted` (the reply broke off: a cut, a stall, a limit, the end
+ * of the process). A run gets from `queued` to `running` through the promotion, and ends through one statement only, the
+ * commit, which is guarded by generation and status; so a terminal status never changes, whoever comes late. A reply's
+ * message has the status `streaming` from acceptance on, also while its run is queued.
  */
 import { type Static, Type } from 'typebox'
 import { Mode, RunErrorSchema, RunStatus, Usage } from '../log/event.ts'
@@ -78,7 +79,9 @@ const fields = {
   model: Type.Optional(Type.String({ minLength: 1, maxLength: modelUnitsMax })),
   agent_id: Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
   parent_id: Type.Optional(Uuid),
-  on_busy: Type.Optional(Type.Union([Type.Literal('reject'), Type.Literal('interrupt')], { default: 'reject' })),
+  on_busy: Type.Optional(
+    Type.Union([Type.Literal('reject'), Type.Literal('queue'), Type.Literal('interrupt')], { default: 'reject' }),
+  ),
   on_disconnect: Type.Optional(Type.Union([Type.Literal('continue'), Type.Literal('stop')], { default: 'continue' })),
 }
 

@@ -2,29 +2,32 @@
  * The runs that this process makes. Nobody else holds on to them: the request that started one becomes a viewer like
  * any other, and its end is awaited here. This is also where the checkpoint clock ticks, and where a shutdown waits.
  *
- * Draining: no new message is taken. Those that are being accepted at that moment may already be stored, so they are
- * waited for and their runs are made like the others, which get `drainMs` to end by themselves; then they are stopped as
+ * When a reply has ended behind which messages are queued, the next one is started here; also when somebody has queued
+ * one, and when it is found by the clock of the reaper. If the database does not answer then, that clock finds it later.
+ *
+ * Draining: no new message is taken, and none from a queue. Those that are being accepted at that moment may already be
+ * stored, so they are waited for and their runs are made like the others, which get `drainMs` to end by themselves. What
+ * is left then is handed over: the upstream is let go, the last words go to the log and into a checkpoint, and the runs
+ * are released, so that another process takes them over at once. With no other process there, they are ended here as
  * `interrupted` with all their text, which is committed like any other end. What the database does not take by then is
- * left to the reaper, with its text in checkpoints.
+ * left to the next process, with its text in checkpoints and in the log.
+ *
+ * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
+ * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown.
  */
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
-import {
-  type ActiveRun,
-  announceRun,
-  createActiveRun,
-  generate,
-  pause,
-  type RunDeps,
-  type StopReason,
-  settledWithin,
-} from './run.ts'
+import { promote } from './queue.ts'
+import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
 
-export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault'> {
+export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
+  readonly instanceId: string
   readonly checkpointMs: number
+  /** How long viewers wait for a commit before they are told to come back later. */
+  readonly persistWaitMs?: number | undefined
   readonly logger: FastifyBaseLogger
 }
 
@@ -32,26 +35,40 @@ export type OwnedRuns = ReturnType<typeof createOwnedRuns>
 
 // After the drain time, what the last commits may take.
 const commitGraceMs = 3000
+const persistWaitDefaultMs = 30_000
+
+/** Makes runs of this process claimable by others, and tells those. */
+export type HandOver = (runIds: readonly string[]) => Promise<void>
 
 export function createOwnedRuns(options: OwnedRunsOptions) {
-  const { db, log, frames, logger, checkpointMs } = options
+  const { db, log, frames, logger, instanceId, checkpointMs, persistWaitMs = persistWaitDefaultMs } = options
   const active = new Map<string, { readonly run: ActiveRun; readonly ended: Promise<void> }>()
+  // Let go by their upstream, and not yet by this process: their last words are still to be checkpointed.
+  const released = new Map<string, ActiveRun>()
   const places: CheckpointPlaces = new Map()
   const viewers = new Map<string, number>()
   const arrivals = new Set<Promise<unknown>>()
   const closing = new AbortController()
-  let draining = false
-  let outOfTime = false
+  const draining = new AbortController()
+  let outOfTime: 'drain' | 'release' | undefined
+  let checkpoint: { readonly now: Promise<void>; next?: Promise<void> } | undefined
 
   const deps: RunDeps = {
     ...options,
     closing: closing.signal,
+    onFirstWords: () => {
+      if (!log.shared) void checkpointNow()
+    },
     onFault: (runId, message, error) => logger.error({ run_id: runId, err: error }, message),
   }
 
   async function make(run: ActiveRun): Promise<void> {
+    let nextMayWait = false
     try {
-      const ending = await generate(run, deps)
+      const ended = await generate(run, deps)
+      const ending = ended?.ending
+      nextMayWait = ended?.nextMayWait === true
+      if (ending === undefined && run.stopReason === 'release') released.set(run.runId, run)
       logger.info(
         {
           run_id: run.runId,
@@ -72,14 +89,49 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       deps.onFault(run.runId, 'a run was let go after a fault of the gateway', error)
     } finally {
       active.delete(run.runId)
-      places.delete(run.runId)
+      if (!released.has(run.runId)) places.delete(run.runId)
     }
+    if (nextMayWait) {
+      await startNext(run.facts.session_id).catch((error: unknown) => {
+        deps.onFault(run.runId, 'the message behind this one could not be started yet', error)
+      })
+    }
+  }
+
+  function start(facts: RunFacts): ActiveRun {
+    const run = createActiveRun(facts)
+    announceRun(run, log)
+    places.set(facts.id, [])
+    if (outOfTime !== undefined) run.stop(outOfTime)
+    active.set(facts.id, { run, ended: make(run) })
+    return run
+  }
+
+  async function arrive<T>(accept: () => Promise<T>): Promise<T> {
+    const arrival = accept()
+    arrivals.add(arrival)
+    try {
+      return await arrival
+    } finally {
+      arrivals.delete(arrival)
+    }
+  }
+
+  async function startNext(sessionId?: string): Promise<void> {
+    if (draining.signal.aborted) return
+    await arrive(async () => {
+      for (const facts of await promote(db, instanceId, sessionId)) {
+        const run = start(facts)
+        if (facts.stop_requested) run.stop('stop')
+      }
+    })
   }
 
   async function writeCheckpointsNow(): Promise<void> {
     // A checkpoint may hold only what is in the log; so what has gathered since the last frame goes there first.
     frames.flushAll()
-    const sources = [...active.values()].map(({ run }) => ({
+    const runs = [...[...active.values()].map(({ run }) => run), ...released.values()]
+    const sources = runs.map((run) => ({
       runId: run.runId,
       parts: run.draft.parts,
       cursor: run.cursor,
@@ -94,10 +146,24 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     }
   }
 
+  /** One at a time, because two would write the same text; whoever comes meanwhile shares the next one. */
+  function checkpointNow(): Promise<void> {
+    const current = checkpoint
+    if (current === undefined) {
+      const now = writeCheckpointsNow().finally(() => {
+        checkpoint = undefined
+      })
+      checkpoint = { now }
+      return now
+    }
+    current.next ??= current.now.then(checkpointNow)
+    return current.next
+  }
+
   const checkpointClock = (async () => {
     while (!closing.signal.aborted) {
       await pause(checkpointMs, closing.signal)
-      if (active.size > 0 && !closing.signal.aborted) await writeCheckpointsNow()
+      if (active.size > 0 && !closing.signal.aborted) await checkpointNow()
     }
   })()
 
@@ -116,30 +182,27 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       return active.size
     },
     get isDraining() {
-      return draining
+      return draining.signal.aborted
     },
-    ids: () => [...active.keys()],
+    /** Aborted when this process begins to drain. */
+    draining: draining.signal,
+    generations: () =>
+      [...active.values()].map(({ run: { facts } }) => ({ id: facts.id, generation: facts.generation })),
     has: (runId: string) => active.has(runId),
 
     /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
     start(facts: RunFacts): void {
-      const run = createActiveRun(facts)
-      announceRun(run, log)
-      places.set(facts.id, [])
-      if (outOfTime) run.stop('drain')
-      active.set(facts.id, { run, ended: make(run) })
+      start(facts)
     },
 
+    /**
+     * Starts the next queued message of the session if it answers none, or of all sessions; see queue.ts.
+     * @throws Problem `db_unavailable`
+     */
+    startNext,
+
     /** Runs what may end in `start`, and lets a shutdown wait for it. */
-    async arrive<T>(accept: () => Promise<T>): Promise<T> {
-      const arrival = accept()
-      arrivals.add(arrival)
-      try {
-        return await arrival
-      } finally {
-        arrivals.delete(arrival)
-      }
-    },
+    arrive,
 
     /** Resolves when the run has ended and is stored, or is not this process's any more. */
     async ended(runId: string): Promise<void> {
@@ -154,8 +217,19 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       return { parts: structuredClone([...run.draft.parts]), content: run.draft.content, cursor: run.cursor }
     },
 
-    stop(runId: string, reason: StopReason): void {
-      active.get(runId)?.run.stop(reason)
+    stop(runId: string): void {
+      active.get(runId)?.run.stop('stop')
+    },
+
+    /** Another process has taken the run over: nothing of it is made or written here any more. */
+    fence(runId: string): void {
+      active.get(runId)?.run.stop('fenced')
+    },
+
+    /** The reply is whole, and has waited longer for the database than viewers should. */
+    isPersistPending(runId: string): boolean {
+      const since = active.get(runId)?.run.commitStartedAt
+      return since !== undefined && performance.now() - since >= persistWaitMs
     },
 
     /**
@@ -176,17 +250,20 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     },
 
     refuseWhenDraining(): void {
-      if (draining) throw new Problem('draining', undefined, { retryAfterSeconds: 1 })
+      if (draining.signal.aborted) throw new Problem('draining', undefined, { retryAfterSeconds: 1 })
     },
 
-    async drain(drainMs: number): Promise<void> {
-      draining = true
+    /** @param findSuccessor asks, when the time is up, whether another process can take over what is left */
+    async drain(drainMs: number, findSuccessor: () => Promise<HandOver | undefined>): Promise<void> {
+      draining.abort()
       if (active.size > 0) logger.info({ runs: active.size, drain_ms: drainMs }, 'draining')
       await waitForAll(drainMs)
-      outOfTime = true
-      for (const { run } of active.values()) run.stop('drain')
+      const handOver = active.size + arrivals.size === 0 ? undefined : await findSuccessor()
+      outOfTime = handOver === undefined ? 'drain' : 'release'
+      for (const { run } of active.values()) run.stop(outOfTime)
       await waitForAll(commitGraceMs)
-      if (active.size > 0) await writeCheckpointsNow()
+      if (active.size + released.size > 0) await checkpointNow()
+      if (handOver !== undefined && released.size > 0) await handOver([...released.keys()])
       closing.abort()
       await checkpointClock
       frames.close()

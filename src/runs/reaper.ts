@@ -1,115 +1,135 @@
 /**
- * The lease of this process, and the takeover of runs whose process has died (promise P7: no orphan).
+ * The lease of this process, and the search for runs that nobody makes any more (promise P7: no orphan).
  *
- * A process renews one row in `instances`, by the database's clock, each 3 s. When a row has not been renewed for
- * `leaseMs`, any process may take its runs over: one statement raises their generation, which fences the old process
- * out of every later write, and makes them this process's. Then each is ended as `interrupted` with the text of its
- * checkpoints, through the same commit as every other end. If this process dies in between, its own lease runs out
- * and the next one does the same.
+ * A process renews one row in `instances`, by the database's clock, each `beatMs`. When a row has not been renewed for
+ * `leaseMs`, any process may claim its runs (takeover.ts says what happens then); released runs have no row at all and
+ * are claimed at the next look, which the control stream brings about at once. On a database that no other process can
+ * open (embedded), whoever held a lease before is dead, so there is no wait.
  *
- * On a database that no other process can open (embedded), whoever held a lease before is dead, so there is no wait.
+ * The same look asks how the database sees this process's own runs: one that was claimed by another process meanwhile is
+ * let go, one that somebody wants stopped is stopped. The control stream says the same sooner, but may be lost.
  *
- * The beat also brings stop requests that came in through another process.
+ * A lease also runs out when the database is away for longer than that. When it is back, whoever looks first would take
+ * over the runs of living processes that have not yet renewed theirs. So a process that has been without the database
+ * for `gapMs` (or was frozen, which looks the same from inside) claims nothing for `holdMs`: long enough for a living
+ * process to end a statement that hangs and to renew its lease.
+ *
+ * If this process dies at an await, its lease runs out. If the database dies, the look is tried again.
  */
 import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
-import { contentOf } from '../log/event.ts'
-import { readCheckpoint } from './checkpoint.ts'
-import { commitRun } from './commit.ts'
+import type { Control } from '../log/control.ts'
 import type { OwnedRuns } from './owned.ts'
 import { pause } from './run.ts'
+import { claimRuns, type Takeover } from './takeover.ts'
 
-// A run is taken over leaseMs + lookMs after its process's last beat at the latest, and a viewer that is fed from the
+// A run is claimed leaseMs + lookMs after its process's last beat at the latest, and a viewer that is fed from the
 // database sees it up to a second later: promise P7 says 12 s for all of it.
 const leaseMs = 10_000
 const lookMs = 500
-const looksPerBeat = 6
-/** Runs taken over by one statement. */
-const takeoverMax = 50
+const beatMs = 3000
+// A shorter gap leaves a lease enough of its time; a statement that hangs is given up after 5 s.
+const gapMs = 5000
+const holdMs = 7000
+/** Runs claimed by one statement. */
+const claimMax = 50
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
 const strayMs = 15_000
 // Checkpoints that were written at the very moment of their run's commit stay behind; nobody reads them.
-const looksPerSweep = 600
+const sweepMs = 300_000
 
 export interface ReaperOptions {
   readonly db: Db
+  readonly control: Control
   readonly instanceId: string
   readonly owned: OwnedRuns
+  readonly takeover: Takeover
   readonly logger: FastifyBaseLogger
+  /** Milliseconds that only rise; injected by tests. */
+  readonly now?: () => number
 }
 
-export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
+export type Reaper = ReturnType<typeof createReaper>
+
+export function createReaper(options: ReaperOptions) {
+  const { db, control, instanceId, owned, takeover, logger, now = () => performance.now() } = options
   const closing = new AbortController()
+  let hurry = new AbortController()
   let clock: Promise<void> | undefined
+  let beatAt = Number.NEGATIVE_INFINITY
+  // What the others have been told: nobody should hand over to a process that ends.
+  let toldDraining = false
+  // From the beginning on, so that a database that is only just back is noticed.
+  let seenAt = now()
+  let holdUntil = Number.NEGATIVE_INFINITY
+
+  control.listen((command) => {
+    if (command.kind === 'stop') owned.stop(command.runId)
+    else hurry.abort()
+  })
 
   async function beat(): Promise<void> {
-    const stops = await db.rows<{ id: string }>(sql`
-      with lease as (
-        insert into instances (id, lease_until, draining)
-        values (${instanceId}::uuid, now() + ${leaseMs}::int * interval '1 millisecond', ${owned.isDraining})
-        on conflict (id) do update set lease_until = excluded.lease_until, draining = excluded.draining
-      )
-      select id from chat_runs
-      where instance_id = ${instanceId}::uuid and status in ('queued', 'running') and stop_requested_at is not null`)
-    for (const { id } of stops) owned.stop(id, 'stop')
+    const draining = owned.isDraining
+    await db.rows(sql`
+      insert into instances (id, lease_until, draining)
+      values (${instanceId}::uuid, now() + ${leaseMs}::int * interval '1 millisecond', ${draining})
+      on conflict (id) do update set lease_until = excluded.lease_until, draining = excluded.draining`)
+    beatAt = now()
+    toldDraining = draining
   }
 
-  /** @returns how many runs were ended; one that cannot be does not keep the others waiting */
+  /** Follows what the database says of the runs that this process makes. */
+  async function lookAtOwn(): Promise<void> {
+    const own = owned.generations()
+    if (own.length === 0) return
+    const news = await db.rows<{ id: string; lost: boolean }>(sql`
+      select own.id, run.id is null as lost
+      from jsonb_to_recordset(${JSON.stringify(own)}::jsonb) as own (id uuid, generation int)
+      left join chat_runs run on run.id = own.id and run.generation = own.generation and run.status = 'running'
+      where run.id is null or run.stop_requested_at is not null`)
+    for (const { id, lost } of news) {
+      if (lost) owned.fence(id)
+      else owned.stop(id)
+    }
+  }
+
+  /** @returns how many runs were taken over; one that cannot be does not keep the others waiting */
   async function reap(): Promise<number> {
-    const taken = await db.rows<{ id: string; generation: number }>(sql`
-      with dead as (
+    const own = owned.generations().map(({ id }) => id)
+    const claimed = await claimRuns(
+      db,
+      instanceId,
+      sql`
         select run.id from chat_runs run
-        where run.status in ('queued', 'running') and (
+        where run.status = 'running' and (
           -- Not a join: when another reaper has been faster, Postgres looks at the changed row again, and would then pair
           -- it with the lease of the dead process, not with the living one's.
           (run.instance_id is distinct from ${instanceId}::uuid and not exists (
             select 1 from instances where instances.id = run.instance_id and instances.lease_until >= now()
           ))
           or (run.instance_id = ${instanceId}::uuid
-            and run.created_at < now() - ${strayMs}::int * interval '1 millisecond'
-            and run.id <> all (${`{${owned.ids().join(',')}}`}::uuid[]))
+            and run.started_at < now() - ${strayMs}::int * interval '1 millisecond'
+            and run.id <> all (${`{${own.join(',')}}`}::uuid[]))
         )
-        order by run.created_at limit ${takeoverMax}::int
-        for update skip locked
-      )
-      update chat_runs run
-      set generation = run.generation + 1, instance_id = ${instanceId}::uuid
-      from dead where run.id = dead.id
-      returning run.id, run.generation`)
-    let ended = 0
-    for (const { id, generation } of taken) {
+        order by run.created_at limit ${claimMax}::int
+        for update skip locked`,
+    )
+    let taken = 0
+    for (const run of claimed) {
       // What is left then is the next process's, as soon as the lease is given back.
       if (closing.signal.aborted) break
       try {
-        await interrupt(id, generation)
-        ended += 1
+        await takeover.takeOver(run)
+        taken += 1
       } catch (error) {
         if (error instanceof Problem) throw error
-        logger.error({ run_id: id, generation, err: error }, 'a run that was taken over could not be ended yet')
+        logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
       }
     }
-    return ended
-  }
-
-  async function interrupt(runId: string, generation: number): Promise<void> {
-    const { parts } = await readCheckpoint(db, runId)
-    const outcome = await commitRun(db, runId, generation, {
-      status: 'interrupted',
-      parts,
-      content: contentOf(parts),
-      usage: undefined,
-      finishReason: undefined,
-      model: undefined,
-      error: new Problem('interrupted').toRunError(),
-      ttftMs: undefined,
-      latencyMs: undefined,
-      // The new generation holds the reset at 1 and the terminal event at 2.
-      lastSeq: 2,
-    })
-    logger.warn({ run_id: runId, generation, outcome }, 'took over a run whose process had died')
+    return taken
   }
 
   async function sweep(): Promise<void> {
@@ -119,26 +139,71 @@ export function createReaper({ db, instanceId, owned, logger }: ReaperOptions) {
       where run.id = c.run_id and run.status not in ('queued', 'running')`)
   }
 
+  function noteSight(): void {
+    const at = now()
+    if (at - seenAt >= gapMs) {
+      holdUntil = at + holdMs
+      logger.warn(
+        { gap_ms: Math.round(at - seenAt) },
+        'the database was out of sight; others get time to renew their leases',
+      )
+    }
+    seenAt = at
+  }
+
+  async function look(): Promise<void> {
+    if (now() - beatAt >= beatMs || owned.isDraining !== toldDraining) await beat()
+    await lookAtOwn()
+    noteSight()
+    // A process that ends takes nothing new: whoever stays does.
+    if (!owned.isDraining && now() >= holdUntil) await reap()
+    await owned.startNext()
+  }
+
   return {
-    /** Takes the lease and ends what dead processes have left. Resolves when the first round is through. */
+    /**
+     * Takes the lease and takes over what dead processes have left. Resolves when the first round is through; called
+     * again when the database did not answer.
+     */
     async start(): Promise<void> {
       if (db.exclusive) await db.rows(sql`delete from instances`)
       await beat()
-      while ((await reap()) === takeoverMax);
+      noteSight()
+      if (db.exclusive || now() >= holdUntil) while ((await reap()) === claimMax);
+      await owned.startNext()
       await sweep()
+      let sweptAt = now()
       clock = (async () => {
-        for (let looks = 1; ; looks += 1) {
-          await pause(lookMs, closing.signal)
+        while (!closing.signal.aborted) {
+          await pause(lookMs, AbortSignal.any([closing.signal, hurry.signal]))
           if (closing.signal.aborted) return
+          hurry = new AbortController()
           try {
-            if (looks % looksPerBeat === 0) await beat()
-            await reap()
-            if (looks % looksPerSweep === 0) await sweep()
+            await look()
+            if (now() - sweptAt >= sweepMs) {
+              sweptAt = now()
+              await sweep()
+            }
           } catch (error) {
-            logger.warn({ err: error }, 'the lease could not be renewed')
+            logger.warn({ err: error }, 'the database could not be asked about leases and runs')
           }
         }
       })()
+    },
+
+    /** Other processes that take new work, by the database's clock. */
+    async readPeers(): Promise<string[]> {
+      const peers = await db.rows<{ id: string }>(sql`
+        select id from instances where id <> ${instanceId}::uuid and lease_until >= now() and not draining`)
+      return peers.map(({ id }) => id)
+    },
+
+    /** Makes runs of this process claimable at once, and tells the others. */
+    async release(runIds: readonly string[], peers: readonly string[]): Promise<void> {
+      await db.rows(sql`
+        update chat_runs set instance_id = null
+        where id = any(${`{${runIds.join(',')}}`}::uuid[]) and instance_id = ${instanceId}::uuid and status = 'running'`)
+      for (const peer of peers) control.send(peer, { kind: 'look' })
     },
 
     /** Gives the lease back, so that what is left is taken over at once. */

@@ -111,7 +111,9 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
       const onClose = () => gone.abort()
       reply.raw.on('close', onClose)
       try {
-        for await (const batch of followRun(follow, run, undefined, gone.signal)) void batch
+        for await (const { persistPending } of followRun(follow, run, undefined, gone.signal)) {
+          if (persistPending === true) throw new Problem('persist_pending', undefined, { retryAfterSeconds: 2 })
+        }
       } finally {
         reply.raw.off('close', onClose)
         leave(gone.signal.aborted)

@@ -3,27 +3,34 @@
  * commit and say `done`. It runs in the background and knows nothing of HTTP: a viewer that leaves changes nothing here.
  *
  * What happens at each await when something dies there:
- * - reading the history: the database fails, the run ends as `failed`; no upstream call was made.
+ * - reading the history: while the database does not answer, it is asked again for `historyWaitMs`, because the message has
+ *   been accepted; then the run ends as `failed`. No upstream call was made.
  * - the upstream: a cut, stall, refusal or garbage arrives as a Problem. With nothing said yet the run has `failed`; with
  *   words already shown it is `interrupted` and keeps them, except where the provider itself says that it failed.
  * - stop: the signal aborts the upstream request at once, and the partial text is committed as `stopped`.
  * - the commit: tried again, with growing pauses, until the database has it; `done` is not said before. When the process
- *   must end first, the run is left as it is, for the reaper of the next process.
- * - this process: its lease runs out, and another process ends the run from its checkpoints.
+ *   must end first, the run is left as it is, for whoever takes it over.
+ * - this process: its lease runs out, and another process takes the run over (takeover.ts).
+ * - the lease, while this process was frozen or cut off: the run is another process's by now. Nothing of it is written any
+ *   more; the database and the log refuse it in any case, because its generation has passed.
  */
 import { type Db, DbError } from '../db/db.ts'
 import { Problem } from '../errors.ts'
 import type { Done, EventId, LogEntry, RunEvent, TerminalStatus } from '../log/event.ts'
+import { resetEntry } from '../log/fold.ts'
 import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
 import type { HistoryMessage } from '../sessions/store.ts'
 import type { Upstream } from '../upstream/upstream.ts'
-import { type CommitOutcome, commitRun, type Ending } from './commit.ts'
+import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
 import type { RunFacts } from './model.ts'
 
-/** Why a run is to end before its reply does. */
-export type StopReason = 'stop' | 'drain'
+/**
+ * Why a run is to end before its reply does: a person said so; the process ends, and it is to be stored as it is; the
+ * process ends, and another one takes it over as it is; another process has taken it over.
+ */
+export type StopReason = 'stop' | 'drain' | 'release' | 'fenced'
 
 export interface ActiveRun extends FrameSource {
   readonly facts: RunFacts
@@ -34,6 +41,8 @@ export interface ActiveRun extends FrameSource {
   readonly startedAt: number
   readonly ttftMs: number | undefined
   readonly stopReason: StopReason | undefined
+  /** When the reply was whole and its commit began, on the clock of `performance.now()`. */
+  commitStartedAt: number | undefined
   stop(reason: StopReason): void
   /** Numbers an event that does not come from the draft. */
   number(event: LogEntry['event']): LogEntry
@@ -45,14 +54,17 @@ export interface RunDeps {
   readonly frames: Frames
   readonly readHistory: (messageId: string) => Promise<readonly HistoryMessage[]>
   readonly upstreamFor: (facts: RunFacts) => Upstream
+  /** Told when a viewer may have seen the first words. */
+  readonly onFirstWords: () => void
   /** Told of what went wrong inside the gateway: a try to commit that failed, or an error that nobody expected. */
   readonly onFault: (runId: string, message: string, error: unknown) => void
   /** Aborted when the process cannot wait for the database any longer. */
   readonly closing: AbortSignal
 }
 
-const commitPauseFirstMs = 100
-const commitPauseMaxMs = 2000
+const retryPauseFirstMs = 100
+const retryPauseMaxMs = 2000
+const historyWaitMs = 30_000
 // A statement that the database refuses for its content will not get better; the reaper ends the run from checkpoints.
 const commitRefusalsMax = 3
 
@@ -76,6 +88,7 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
     startedAt,
     signal: abort.signal,
     number,
+    commitStartedAt: undefined,
     get urgent() {
       return ttftMs === undefined
     },
@@ -100,24 +113,44 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
   }
 }
 
-/** Says `run`, the first event of every run. Synchronous, so that the first viewer finds it. */
+/**
+ * Says the first event of a generation: `run`, or the `reset` with which a process begins that has taken the run over.
+ * Synchronous, so that the first viewer finds it.
+ */
 export function announceRun(run: ActiveRun, log: EventLog): void {
-  log.append([{ runId: run.runId, entries: [run.number(runStarted(run.facts))] }])
+  const { generation, message_id } = run.facts
+  const first = generation === 1 ? runStarted(run.facts) : resetEntry(message_id, [], { generation, seq: 1 }).event
+  log.append([{ runId: run.runId, entries: [run.number(first)] }])
+}
+
+/** How a run ended, and whether a message behind it may wait for its turn. */
+export interface Ended {
+  readonly ending: Ending
+  readonly nextMayWait: boolean
 }
 
 /**
  * Makes the reply, and ends it.
- * @returns how it ended; undefined when this process had to let go of it
+ * @returns undefined when this process had to let go of it
  */
-export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ending | undefined> {
+export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ended | undefined> {
   const end = await readReply(run, deps)
+  if (run.stopReason === 'fenced') {
+    deps.log.forget(run.runId)
+    return undefined
+  }
+  if (run.stopReason === 'release') {
+    deps.frames.flush(run)
+    return undefined
+  }
   run.draft.close()
   deps.frames.flush(run)
+  run.commitStartedAt = performance.now()
   const ending = toEnding(run, end)
-  const outcome = await commit(run, ending, deps)
-  if (outcome === 'committed') {
+  const commit = await commitReply(run, ending, deps)
+  if (commit?.outcome === 'committed') {
     deps.log.append([{ runId: run.runId, entries: [run.number({ type: 'done', data: toDone(run.facts, ending) })] }])
-    return ending
+    return { ending, nextMayWait: commit.nextMayWait }
   }
   deps.log.forget(run.runId)
   return undefined
@@ -131,12 +164,14 @@ interface ReplyEnd {
 async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
   const { draft, signal } = run
   try {
-    const messages = await deps.readHistory(run.facts.user_message_id)
+    const messages = await readHistory(run, deps)
     signal.throwIfAborted()
     const reply = deps.upstreamFor(run.facts).stream({ model: run.facts.model, messages }, signal)
     for await (const event of reply) {
+      const isFirst = draft.isEmpty
       draft.apply(event)
       deps.frames.touch(run)
+      if (isFirst && !draft.isEmpty) deps.onFirstWords()
     }
     return { status: 'completed', problem: undefined }
   } catch (error) {
@@ -144,6 +179,19 @@ async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
       deps.onFault(run.runId, 'making a reply failed in a way nobody expected', error)
     }
     return endOf(error, run)
+  }
+}
+
+async function readHistory({ facts, signal }: ActiveRun, deps: RunDeps): Promise<readonly HistoryMessage[]> {
+  const giveUpAt = performance.now() + historyWaitMs
+  for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
+    try {
+      return await deps.readHistory(facts.user_message_id)
+    } catch (error) {
+      if (!(error instanceof Problem) || performance.now() + pauseMs > giveUpAt) throw error
+      await pause(pauseMs, signal)
+      signal.throwIfAborted()
+    }
   }
 }
 
@@ -172,15 +220,16 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
   }
 }
 
-async function commit(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<CommitOutcome | 'left'> {
+/** @returns undefined when the database did not take it before this process had to let go */
+async function commitReply(run: ActiveRun, ending: Ending, deps: RunDeps): Promise<Commit | undefined> {
   let refusals = 0
-  for (let pauseMs = commitPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, commitPauseMaxMs)) {
+  for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
     try {
       return await commitRun(deps.db, run.runId, run.facts.generation, ending)
     } catch (error) {
       deps.onFault(run.runId, 'a reply could not be committed yet', error)
       if (error instanceof DbError) refusals += 1
-      if (refusals >= commitRefusalsMax || deps.closing.aborted) return 'left'
+      if (refusals >= commitRefusalsMax || deps.closing.aborted || run.stopReason === 'fenced') return undefined
       await pause(pauseMs, deps.closing)
     }
   }

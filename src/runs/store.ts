@@ -3,12 +3,12 @@
  * part of the condition.
  */
 import type { Db } from '../db/db.ts'
-import { and, eq, type SQL, sql } from '../db/drizzle.ts'
-import { chatRuns } from '../db/schema.ts'
+import { and, desc, eq, type SQL, sql } from '../db/drizzle.ts'
+import { chatMessages, chatRuns } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { isoTime } from '../sessions/store.ts'
-import type { Run, RunRecord } from './model.ts'
+import type { Run, RunFacts, RunRecord } from './model.ts'
 
 export const runColumns = {
   id: chatRuns.id,
@@ -51,7 +51,10 @@ export function createRunStore(db: Db) {
       orm
         .select(runColumns)
         .from(chatRuns)
-        .where(and(condition, eq(chatRuns.owner, owner.key))),
+        .where(and(condition, eq(chatRuns.owner, owner.key)))
+        // Of a session's active runs the running one, else that which was queued first.
+        .orderBy(desc(chatRuns.status), chatRuns.createdAt, chatRuns.id)
+        .limit(1),
     )
     return run
   }
@@ -67,6 +70,22 @@ export function createRunStore(db: Db) {
     findByKey: (owner: Owner, key: string) => findRun(owner, eq(chatRuns.idempotencyKey, key)),
 
     findActive: (owner: Owner, sessionId: string) => findRun(owner, and(eq(chatRuns.sessionId, sessionId), active)),
+
+    /** The runs of messages that came before this one's in its session, and that have not ended. */
+    findActiveBefore: ({ session_id, user_message_id }: RunFacts): Promise<RunRecord[]> =>
+      db.run((orm) =>
+        orm
+          .select(runColumns)
+          .from(chatRuns)
+          .innerJoin(chatMessages, eq(chatMessages.id, chatRuns.userMessageId))
+          .where(
+            and(
+              eq(chatRuns.sessionId, session_id),
+              active,
+              sql`${chatMessages.seq} < (select seq from chat_messages where id = ${user_message_id}::uuid)`,
+            ),
+          ),
+      ),
 
     /** For the gateway itself, which follows a run after its owner was checked. */
     async reread(id: string): Promise<RunRecord | undefined> {

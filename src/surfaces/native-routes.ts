@@ -1,12 +1,13 @@
 /**
- * The routes of the native SSE surface: start a run and watch it, or attach to one. The request that starts a run is a
- * viewer like any other; when its connection breaks, nothing happens to the run.
+ * The routes of the native SSE surface: start a run and watch it, attach to one, or ask for the ticket with which an
+ * EventSource attaches. The request that starts a run is a viewer like any other; when its connection breaks, nothing
+ * happens to the run.
  *
  * A native EventSource is dead for good after any answer but 200, so a reconnect (it brings a Last-Event-ID) is never
  * refused for something that passes: it is accepted and told to come back. 204 ends it on purpose.
  */
 
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
 import { eventStream, problemResponses } from '../http/openapi.ts'
@@ -19,7 +20,8 @@ import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
 import type { RunStore } from '../runs/store.ts'
-import { IdParams } from '../sessions/model.ts'
+import { StreamTicket, type Tickets } from '../runs/tickets.ts'
+import { IdParams, Uuid } from '../sessions/model.ts'
 import { createNativeEncoder, readyBlock } from './native.ts'
 
 export interface NativeRoutesOptions {
@@ -28,15 +30,21 @@ export interface NativeRoutesOptions {
   readonly owned: OwnedRuns
   readonly follow: FollowDeps
   readonly edge: SseEdge
+  readonly tickets: Tickets
 }
 
 const turnAwayMs = 2000
 const cursorUnitsMax = 32
 
 const AttachQuery = Type.Object(
-  { after: Type.Optional(Type.String({ maxLength: cursorUnitsMax })) },
+  {
+    after: Type.Optional(Type.String({ maxLength: cursorUnitsMax })),
+    ticket: Type.Optional(Type.String({ description: 'a stream ticket of this run, instead of any other credential' })),
+  },
   { additionalProperties: false },
 )
+
+const TicketBody = Type.Object({ run_id: Uuid }, { additionalProperties: false })
 
 const CursorHeader = Type.Object({
   'last-event-id': Type.Optional(Type.String({ description: 'the id of the last event received' })),
@@ -48,7 +56,7 @@ const response = { 200: eventStream, ...problemResponses }
 const responseToGet = { 204: Type.Null({ description: 'the cursor is at the end; ends an EventSource' }), ...response }
 
 export function registerNative(app: Server, options: NativeRoutesOptions): void {
-  const { chat, runs, owned, follow, edge } = options
+  const { chat, runs, owned, follow, edge, tickets } = options
   const encoder = createNativeEncoder()
 
   /** Sends a run's events from the cursor on, until the end of the run or of the connection. */
@@ -56,8 +64,14 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     const leave = owned.countViewer(run)
     let toldReady = !attached
     let ended = false
+    // Other processes' runs go on elsewhere, and so should their viewers; this process's own are seen to their end.
+    const moveOn = () => {
+      if (!owned.has(run.id)) connection.sayFarewell()
+    }
+    owned.draining.addEventListener('abort', moveOn)
+    if (owned.isDraining) moveOn()
     try {
-      for await (const { entries, caughtUp } of followRun(follow, run, after, connection.signal)) {
+      for await (const { entries, caughtUp, persistPending } of followRun(follow, run, after, connection.signal)) {
         for (const entry of entries) {
           const full = connection.write(encoder.encode(entry))
           if (full !== undefined) await full
@@ -67,10 +81,12 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
           toldReady = true
           await connection.write(readyBlock)
         }
+        if (persistPending === true) connection.sayFarewell('persist_pending')
       }
     } catch (error) {
       app.log.error({ err: error, run_id: run.id }, 'a viewer was cut after a fault of the gateway')
     } finally {
+      owned.draining.removeEventListener('abort', moveOn)
       if (ended) connection.end()
       else connection.destroy()
       leave(connection.clientLeft)
@@ -107,16 +123,17 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
 
   app.get(
     '/chat/stream',
-    { schema: { tags: ['chat'], headers: CursorHeader, querystring: ChatQuery, response: responseToGet } },
+    {
+      schema: { tags: ['chat'], headers: CursorHeader, querystring: ChatQuery, response: responseToGet },
+      errorHandler: turnReconnectAway,
+    },
     async (request, reply) => {
       const after = readCursor(request.headers['last-event-id'])
-      await unlessPassing(request, reply, async () => {
-        edge.refuseAtLimit(request.owner.key)
-        const { run, isNew } = await chat(request.owner, request.query)
-        // At the end or beyond: whatever else an EventSource is told, it would ask the same again.
-        if (pastEnd(run, after) !== undefined) return reply.headers(runHeaders(run)).code(204).send(null)
-        await show(open(request, reply, run), run, after, !isNew)
-      })
+      edge.refuseAtLimit(request.owner.key)
+      const { run, isNew } = await chat(request.owner, request.query)
+      // At the end or beyond: whatever else an EventSource is told, it would ask the same again.
+      if (pastEnd(run, after) !== undefined) return reply.headers(runHeaders(run)).code(204).send(null)
+      await show(open(request, reply, run), run, after, !isNew)
     },
   )
 
@@ -129,30 +146,33 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
         params: IdParams,
         querystring: AttachQuery,
         response: responseToGet,
+        security: [{}, { bearer: [] }, { visitor: [] }, { ticket: [] }],
       },
+      config: { takesTicket: true },
+      errorHandler: turnReconnectAway,
     },
     async (request, reply) => {
       // A reconnecting EventSource repeats its URL, so its header is the newer of the two.
       const after = readCursor(request.headers['last-event-id']) ?? readCursor(request.query.after)
-      await unlessPassing(request, reply, async () => {
-        edge.refuseAtLimit(request.owner.key)
-        const run = await runs.getRun(request.owner, request.params.id)
-        // Beyond the end is a cursor from the future, and is answered with `reset`.
-        if (pastEnd(run, after) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
-        await show(open(request, reply, run), run, after, true)
-      })
+      edge.refuseAtLimit(request.owner.key)
+      const run = await runs.getRun(request.owner, request.params.id)
+      // Beyond the end is a cursor from the future, and is answered with `reset`.
+      if (pastEnd(run, after) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
+      await show(open(request, reply, run), run, after, true)
     },
   )
 
-  /** A reconnect that meets something that passes is told to come back. */
-  async function unlessPassing(request: FastifyRequest, reply: FastifyReply, attach: () => Promise<unknown>) {
-    try {
-      await attach()
-    } catch (error) {
-      const reconnects = request.headers['last-event-id'] !== undefined
-      if (!(error instanceof Problem) || !reconnects || error.retryAfterSeconds === undefined) throw error
-      edge.turnAway(reply, turnAwayMs)
-    }
+  app.post(
+    '/stream-tickets',
+    { schema: { tags: ['runs'], body: TicketBody, response: { 200: StreamTicket, ...problemResponses } } },
+    async (request) => tickets.issue(request.owner, request.body.run_id),
+  )
+
+  /** A reconnect that meets something that passes is told to come back, wherever on its way it meets it. */
+  function turnReconnectAway(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {
+    const reconnects = request.headers['last-event-id'] !== undefined
+    if (!(error instanceof Problem) || !reconnects || error.retryAfterSeconds === undefined) throw error
+    edge.turnAway(reply, turnAwayMs)
   }
 }
 

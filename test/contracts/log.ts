@@ -20,8 +20,7 @@ export interface OpenedLog {
 }
 
 /** An event whose text says where it stands. */
-export function delta(seq: number, generation = 1): LogEntry {
-  const text = `${generation}-${seq};`
+export function delta(seq: number, generation = 1, text = `${generation}-${seq};`): LogEntry {
   return { generation, seq, event: { type: 'delta', data: { part: 0, offset: 0, text } } }
 }
 

@@ -104,6 +104,82 @@ t.test('who waits too long in line is refused, and leaves it', async (t) => {
   t.equal(deadlines(), 0, 'waiting renews nothing')
 })
 
+t.test('statements of runs go before those of requests, whoever came first', async (t) => {
+  const { gate } = start(t, { size: 1 })
+  const started: string[] = []
+  const first = held()
+  const pass = (name: string, lane: 'requests' | 'runs') =>
+    gate.pass(async () => {
+      started.push(name)
+      if (name === 'first') await first.promise
+    }, lane)
+  const all = [
+    pass('first', 'requests'),
+    pass('a request', 'requests'),
+    pass('another', 'requests'),
+    pass('a run', 'runs'),
+    pass('another run', 'runs'),
+  ]
+  await turn()
+  first.resolve('')
+  await Promise.all(all)
+  t.same(started, ['first', 'a run', 'another run', 'a request', 'another'])
+})
+
+t.test(
+  'a line that is full of requests refuses no run, and a place that is kept for runs takes no request',
+  async (t) => {
+    const { gate } = start(t, { size: 2, keptForRuns: 1, waitersMax: 1 })
+    const end = held()
+    let started = 0
+    const request = () =>
+      gate.pass(() => {
+        started += 1
+        return end.promise
+      })
+    const all = [request(), request()]
+    await turn()
+    t.equal(started, 1)
+    await t.rejects(request(), { message: 'Too many statements wait for the database.' })
+    for (let n = 0; n < 3; n += 1) t.equal(await gate.pass(async () => 'at once', 'runs'), 'at once')
+    const run = held()
+    const hanging = gate.pass(() => run.promise, 'runs')
+    const waiting = gate.pass(async () => 'in line', 'runs')
+    await turn()
+    run.resolve('')
+    t.same(await Promise.all([hanging, waiting]), ['', 'in line'])
+    t.equal(started, 1, 'still none of the requests that wait')
+    end.resolve('x')
+    t.same(await Promise.all(all), ['x', 'x'])
+  },
+)
+
+t.test('a request waits no longer than its own limit, and a run as long as a statement may take', async (t) => {
+  const { gate } = start(t, { size: 0, requestWaitMs: 1000 })
+  let refusals = 0
+  const counted = (lane: 'requests' | 'runs') =>
+    gate
+      .pass(async () => t.fail('it never runs'), lane)
+      .catch(({ code }) => {
+        t.equal(code, 'db_unavailable')
+        refusals += 1
+      })
+  const all = [counted('requests'), counted('runs')]
+  await turn()
+  mock.timers.tick(999)
+  await turn()
+  t.equal(refusals, 0)
+  mock.timers.tick(1)
+  await turn()
+  t.equal(refusals, 1)
+  mock.timers.tick(deadlineMs - 1001)
+  await turn()
+  t.equal(refusals, 1)
+  mock.timers.tick(1)
+  await Promise.all(all)
+  t.equal(refusals, 2)
+})
+
 t.test('a statement that was undone for a reason that passes is run again, three times in all', async (t) => {
   const { gate } = start(t)
   for (const code of ['40001', '40P01']) {

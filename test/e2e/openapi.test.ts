@@ -44,6 +44,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'GET /api/v1/runs/{id}': ['200', '4XX', '5XX'],
   'GET /api/v1/runs/{id}/events': ['200', '204', '4XX', '5XX'],
   'POST /api/v1/runs/{id}/stop': ['200', '4XX', '5XX'],
+  'POST /api/v1/stream-tickets': ['200', '4XX', '5XX'],
 }
 
 /** The page, the documents themselves and preflights are no part of the API. */
@@ -210,6 +211,10 @@ for (const database of databases()) {
       check(t, 'get', '/api/v1/runs/{id}', await client.get(`/api/v1/runs/${whole.body.run.id}`), 200)
       check(t, 'get', '/api/v1/runs/{id}', await client.get(`/api/v1/runs/${session_id}`), 404)
       check(t, 'get', '/api/v1/runs/{id}/events', await client.get(`${runPath}/events`, { 'last-event-id': 'x' }), 400)
+      check(t, 'get', '/api/v1/runs/{id}/events', await client.get(`${runPath}/events?ticket=x`), 401)
+      const ticketOf = (run_id: unknown) => client.post('/api/v1/stream-tickets', { run_id })
+      check(t, 'post', '/api/v1/stream-tickets', await ticketOf(whole.body.run.id), 200)
+      check(t, 'post', '/api/v1/stream-tickets', await ticketOf(session_id), 404)
       check(t, 'post', '/api/v1/sessions/{id}/stop', await client.post(`/api/v1/sessions/${session_id}/stop`), 204)
       upstream.answer(() => say({ tokens: 5000, paceMs: 5 }))
       const long = await client.send({ message: 'Long', session_id })

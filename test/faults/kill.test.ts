@@ -3,8 +3,8 @@
  * to the last checkpoint is there as `interrupted`, nobody waits for ever, and the session goes on. Embedded and Postgres.
  */
 import { test } from 'tap'
-import { begin, chunk, createGate, doneMarker, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
-import { createClient, holdParts, isDelta, isDone, type Received, shownText } from '../support/client.ts'
+import { begin, chunk, createGate, forever, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { createClient, holdParts, isDone, type Received, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { createFolder, spawnGateway, untilReady } from '../support/gateway.ts'
 
@@ -80,15 +80,15 @@ for (const database of databases()) {
     }
   })
 
-  test(`on ${database}, a kill between acceptance and the first word leaves one question and no orphan`, async (t) => {
-    const upstream = await startFakeUpstream({
-      script: async function* () {
-        await new Promise(() => undefined)
-        yield chunk({ content: 'never' })
-        yield doneMarker
-      },
-    })
+  test(`on ${database}, a reply whose process is killed before its first word is asked for again`, async (t) => {
+    const upstream = await startFakeUpstream()
     t.teardown(() => upstream.close())
+    const asked = Promise.withResolvers<void>()
+    upstream.answer(async function* () {
+      asked.resolve()
+      await forever()
+      yield chunk({ content: 'never' })
+    })
     const store: Record<string, string> =
       database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
     const env = { ...store, OPENAI_BASE_URL: upstream.url, LOG_LEVEL: 'warn' }
@@ -96,21 +96,26 @@ for (const database of databases()) {
     const client = createClient(first.url)
     const stream = await client.send({ message: 'Hello?', client_message_id: 'k' })
     t.equal(stream.status, 200)
+    await asked.promise
     first.process.kill('SIGKILL')
     await first.exited
+    upstream.answer(() => say({ text: 'Here, after all' }))
     const second = await spawnAndWait(t, env)
     const again = createClient(second.url, client.identity)
     const repeat = await again.send({ message: 'Hello?', client_message_id: 'k' })
     t.equal(await repeat.ended, 'clean')
     t.equal(repeat.headers.get('x-run-id'), stream.headers.get('x-run-id'))
-    t.match(repeat.received.at(-1)?.data, { status: 'interrupted' })
-    t.notOk(repeat.received.some(isDelta))
+    t.match(repeat.received.at(-1)?.data, { status: 'completed' })
+    t.equal(shownText(repeat.received), 'Here, after all')
     const stored = await again.messages(stream.headers.get('x-session-id') ?? '')
     t.match(stored, [
       { role: 'user', content: 'Hello?' },
-      { role: 'assistant', status: 'interrupted', content: '' },
+      { role: 'assistant', status: 'completed', content: 'Here, after all' },
     ])
     t.equal(stored.length, 2)
+    const run = await again.get(`/api/v1/runs/${stream.headers.get('x-run-id')}`)
+    t.match(run.body, { generation: 2, attempts: 2 })
+    t.equal(upstream.calls.length, 2)
   })
 }
 

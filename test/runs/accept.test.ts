@@ -12,10 +12,9 @@ import { createAccept } from '../../src/runs/accept.ts'
 import { createChat } from '../../src/runs/chat.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
 import type { OwnedRuns } from '../../src/runs/owned.ts'
-import { createReaper } from '../../src/runs/reaper.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { databases } from '../support/database.ts'
-import { createIdleRuns, createOwner, models, openStore, silent } from '../support/runs.ts'
+import { createIdleRuns, createOwner, createReaperOf, models, openStore } from '../support/runs.ts'
 
 const requests = 50
 
@@ -168,21 +167,23 @@ for (const kind of databases()) {
       },
     )
 
-    await t.test('if its key never comes again, the reaper of this process ends it', async (t) => {
+    await t.test('if its key never comes again, the reaper of this process starts it', async (t) => {
       const instanceId = randomUUID()
       const owner = createOwner()
       const { run: stray } = await acceptOn(db, instanceId).accept(owner, { message: 'Lost' }, models)
       const { run: fresh } = await acceptOn(db, instanceId).accept(owner, { message: 'Just now' }, models)
       const { run: made } = await acceptOn(db, instanceId).accept(owner, { message: 'Being made' }, models)
       await db.rows(sql`
-        update chat_runs set created_at = now() - interval '16 seconds' where id in (${stray.id}::uuid, ${made.id}::uuid)`)
-      const reaper = createReaper({ db, instanceId, owned: createIdleRuns([made.id]), logger: silent })
+        update chat_runs set started_at = now() - interval '16 seconds' where id in (${stray.id}::uuid, ${made.id}::uuid)`)
+      const owned = createIdleRuns([made.id])
+      const reaper = createReaperOf({ db, instanceId, owned })
       await reaper.start()
       t.teardown(() => reaper.close())
-      const status = async (id: string) => (await runs.reread(id))?.status
-      t.equal(await status(stray.id), 'interrupted')
-      t.equal(await status(fresh.id), 'running', 'it may still be found by its key')
-      t.equal(await status(made.id), 'running', 'somebody makes it')
+      const ours = owned.started.filter(({ id }) => [stray.id, fresh.id, made.id].includes(id))
+      t.match(ours, [{ id: stray.id, generation: 2 }])
+      t.equal(ours.length, 1)
+      t.equal((await runs.reread(fresh.id))?.generation, 1, 'it may still be found by its key')
+      t.equal((await runs.reread(made.id))?.generation, 1, 'somebody makes it')
     })
   })
 }

@@ -4,10 +4,12 @@
 import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import type { TerminalStatus } from '../../src/log/event.ts'
-import { commitRun, type Ending } from '../../src/runs/commit.ts'
+import { commitRun as commit, type Ending } from '../../src/runs/commit.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
 import { databases } from '../support/database.ts'
 import { createOwner, endingOf, openStore, textPart } from '../support/runs.ts'
+
+const commitRun = async (...args: Parameters<typeof commit>) => (await commit(...args)).outcome
 
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {

@@ -15,8 +15,7 @@ import { commitRun, type Ending } from '../../src/runs/commit.ts'
 import { createDraft } from '../../src/runs/draft.ts'
 import { followRun } from '../../src/runs/follow.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
-import { createRunStore } from '../../src/runs/store.ts'
-import { createSessionStore } from '../../src/sessions/store.ts'
+import { createStoredReader } from '../../src/runs/stored.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { delta, deltas } from '../contracts/log.ts'
 import { databases } from '../support/database.ts'
@@ -49,10 +48,9 @@ for (const kind of databases()) {
       },
     }
     const deps = {
-      db: flaky,
       log: log as EventLog,
-      runs: createRunStore(flaky),
-      sessions: createSessionStore(flaky),
+      stored: createStoredReader(flaky),
+      isPersistPending: () => false,
       pollMs: 5,
     }
 
@@ -68,11 +66,21 @@ for (const kind of databases()) {
       }
     }
 
+    const viewers: { end(): Promise<unknown> }[] = []
+    /** So that only what a test opens itself is counted in it. */
+    const endViewers = () => Promise.all(viewers.splice(0).map((viewer) => viewer.end()))
+
     /** Reads on until something comes, or the end. */
     function watch(run: RunFacts, after?: string, on = deps) {
       const abort = new AbortController()
       const batches = followRun(on, run, after === undefined ? undefined : at(after), abort.signal)
       const entries: LogEntry[] = []
+      viewers.push({
+        end() {
+          abort.abort()
+          return batches.return()
+        },
+      })
       return {
         entries,
         abort,
@@ -289,6 +297,7 @@ for (const kind of databases()) {
     })
 
     await t.test('a viewer of a log that is let go continues from the database, exactly', async (t) => {
+      await endViewers()
       const { run, commit } = await begin()
       log.append([{ runId: run.id, entries: deltas(1, 3) }])
       const viewer = watch(run)
@@ -298,8 +307,8 @@ for (const kind of databases()) {
       await commit([textPart('1-1;1-2;1-3;and on')], { lastSeq: 6 })
       log.forget(run.id)
       await waiting
-      t.equal(log.watched, 0, 'and watches no longer')
       await viewer.all()
+      t.equal(log.watched, 0, 'and watches no longer')
       t.equal(viewer.entries.filter(({ event }) => event.type === 'done').length, 1)
       t.same(foldEvents(viewer.entries), [textPart('1-1;1-2;1-3;and on')])
     })
@@ -317,6 +326,7 @@ for (const kind of databases()) {
     })
 
     await t.test('a cursor that the log cannot serve gets a reset from the log, and goes on from there', async (t) => {
+      await endViewers()
       const { run } = await begin()
       log.append([{ runId: run.id, entries: deltas(1, 3) }])
       for (const after of ['1-9', '3-1', '0-1']) {
@@ -331,6 +341,7 @@ for (const kind of databases()) {
     })
 
     await t.test('an aborted viewer ends, wherever it waits', async (t) => {
+      await endViewers()
       const { run } = await begin()
       const stored = watch(run)
       await stored.caughtUp()

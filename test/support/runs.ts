@@ -10,12 +10,17 @@ import { sql } from '../../src/db/drizzle.ts'
 import { openPglite } from '../../src/db/pglite.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
 import type { Owner } from '../../src/http/identity.ts'
+import { createSilentControl } from '../../src/log/control.ts'
 import type { LogEntry, Part } from '../../src/log/event.ts'
+import type { EventLog } from '../../src/log/log.ts'
+import { createMemoryLog } from '../../src/log/memory.ts'
 import { createAccept, type ModelByMode } from '../../src/runs/accept.ts'
 import type { Ending } from '../../src/runs/commit.ts'
 import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
 import type { OwnedRuns } from '../../src/runs/owned.ts'
+import { createReaper } from '../../src/runs/reaper.ts'
 import { createRunStore } from '../../src/runs/store.ts'
+import { createTakeover } from '../../src/runs/takeover.ts'
 import { createSessionStore } from '../../src/sessions/store.ts'
 import { createTestDatabase, type DatabaseKind } from './database.ts'
 
@@ -29,11 +34,53 @@ export const silent = {
   error: () => undefined,
 } as unknown as FastifyBaseLogger
 
-/** A process that makes none of its runs. */
-export function createIdleRuns(ids: readonly string[] = []): OwnedRuns & { readonly stopped: string[] } {
-  const stopped: string[] = []
-  const idle = { isDraining: false, ids: () => [...ids], stop: (id: string) => stopped.push(id), stopped }
-  return idle as unknown as OwnedRuns & { readonly stopped: string[] }
+export interface IdleRuns extends OwnedRuns {
+  readonly stopped: string[]
+  readonly fenced: string[]
+  readonly started: RunFacts[]
+  readonly untilStopped: Promise<void>
+  readonly untilFenced: Promise<void>
+}
+
+/** A process that makes none of its runs, and remembers what it is told. */
+export function createIdleRuns(ids: readonly string[] = []): IdleRuns {
+  const [stopped, fenced, started]: [string[], string[], RunFacts[]] = [[], [], []]
+  const [hasStopped, hasFenced] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+  const idle = {
+    isDraining: false,
+    untilStopped: hasStopped.promise,
+    untilFenced: hasFenced.promise,
+    generations: () => ids.map((id) => ({ id, generation: 1 })),
+    stop(id: string) {
+      stopped.push(id)
+      hasStopped.resolve()
+    },
+    fence(id: string) {
+      fenced.push(id)
+      hasFenced.resolve()
+    },
+    start: (facts: RunFacts) => started.push(facts),
+    startNext: async () => undefined,
+    stopped,
+    fenced,
+    started,
+  }
+  return idle as unknown as IdleRuns
+}
+
+export interface ReaperOf {
+  readonly db: Db
+  readonly instanceId?: string
+  readonly owned?: OwnedRuns
+  readonly log?: EventLog
+  readonly now?: () => number
+}
+
+/** The reaper and the takeover of one process, as the gateway puts them together. */
+export function createReaperOf({ db, instanceId = randomUUID(), owned = createIdleRuns(), log, ...more }: ReaperOf) {
+  const parts = { db, instanceId, owned, logger: silent, ...more }
+  const takeover = createTakeover({ ...parts, log: log ?? createMemoryLog() })
+  return createReaper({ ...parts, control: createSilentControl(), takeover })
 }
 
 export function createOwner(): Owner {
