@@ -1,22 +1,24 @@
 /**
- * The gateway and its Postgres on Railway: `railway config plan` shows what would change, `railway config apply` does
+ * The gateway, its Postgres and its Redis on Railway: `railway config plan` shows what would change, `railway config apply` does
  * it. Evaluated by Railway's CLI, which brings the package `railway`; it is no dependency of this project, and this
  * file is not part of its type check. A service is managed by this file or by railway.json, never by both:
  * docs/deployment.md says which.
  */
-import { defineRailway, postgres, preserve, project, service } from 'railway/iac'
+import { defineRailway, postgres, preserve, project, redis, service } from 'railway/iac'
 
 export default defineRailway(() => {
   const database = postgres('postgres')
+  const log = redis('redis')
 
   const gateway = service('gateway', {
     build: { builder: 'DOCKERFILE', dockerfilePath: 'Dockerfile' },
     healthcheck: '/health/ready',
     healthcheckTimeout: 120,
-    // One: this version keeps a run's event log in its process.
-    replicas: 1,
+    // Two: one takes over what the other one was making.
+    replicas: 2,
     env: {
       DATABASE_URL: database.env.DATABASE_URL,
+      REDIS_URL: log.env.REDIS_URL,
       // Longer than DRAIN_MS (25 s). Railway's default is 0: SIGKILL at once, in the middle of the replies.
       RAILWAY_DEPLOYMENT_DRAINING_SECONDS: '30',
       RAILWAY_DEPLOYMENT_OVERLAP_SECONDS: '10',
@@ -26,5 +28,5 @@ export default defineRailway(() => {
     },
   })
 
-  return project('verbatim', { resources: [database, gateway] })
+  return project('verbatim', { resources: [database, log, gateway] })
 })

@@ -1,11 +1,13 @@
 /**
- * Reads the raw TAP of a whole run, line by line: says one line for each test file, the failures with their
- * diagnostics, and counts. tap's closing line says what passed. It does not know every failure: not a file that
+ * Reads the raw TAP of a whole run, line by line: says one line for each test file, the figures that it measured, the
+ * failures with their diagnostics, and counts. tap's closing line says what passed. It does not know every failure: not a file that
  * crashed after a good assertion, an empty file, a bail-out, a run that never reached its end. Those are counted here.
  */
 
 /** A failing file that prints more than this is cut; running it alone shows everything. */
 const failureLinesMax = 500
+/** Figures of a passing file: what its tests have measured and said with `t.comment`. */
+const figureLinesMax = 60
 
 export interface Summary {
   readonly passed: number
@@ -29,6 +31,7 @@ interface FileBlock {
   passed: number
   failed: number
   readonly shown: string[]
+  readonly figures: string[]
   /** Lines kept from showing by failureLinesMax. */
   cut: number
 }
@@ -60,6 +63,7 @@ export function createTapReport(say: (line: string) => void): TapReport {
       say(`FAIL  ${name} (the file has no test)`)
     } else if (ok) {
       say(`ok    ${name} (${block.passed} passed${time})`)
+      for (const line of block.figures) say(`      ${line}`)
     } else {
       failures += Math.max(block.failed, 1)
       say(`FAIL  ${name} (${block.passed} passed, ${Math.max(block.failed, 1)} failed${time})`)
@@ -128,7 +132,9 @@ export function createTapReport(say: (line: string) => void): TapReport {
       const result = /^(not )?ok\b(?: \d+)?(?: - )?(.*?)(?: # .*)?$/.exec(text)
       if (result !== null) return readResult(indent, result[1] === undefined, result[2] ?? '', line)
       const isFrame = text === '' || /^(TAP version|1\.\.\d|pragma |# (Subtest: |time=|No coverage))/.test(text)
-      if (!isFrame && indent > 0) show(line.slice(4))
+      if (isFrame || indent === 0) return
+      show(line.slice(4))
+      if (text.startsWith('# ') && block.figures.length < figureLinesMax) block.figures.push(text.slice(2))
     },
 
     end(exitCode) {
@@ -150,7 +156,7 @@ export function createTapReport(say: (line: string) => void): TapReport {
 }
 
 function emptyBlock(name: string): FileBlock {
-  return { name, passed: 0, failed: 0, shown: [], cut: 0 }
+  return { name, passed: 0, failed: 0, shown: [], figures: [], cut: 0 }
 }
 
 /** tap's closing line, without its braces: `total: 18, pass: 7, fail: 7, todo: 1, skip: 3`; absent means none. */

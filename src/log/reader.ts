@@ -26,7 +26,7 @@ import type { EventId, LogEntry } from './event.ts'
 import { createHeldLogs, type HeldOptions } from './held.ts'
 import type { LogPage } from './log.ts'
 import { decodeCommand, decodeEntry, type Keys } from './redis-codec.ts'
-import { describeError } from './redis-writer.ts'
+import { describeError, notYet } from './redis-writer.ts'
 import type { Watchers } from './watchers.ts'
 
 export interface ReaderLimits {
@@ -94,8 +94,10 @@ export function createReader(options: ReaderOptions) {
   const closing = new AbortController()
   const control = keys.control(instanceId)
   let controlLast = '0-0'
-  let problem: string | undefined = 'it has not answered yet'
-  let lastAnswerAt = Number.NEGATIVE_INFINITY
+  let problem: string | undefined = notYet
+  let lastAnswerAt = performance.now()
+  // Why the connection went: more than that there is none.
+  let lost: string | undefined
   // Among the runs that are followed, where the next read begins when they are too many for one.
   let turn = 0
   let blocked = false
@@ -134,7 +136,11 @@ export function createReader(options: ReaderOptions) {
         if (isFollowed(run)) take(run, entries)
       })
       run.loading = undefined
-      if (isFollowed(run) && blocked) wake()
+      if (isFollowed(run) && blocked) {
+        // Once, for all the runs that are added until the loop reads again.
+        blocked = false
+        wake()
+      }
     } catch {
       // Why Redis did not answer is known by the loop, which asks all the time.
       if (isFollowed(run)) drop(run.runId)
@@ -223,19 +229,19 @@ export function createReader(options: ReaderOptions) {
 
   function goUp(): void {
     problem = undefined
+    lost = undefined
     wantWatched()
     onChange()
   }
 
   function goDown(error: unknown): void {
-    const reason = error instanceof Error ? describeError(error) : 'it does not answer'
-    const changed = problem === undefined
-    problem = reason
+    const isNews = problem === undefined || problem === notYet
+    problem = lost ?? (error instanceof Error ? describeError(error) : 'it does not answer')
     for (const runId of [...followed.keys()]) {
       drop(runId)
       watchers.wake(runId)
     }
-    if (changed) onChange()
+    if (isNews) onChange()
   }
 
   function wantWatched(): void {
@@ -270,6 +276,10 @@ export function createReader(options: ReaderOptions) {
       return followed.size
     },
     terminal: copies.terminal,
+
+    lostConnection(reason: string): void {
+      lost = reason
+    },
 
     /** Somebody waits for a run that is not written here. */
     watch(runId: string): void {

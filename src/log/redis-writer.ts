@@ -13,7 +13,7 @@
  *            `reset`, folded from what is held, takes the place and the id of the last event so far (with `run` before it
  *            and `done` behind it when there are such), so that a viewer elsewhere is led over the hole, and viewers here
  *            need nothing. Then it is clean
- *   waiting  dirty, but an entry with the last event's id is there: a frame whose answer was lost has arrived. Two
+ *   waiting  dirty, but an entry with the last event's id is or was there: a frame whose answer was lost has arrived. Two
  *            entries cannot have one id, so the next event is seeded in its place. Until then, viewers elsewhere that
  *            would have to cross a hole read the database
  *   barred   never written again: another process has taken the run over (its generation is on top of the stream, which
@@ -67,12 +67,16 @@ interface OwnRun {
   state: 'new' | 'clean' | 'unsure' | 'dirty' | 'waiting' | 'barred'
   /** There may be a hole in the stream that no `reset` covers yet. */
   holed: boolean
+  /** Redis does not take a seed in the place of the last event, whatever it shows on top of the stream. */
+  refused: boolean
   epoch: number
 }
 
 type Results = readonly (readonly [error: Error | null, value?: unknown])[]
 type Outcome = 'done' | 'lost' | 'conflict' | 'barred' | Error
 
+/** The problem that a process begins with; nothing has failed yet. */
+export const notYet = 'it has not answered yet'
 /** Runs that are mended in one turn, their text together, and the pause between two turns: other runs' frames go on. */
 const mendRunsMax = 16
 const mendBytesMax = 1024 * 1024
@@ -86,7 +90,7 @@ export function createWriter(options: WriterOptions) {
   const { inFlightBytesMax = 16 * 1024 * 1024, inFlightBatchesMax = 5000, probeMs = 250 } = options
   const runs = new Map<string, OwnRun>()
   const mending = new Set<OwnRun>()
-  let problem: string | undefined = 'it has not answered yet'
+  let problem: string | undefined = notYet
   let probing = false
   let closed = false
   let inFlightBytes = 0
@@ -98,12 +102,9 @@ export function createWriter(options: WriterOptions) {
   redis.on('ready', probe)
 
   function open(reason: string): void {
-    if (problem === undefined) {
-      problem = reason
-      onChange()
-    } else {
-      problem = reason
-    }
+    const isNews = problem === undefined || problem === notYet
+    problem = reason
+    if (isNews) onChange()
   }
 
   function probe(): void {
@@ -111,7 +112,7 @@ export function createWriter(options: WriterOptions) {
     probing = true
     const batch = createBatch(redis, ttlMs)
     batch.command(keys.control(instanceId), ['probe', ''], (outcome) => {
-      if (outcome instanceof Error) problem = describeError(outcome)
+      if (outcome instanceof Error) open(describeError(outcome))
       else closeBreaker()
     })
     void batch.send().finally(() => {
@@ -122,6 +123,7 @@ export function createWriter(options: WriterOptions) {
   function closeBreaker(): void {
     problem = undefined
     for (const run of runs.values()) {
+      run.refused = false
       if (run.state === 'clean' || run.state === 'waiting') change(run, 'unsure')
       if (run.state === 'unsure' || run.state === 'dirty') mending.add(run)
     }
@@ -166,6 +168,7 @@ export function createWriter(options: WriterOptions) {
         const { epoch } = run
         batch.create(run.key, seedOf(entries).map(encodeEntry), (outcome) => {
           if (outcome === 'done' && run.epoch === epoch) run.holed = false
+          if (outcome === 'conflict' && run.epoch === epoch) run.refused = true
           settle(run, epoch, outcome)
         })
       }
@@ -183,7 +186,8 @@ export function createWriter(options: WriterOptions) {
       change(run, 'barred')
       onFenced(run.runId)
     } else if (place === undefined || compareEventIds(place, last) < 0) {
-      change(run, 'dirty')
+      // Entries that were deleted on top of it still count for Redis: asking and seeding in turn would never end.
+      change(run, run.refused ? 'waiting' : 'dirty')
     } else {
       change(run, run.holed ? 'waiting' : 'clean')
     }
@@ -209,9 +213,17 @@ export function createWriter(options: WriterOptions) {
   }
 
   function write(batch: Batch, runId: string, entries: readonly LogEntry[]): void {
-    const run = runs.get(runId) ?? { runId, key: keys.log(runId), state: 'new', holed: false, epoch: 0 }
+    const run = runs.get(runId) ?? {
+      runId,
+      key: keys.log(runId),
+      state: 'new' as const,
+      holed: false,
+      refused: false,
+      epoch: 0,
+    }
     runs.set(runId, run)
     if (run.state === 'barred') return
+    run.refused = false
     if (problem !== undefined || (run.state !== 'new' && run.state !== 'clean')) {
       if (run.state !== 'dirty') change(run, 'dirty')
       return
@@ -231,6 +243,7 @@ export function createWriter(options: WriterOptions) {
 
     /** Hands a frame to the socket. The events must be new: held.ts takes them over next. */
     append(frame: readonly RunEntries[]): void {
+      if (closed) return
       if (problem === undefined && (inFlightBytes > inFlightBytesMax || inFlightBatches > inFlightBatchesMax)) {
         open('it does not keep up')
       }

@@ -18,7 +18,7 @@ import { createHeldLogs, type HeldOptions } from './held.ts'
 import type { EventLog, RunEntries } from './log.ts'
 import { createReader, type ReaderLimits, readerCommandMs, within } from './reader.ts'
 import { createKeys } from './redis-codec.ts'
-import { createWriter, describeError, type WriterLimits } from './redis-writer.ts'
+import { createWriter, describeError, notYet, type WriterLimits } from './redis-writer.ts'
 import { createWatchers } from './watchers.ts'
 
 export interface RedisLogOptions extends WriterLimits, ReaderLimits {
@@ -31,6 +31,8 @@ export interface RedisLogOptions extends WriterLimits, ReaderLimits {
   /** Of every key. */
   readonly prefix?: string
   readonly held?: HeldOptions
+  /** `shared` or `degraded` may have changed. */
+  readonly onChange?: () => void
 }
 
 export interface RedisLog extends EventLog {
@@ -43,6 +45,8 @@ export interface RedisLog extends EventLog {
 const sweepMs = 5000
 /** A run that was let go is remembered, so that late words of the one who wrote it do not begin it anew. */
 const leftMs = 60_000
+/** How long all must be well before an outage is said to be over: a Redis that comes and goes fills no log. */
+const wellMs = 1000
 /** What closing waits for Redis. */
 const closeMs = 250
 
@@ -66,7 +70,7 @@ export function openRedisLog(options: RedisLogOptions): {
   readonly control: Control
   readonly description: string
 } {
-  const { url, logger, prefix = 'vb', held: heldOptions = {} } = options
+  const { url, logger, prefix = 'vb', held: heldOptions = {}, onChange = () => undefined } = options
   const description = describeUrl(url)
   const keys = createKeys(prefix)
   const held = createHeldLogs(true, heldOptions)
@@ -75,13 +79,15 @@ export function openRedisLog(options: RedisLogOptions): {
   const commandListeners: ((command: Command) => void)[] = []
   // Generation of a run that was let go, and until when that counts.
   const left = new Map<string, { readonly generation: number; readonly until: number }>()
-  let said: string | undefined = 'nothing yet'
+  // Not yet: what comes first is said at once.
+  let said: 'degraded' | 'well' | undefined
+  let wellTimer: NodeJS.Timeout | undefined
   let closing = false
 
   const [writerRedis, readerRedis, askerRedis] = [
     connect(url, {}, (reason) => writer.lostConnection(reason)),
-    connect(url, { commandTimeout: readerCommandMs }),
-    connect(url, {}),
+    connect(url, { commandTimeout: readerCommandMs }, (reason) => reader.lostConnection(reason)),
+    connect(url, {}, () => undefined),
   ]
   const writer = createWriter({
     ...options,
@@ -123,11 +129,22 @@ export function openRedisLog(options: RedisLogOptions): {
 
   /** Says once that something is wrong, and once that it is over. */
   function report(): void {
+    if (closing) return
     const reason = degraded()
-    if (closing || (reason === undefined) === (said === undefined)) return
-    said = reason
-    if (reason === undefined) logger.info('the event log is shared through Redis')
-    else logger.warn({ reason }, 'the event log is degraded')
+    clearTimeout(wellTimer)
+    if (reason === undefined) {
+      if (said === undefined) sayWell()
+      else if (said === 'degraded') wellTimer = setTimeout(sayWell, wellMs).unref()
+    } else if (said !== 'degraded' && !reason.includes(notYet)) {
+      said = 'degraded'
+      logger.warn({ reason }, 'the event log is degraded')
+    }
+    onChange()
+  }
+
+  function sayWell(): void {
+    said = 'well'
+    logger.info('the event log is shared through Redis')
   }
 
   function forget(runId: string): void {
@@ -210,6 +227,7 @@ export function openRedisLog(options: RedisLogOptions): {
     async close() {
       closing = true
       clearInterval(timer)
+      clearTimeout(wellTimer)
       await Promise.all([within(closeMs, writer.close()), reader.close()])
       writerRedis.disconnect()
       await Promise.all([writerRedis, readerRedis, askerRedis].map((redis) => within(closeMs, ended(redis))))
@@ -229,7 +247,7 @@ export function openRedisLog(options: RedisLogOptions): {
 const hasEntries = ({ entries }: RunEntries): boolean => entries.length > 0
 
 /** @param onLost called with the reason whenever the connection goes, or cannot be made */
-function connect(url: string, limits: RedisOptions, onLost: (reason: string) => void = () => undefined): Redis {
+function connect(url: string, limits: RedisOptions, onLost: (reason: string) => void): Redis {
   const redis = new Redis(url, { ...connection, ...limits })
   let reason: string | undefined
   // Without a listener an error would be printed with its stack; what it means is said once, by `report`.

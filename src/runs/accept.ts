@@ -190,7 +190,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
           choice.value ->> 'provider', choice.value ->> 'model',
           case when request.started_run_id is not null then ${instanceId}::uuid end, ${owner.key},
           ${key}::text, ${hash}, ${body.on_disconnect ?? 'continue'},
-          case when request.started_run_id is not null then now() end
+          case when request.started_run_id is not null then clock_timestamp() end
         from request, session join jsonb_each(${JSON.stringify(models)}::jsonb) choice on choice.key = session.mode
         returning session_id, status, mode, provider, model, created_at
       ), user_message as (

@@ -16,6 +16,7 @@ import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import type { RunError } from '../errors.ts'
 import type { Part, TerminalStatus, Usage } from '../log/event.ts'
+import { messageBefore } from '../sessions/store.ts'
 
 /** How a run ended, and with what. */
 export interface Ending {
@@ -72,7 +73,7 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
       from place
       where chat_runs.id = ${runId}::uuid and chat_runs.session_id = place.id
         and generation = ${generation}::int and status in ('queued', 'running')
-      returning chat_runs.id, session_id, message_id, status
+      returning chat_runs.id, session_id, user_message_id, message_id, status, started_at
     ), message as (
       update chat_messages set
         content = ${ending.content},
@@ -105,6 +106,9 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
         last_activity_at = now()
       from run, message where chat_sessions.id = run.session_id
       returning chat_sessions.message_count > message.seq as next_may_wait
+    ), unanswered as (
+      update chat_messages m set parent_id = ${messageBefore}
+      from run where m.id = run.user_message_id and m.parent_id is null and run.started_at is null
     ), cleared as (
       delete from run_checkpoints using run where run_checkpoints.run_id = run.id
     )

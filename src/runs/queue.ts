@@ -9,13 +9,16 @@
  * those who died between the two. None runs out of turn: the session's row is locked here, in accept and in the commit
  * before a run changes its status, and whoever still holds an older view of it finds the run no longer queued.
  *
+ * What a queued message follows, unless its sender said so, is the message before it. That one may have been out of
+ * sight when this one was accepted, so it is looked up when this one leaves the queue, here or in the commit.
+ *
  * If the process dies at the await of a promotion, it has happened or not; if so, the run is a running one of a dead
  * process of which nothing was shown, and is taken over like any other. If the database does not answer, the next look
  * finds what is left. A draining process promotes nothing: the queue waits for another one.
  */
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
-import { isoTime } from '../sessions/store.ts'
+import { isoTime, messageBefore } from '../sessions/store.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import type { RunFacts } from './model.ts'
 
@@ -48,16 +51,13 @@ export function promote(db: Db, instanceId: string, sessionId: string | undefine
       select s.id from chat_sessions s where s.id in (select session_id from next)
       for update ${sessionId === undefined ? sql`skip locked` : sql``}
     ), run as (
-      update chat_runs set status = 'running', instance_id = ${instanceId}::uuid, started_at = now()
+      -- Not now(): that is when the statement was prepared, which can be before the run before this one had ended.
+      update chat_runs set status = 'running', instance_id = ${instanceId}::uuid, started_at = clock_timestamp()
       from next, place
       where chat_runs.id = next.id and place.id = next.session_id and chat_runs.status = 'queued'
       returning chat_runs.*
     ), message as (
-      -- What the message follows is known only now: the reply before it has ended.
-      update chat_messages m set parent_id = (
-        select before.id from chat_messages before
-        where before.session_id = m.session_id and before.seq < m.seq order by before.seq desc limit 1
-      )
+      update chat_messages m set parent_id = ${messageBefore}
       from run where m.id = run.user_message_id and m.parent_id is null
     ), session as (
       update chat_sessions s set

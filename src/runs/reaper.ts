@@ -60,6 +60,8 @@ export function createReaper(options: ReaperOptions) {
   let hurry = new AbortController()
   let clock: Promise<void> | undefined
   let beatAt = Number.NEGATIVE_INFINITY
+  // What the others have been told: nobody should hand over to a process that ends.
+  let toldDraining = false
   // From the beginning on, so that a database that is only just back is noticed.
   let seenAt = now()
   let holdUntil = Number.NEGATIVE_INFINITY
@@ -70,11 +72,13 @@ export function createReaper(options: ReaperOptions) {
   })
 
   async function beat(): Promise<void> {
+    const draining = owned.isDraining
     await db.rows(sql`
       insert into instances (id, lease_until, draining)
-      values (${instanceId}::uuid, now() + ${leaseMs}::int * interval '1 millisecond', ${owned.isDraining})
+      values (${instanceId}::uuid, now() + ${leaseMs}::int * interval '1 millisecond', ${draining})
       on conflict (id) do update set lease_until = excluded.lease_until, draining = excluded.draining`)
     beatAt = now()
+    toldDraining = draining
   }
 
   /** Follows what the database says of the runs that this process makes. */
@@ -148,7 +152,7 @@ export function createReaper(options: ReaperOptions) {
   }
 
   async function look(): Promise<void> {
-    if (now() - beatAt >= beatMs) await beat()
+    if (now() - beatAt >= beatMs || owned.isDraining !== toldDraining) await beat()
     await lookAtOwn()
     noteSight()
     // A process that ends takes nothing new: whoever stays does.

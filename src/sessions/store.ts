@@ -83,6 +83,12 @@ export const messageColumns = {
   completed_at: isoTime(chatMessages.completedAt) as SQL<string | null>,
 }
 
+/** The message before `m`, an alias of chat_messages. */
+export const messageBefore = sql`(
+  select before.id from chat_messages before
+  where before.session_id = m.session_id and before.seq < m.seq order by before.seq desc limit 1
+)`
+
 /** The condition that stands in every statement about a session. */
 const mine = (owner: Owner) => and(eq(chatSessions.owner, owner.key), isNull(chatSessions.deletedAt))
 

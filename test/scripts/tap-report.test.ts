@@ -13,10 +13,12 @@ const good = `TAP version 14
 1..1
 # Subtest: test/a.test.ts
     # Subtest: inner
+        # 5 trials, worst stall 12 ms
         ok 1 - one
         1..1
     ok 1 - inner # time=4.648ms
     
+    noise that the file printed
     ok 2 - another # SKIP why not
     1..2
     # time=14.074ms
@@ -57,9 +59,9 @@ not ok 1 - test/b.test.ts # time=22.06ms
 
 # { total: 2, pass: 1, fail: 1 }`
 
-t.test('a good run is one line for a file, and its skips are named', async (t) => {
+t.test('a good run is one line for a file with the figures it measured, and its skips are named', async (t) => {
   const { summary, said } = read(good, 0)
-  t.strictSame(said, ['ok    test/a.test.ts (1 passed, 1.4 s)'])
+  t.strictSame(said, ['ok    test/a.test.ts (1 passed, 1.4 s)', '      5 trials, worst stall 12 ms'])
   t.match(summary, { passed: 1, failed: 0, files: ['test/a.test.ts'] })
   t.strictSame(summary.skipped, ['test/a.test.ts: another (why not)'])
 })

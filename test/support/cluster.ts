@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import postgres from 'postgres'
 import type { Test } from 'tap'
-import { startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { type FakeUpstream, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { type Server, ServicesError, startPostgres, startRedis } from '../../scripts/servers.ts'
 import { explainMissing, findInstalled } from '../../scripts/services.ts'
 import { type SpawnedGateway, spawnGateway, untilReady } from './gateway.ts'
@@ -55,6 +55,7 @@ export interface Cluster {
   readonly postgres: Server
   readonly redis: Server
   readonly speaker: Speaker
+  readonly upstream: FakeUpstream
   /** All there ever were, in order. */
   readonly gateways: readonly ClusterGateway[]
   /** Of those that are up. */
@@ -164,6 +165,7 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
       return redis
     },
     speaker,
+    upstream,
     gateways,
     get urls() {
       return gateways.filter(({ isUp }) => isUp).map(({ url }) => url)

@@ -9,16 +9,24 @@ import { once } from 'node:events'
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import type { Test } from 'tap'
 
-export type ProxyMode = 'pass' | 'refuse' | 'hang'
+/**
+ * `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through; `mute` hands on
+ * what a client says and keeps the answers back.
+ */
+export type ProxyMode = 'pass' | 'refuse' | 'hang' | 'mute'
 
 export interface StoreProxy {
   readonly port: number
-  /** `pass` hands on; `refuse` drops every connection; `hang` keeps connections open and lets nothing through. */
   set(mode: ProxyMode): void
   /** Hands on what comes from now on so much later, in each direction. */
   delay(latencyMs: number): void
-  /** The next time a client sends `text`, it is handed on, and the connection dropped before the answer. */
-  loseAnswerTo(text: string): { readonly lost: Promise<void> }
+  /**
+   * The next time a client sends `text`, it is handed on, and its answer is not: the connection is dropped when the store
+   * has answered, or (`keep`) left open in silence.
+   */
+  loseAnswerTo(text: string, then?: 'drop' | 'keep'): { readonly lost: Promise<void> }
+  /** The next time a client sends `text`, that and what follows on its connection is held back, until `set('pass')`. */
+  holdBack(text: string): { readonly held: Promise<void> }
 }
 
 interface Pair {
@@ -30,7 +38,8 @@ interface Pair {
 export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promise<StoreProxy> {
   let mode: ProxyMode = 'pass'
   let latencyMs = 0
-  let trap: { text: string; sprung: () => void } | undefined
+  let trap: { text: string; then: 'drop' | 'keep'; sprung: () => void } | undefined
+  let barrier: { text: string; reached: () => void } | undefined
   const pairs = new Set<Pair>()
 
   function later(to: Socket, act: () => void): void {
@@ -58,14 +67,21 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
     ] as const) {
       from.on('data', (bytes) => {
         if (from === store && deaf) return
+        if (from === client && barrier !== undefined && bytes.includes(barrier.text)) {
+          client.pause()
+          client.unshift(bytes)
+          barrier.reached()
+          barrier = undefined
+          return
+        }
         later(to, () => to.write(bytes))
         if (from === store || trap === undefined || !bytes.includes(trap.text)) return
-        const { sprung } = trap
+        const { then, sprung } = trap
         trap = undefined
         deaf = true
         // The store answers when it has done what it was asked: then, and only then, the connection goes.
         store.once('data', () => {
-          destroy()
+          if (then === 'drop') destroy()
           sprung()
         })
       })
@@ -76,7 +92,7 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
         if (to.destroyed) pairs.delete(pair)
         else later(to, () => to.destroySoon())
       })
-      if (mode === 'hang') from.pause()
+      if (mode === 'hang' || (mode === 'mute' && from === store)) from.pause()
     }
   })
   server.listen(0, '127.0.0.1')
@@ -97,7 +113,7 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
       mode = next
       for (const { client, store } of pairs) {
         for (const socket of [client, store]) {
-          if (next === 'hang') socket.pause()
+          if (next === 'hang' || (next === 'mute' && socket === store)) socket.pause()
           else socket.resume()
           if (next === 'refuse') socket.destroy()
         }
@@ -106,10 +122,15 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
     delay(ms) {
       latencyMs = ms
     },
-    loseAnswerTo(text) {
+    loseAnswerTo(text, then = 'drop') {
       const { promise, resolve } = Promise.withResolvers<void>()
-      trap = { text, sprung: resolve }
+      trap = { text, then, sprung: resolve }
       return { lost: promise }
+    },
+    holdBack(text) {
+      const { promise, resolve } = Promise.withResolvers<void>()
+      barrier = { text, reached: resolve }
+      return { held: promise }
     },
   }
 }

@@ -35,50 +35,52 @@ export function createPrefix(t: Teardown, url: string): string {
 
 export interface OpenedRedisLog extends ReturnType<typeof openRedisLog> {
   readonly instanceId: string
-  /** What was logged, newest last. */
+  /** What was logged, oldest first. */
   readonly said: readonly string[]
-  /** Resolves when a line is logged that says so; also when that was before. */
-  saying(text: string): Promise<void>
+  /** Resolves when `is` holds, which is looked at whenever something changes. */
+  until(is: (log: RedisLog) => boolean): Promise<void>
 }
 
-export const sharedAgain = 'the event log is shared through Redis'
-export const degradedNow = 'the event log is degraded'
+type Options = Pick<RedisLogOptions, 'url'> & Partial<RedisLogOptions>
 
 /** Opens a log, as a process does; it is closed when the test ends. Not connected yet. */
-export function openLog(t: Teardown, options: Pick<RedisLogOptions, 'url'> & Partial<RedisLogOptions>): OpenedRedisLog {
+export function openLog(t: Teardown, options: Options): OpenedRedisLog {
   const said: string[] = []
-  const heard = new Set<() => void>()
-  const say = (_facts: unknown, text?: string) => {
-    said.push(text ?? String(_facts))
-    for (const hear of heard) hear()
-  }
+  const waiting = new Set<() => void>()
+  const say = (facts: unknown, text?: string) => void said.push(text ?? String(facts))
   const instanceId = options.instanceId ?? randomUUID()
-  const opened = openRedisLog({ ttlMs: 60_000, ...options, instanceId, logger: { info: say, warn: say } })
+  const opened = openRedisLog({
+    ttlMs: 60_000,
+    ...options,
+    instanceId,
+    logger: { info: say, warn: say },
+    onChange() {
+      for (const look of waiting) look()
+    },
+  })
   t.teardown(() => opened.log.close())
   return {
     ...opened,
     instanceId,
     said,
-    async saying(text) {
+    async until(is) {
       const { promise, resolve } = Promise.withResolvers<void>()
-      const hear = () => {
-        if (said.includes(text)) resolve()
-      }
-      heard.add(hear)
-      hear()
+      const look = () => is(opened.log) && resolve()
+      waiting.add(look)
+      look()
       await promise
-      heard.delete(hear)
+      waiting.delete(look)
     },
   }
 }
 
+/** Both ways work. */
+export const isWell = (log: RedisLog): boolean => log.degraded === undefined
+
 /** The same, connected. */
-export async function openSharedLog(
-  t: Teardown,
-  options: Pick<RedisLogOptions, 'url'> & Partial<RedisLogOptions>,
-): Promise<OpenedRedisLog> {
+export async function openSharedLog(t: Teardown, options: Options): Promise<OpenedRedisLog> {
   const opened = openLog(t, options)
-  await opened.saying(sharedAgain)
+  await opened.until(isWell)
   return opened
 }
 
@@ -94,6 +96,7 @@ export async function startPrivateRedis(t: Teardown): Promise<Server> {
 /** A client of the test's own. */
 export function connectRedis(t: Teardown, url: string): Redis {
   const redis = new Redis(url)
+  redis.on('error', () => undefined) // The test has just killed the server; a command that fails says so itself.
   t.teardown(() => redis.disconnect())
   return redis
 }

@@ -1,0 +1,612 @@
+/**
+ * The checker: given what every viewer saw, the rows of Postgres, what the provider said and which faults there were, it names
+ * every promise that was broken. It trusts nobody's summary: it folds each viewer's events again, by the protocol's
+ * rules, and compares texts byte for byte. Pure: the same evidence gives the same verdict, so a history that was kept can
+ * be judged again.
+ *
+ * Words that a viewer was shown may be missing from the stored reply only in windows that are known beforehand: shown by
+ * a process that had lost its run while it was frozen or cut off from the database (`zombie`), or gone with a process that died
+ * while Redis was away (`double fault`). Everything else is a violation. Each rule has a broken history that it must notice
+ * (test/faults/checker.test.ts).
+ */
+import { type EventId, formatEventId, parseEventId } from '../../src/log/event.ts'
+import type { HistoryLine } from './history.ts'
+import { keyOf, type SaidCall } from './speaker.ts'
+
+/** Something that a test did, and when. */
+export interface Fault {
+  readonly kind: /** kill -9. */
+    | 'kill'
+    /** SIGTERM. */
+    | 'terminate'
+    /** SIGSTOP from `fromMs` to `toMs`. */
+    | 'freeze'
+    /** Redis does not answer, or has forgotten what it held; for all gateways, or for one. */
+    | 'redis away'
+    | 'database away'
+    /** Connections are cut, or answers late: nothing is lost by it. */
+    | 'disturbance'
+  /** The URL; undefined when it concerns all. */
+  readonly gateway: string | undefined
+  readonly fromMs: number
+  readonly toMs: number
+}
+
+export interface RunRow {
+  readonly id: string
+  readonly session_id: string
+  readonly user_message_id: string
+  readonly message_id: string
+  readonly status: string
+  readonly generation: number
+  readonly attempts: number
+  readonly last_seq: number
+  readonly idempotency_key: string | null
+  /** The URL of the gateway that made it last. */
+  readonly gateway: string | undefined
+}
+
+export interface MessageRow {
+  readonly id: string
+  readonly session_id: string
+  readonly role: string
+  readonly status: string
+  readonly content: string
+}
+
+export interface SessionRow {
+  readonly id: string
+  readonly message_count: number
+  readonly active_run_id: string | null
+}
+
+export interface Evidence {
+  readonly history: readonly HistoryLine[]
+  readonly runs: readonly RunRow[]
+  readonly messages: readonly MessageRow[]
+  readonly sessions: readonly SessionRow[]
+  /** Runs that have checkpoints. */
+  readonly checkpointed: readonly string[]
+  readonly said: readonly SaidCall[]
+  readonly faults: readonly Fault[]
+  /** Lines of logs that may not be there. */
+  readonly complaints: readonly string[]
+}
+
+export interface Violation {
+  readonly rule: string
+  readonly detail: string
+}
+
+export interface Figures {
+  /** Messages that viewers wanted to send. */
+  messages: number
+  acknowledged: number
+  lostMessages: number
+  lostUnits: number
+  duplicatedUnits: number
+  wrongEnds: number
+  /** Longest silence that a viewer of the process that makes the run had while the provider spoke. */
+  worstStallMs: number
+  /** The same for viewers of other processes. */
+  worstStallElsewhereMs: number
+  /** From the death of a process to the first that a viewer heard of its successor. */
+  takeoverMs: number[]
+  /** The same from SIGTERM's release, and for a takeover while a store was away, too. */
+  handOverMs: number[]
+  takeoverDuringFaultMs: number[]
+  /** Shown, then replaced, within the windows where that is known to happen. */
+  excused: { readonly why: 'zombie' | 'double fault'; readonly units: number }[]
+}
+
+export interface Verdict {
+  readonly violations: readonly Violation[]
+  readonly figures: Figures
+}
+
+/** The checkpoint clock, one write, and a busy machine: how old the newest checkpoint may be. */
+const checkpointAgeMs = 2_500
+/** How long a process may go on showing words after it has come back, before it notices that its run is another's. */
+const noticeMs = 5_000
+/** A process cut off from its database for less than this keeps its lease. */
+const leaseMinMs = 6_000
+/** "Within the same second", as the promises say it. */
+const sameSecondMs = 1_000
+/** How many of a message's calls to the provider there may be. */
+const callsMax = 2
+
+interface Shown {
+  readonly atMs: number
+  readonly gateway: string
+  readonly text: string
+}
+
+/** What one viewer went through with one run. */
+interface Watch {
+  readonly viewer: string
+  readonly runId: string
+  /** What it held after each event that changed it. */
+  readonly shown: Shown[]
+  /** Places in `shown` at which a reset replaced what was there. */
+  readonly resets: number[]
+  readonly deltas: { readonly atMs: number; readonly generation: number }[]
+  readonly visits: { readonly gateway: string; readonly fromMs: number; toMs: number; readonly deltasAtMs: number[] }[]
+  done: { readonly atMs: number; readonly id: string; readonly status: string } | undefined
+  end: string | undefined
+  firstOfGeneration: { readonly generation: number; readonly atMs: number }[]
+}
+
+export function check(evidence: Evidence): Verdict {
+  const violations: Violation[] = []
+  const say = (rule: string, detail: string) => void violations.push({ rule, detail })
+  const figures: Figures = {
+    messages: 0,
+    acknowledged: 0,
+    lostMessages: 0,
+    lostUnits: 0,
+    duplicatedUnits: 0,
+    wrongEnds: 0,
+    worstStallMs: 0,
+    worstStallElsewhereMs: 0,
+    takeoverMs: [],
+    handOverMs: [],
+    takeoverDuringFaultMs: [],
+    excused: [],
+  }
+  const watches = readWatches(evidence.history, say, figures)
+  checkAcceptance(evidence, say, figures)
+  checkRows(evidence, say)
+  checkEnds(evidence, watches, say, figures)
+  checkTexts(evidence, watches, say, figures)
+  checkCalls(evidence, watches, say)
+  for (const line of evidence.complaints) say('logs', line.slice(0, 500))
+  measureStalls(evidence, watches, figures)
+  measureTakeovers(evidence, watches, figures)
+  return { violations, figures }
+}
+
+type Say = (rule: string, detail: string) => void
+
+/** Folds each viewer's events, and notices what does not join. */
+function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures): Watch[] {
+  const watches: Watch[] = []
+  for (const [viewer, lines] of Map.groupBy(history, (line) => line.viewer)) {
+    let watch: Watch | undefined
+    let gateway = ''
+    let last: EventId | undefined
+    let held = ''
+    for (const line of lines) {
+      if (line.what === 'open') {
+        if (watch !== undefined && watch.runId !== line.runId) {
+          say('P5 one run', `${viewer} was first in run ${watch.runId} and then, with the same key, in ${line.runId}`)
+        }
+        gateway = line.gateway
+        watch ??= {
+          viewer,
+          runId: line.runId,
+          shown: [],
+          resets: [],
+          deltas: [],
+          visits: [],
+          done: undefined,
+          end: undefined,
+          firstOfGeneration: [],
+        }
+        watch.visits.push({ gateway, fromMs: line.atMs, toMs: Number.POSITIVE_INFINITY, deltasAtMs: [] })
+        if (last === undefined && line.after !== undefined) last = parseEventId(line.after)
+      }
+      if (watch === undefined) continue
+      const visit = watch.visits.at(-1)
+      if (line.what === 'closed' && visit !== undefined) visit.toMs = line.atMs
+      if (line.what === 'closed' && line.how === 'clean' && watch.done === undefined && !saidGoodbye(lines, line)) {
+        say('P8 a cut is a cut', `${viewer}: a body of ${gateway} ended cleanly before the end of the run`)
+      }
+      if (line.what === 'end') watch.end = line.why
+      if (line.what !== 'event') continue
+      if (watch.done !== undefined) say('P4 one end', `${viewer}: ${line.event} after done`)
+      const id = line.id === undefined ? undefined : parseEventId(line.id)
+      if (id !== undefined) {
+        if (line.event !== 'reset' && last !== undefined && compare(id, last) <= 0) {
+          say('P3 order', `${viewer}: ${line.event} ${line.id} after ${formatEventId(last)}`)
+        }
+        const { generation } = id
+        if (!watch.firstOfGeneration.some((first) => first.generation === generation)) {
+          watch.firstOfGeneration.push({ generation, atMs: line.atMs })
+        }
+        last = id
+      }
+      if (line.event === 'reset') {
+        const { parts } = line.data as { parts: { kind: string; text: string }[] }
+        watch.resets.push(watch.shown.length)
+        held = parts.map(({ kind, text }) => (kind === 'text' ? text : '')).join('')
+        watch.shown.push({ atMs: line.atMs, gateway, text: held })
+      }
+      if (line.event === 'delta') {
+        const { offset, text } = line.data as { offset: number; text: string }
+        visit?.deltasAtMs.push(line.atMs)
+        watch.deltas.push({ atMs: line.atMs, generation: id?.generation ?? 0 })
+        if (offset > held.length) {
+          say('P3 gap', `${viewer}: delta ${line.id} begins at ${offset}, held are ${held.length}`)
+          figures.lostUnits += offset - held.length
+        } else if (offset < held.length) {
+          say('P3 duplicate', `${viewer}: delta ${line.id} begins at ${offset}, held are ${held.length}`)
+          figures.duplicatedUnits += held.length - offset
+        }
+        held += text
+        watch.shown.push({ atMs: line.atMs, gateway, text: held })
+      }
+      if (line.event === 'done') {
+        watch.done = { atMs: line.atMs, id: line.id ?? '', status: (line.data as { status: string }).status }
+      }
+    }
+    if (watch !== undefined) watches.push(watch)
+  }
+  return watches
+}
+
+/** The server may end a body before the run's end, when it says so. */
+function saidGoodbye(lines: readonly HistoryLine[], closed: HistoryLine): boolean {
+  const before = lines.slice(0, lines.indexOf(closed))
+  const opened = before.findLastIndex((line) => line.what === 'open')
+  return before.slice(opened).some((line) => line.what === 'event' && line.event === 'reconnect')
+}
+
+/** P1: acknowledged is stored, once. P5: a key is one run. */
+function checkAcceptance(evidence: Evidence, say: Say, figures: Figures): void {
+  const runsById = new Map(evidence.runs.map((run) => [run.id, run]))
+  const sent = new Map<string, string>()
+  const keyOfViewer = new Map<string, string>()
+  for (const line of evidence.history) {
+    if (line.what !== 'wants' || line.key === undefined || line.message === undefined) continue
+    sent.set(line.key, line.message)
+    keyOfViewer.set(line.viewer, line.key)
+  }
+  figures.messages = sent.size
+  const acknowledged = new Map<string, Set<string>>()
+  for (const line of evidence.history) {
+    const key = keyOfViewer.get(line.viewer)
+    if (line.what !== 'open' || key === undefined) continue
+    acknowledged.set(key, (acknowledged.get(key) ?? new Set()).add(line.runId))
+  }
+  figures.acknowledged = acknowledged.size
+  for (const [key, message] of sent) {
+    const runIds = [...(acknowledged.get(key) ?? [])]
+    if (runIds.length > 1) say('P5 one run', `${key} was acknowledged as ${runIds.join(' and as ')}`)
+    const runs = evidence.runs.filter((run) => run.idempotency_key === key)
+    const questions = evidence.messages.filter(({ role, content }) => role === 'user' && content === message)
+    if (runs.length > 1 || questions.length > 1) {
+      say('P1 stored once', `${key} has ${runs.length} runs and ${questions.length} user messages`)
+    }
+    const [runId] = runIds
+    if (runId === undefined) {
+      if (runs.length !== questions.length) {
+        say(
+          'P1 stored once',
+          `${key}, never acknowledged, has ${runs.length} runs and ${questions.length} user messages`,
+        )
+      }
+      continue
+    }
+    const run = runsById.get(runId)
+    const replies = evidence.messages.filter(({ id, role }) => role === 'assistant' && id === run?.message_id)
+    if (
+      run === undefined ||
+      questions.length !== 1 ||
+      replies.length !== 1 ||
+      questions[0]?.id !== run.user_message_id
+    ) {
+      figures.lostMessages += 1
+      say(
+        'P1 accepted is stored',
+        `${key}: run ${runId} ${run === undefined ? 'is not there' : 'is there'}, with ${questions.length} user messages and ${replies.length} replies`,
+      )
+    }
+  }
+}
+
+/** P7: nobody is left behind. The counters agree with the rows. */
+function checkRows({ runs, messages, sessions, checkpointed }: Evidence, say: Say): void {
+  for (const { id, status } of runs) {
+    if (!isTerminal(status)) say('P7 no orphan', `run ${id} is still ${status}`)
+  }
+  for (const { id, status } of messages)
+    if (status === 'streaming') say('P7 no orphan', `message ${id} is still streaming`)
+  for (const id of checkpointed) say('P7 no orphan', `checkpoints are left of run ${id}`)
+  const counts = Map.groupBy(messages, ({ session_id }) => session_id)
+  for (const { id, message_count, active_run_id } of sessions) {
+    const count = counts.get(id)?.length ?? 0
+    if (message_count !== count) say('counters', `session ${id} counts ${message_count} messages and has ${count}`)
+    if (active_run_id !== null) say('P7 no orphan', `session ${id} still names ${active_run_id} as active`)
+  }
+}
+
+/** P4: one end, and the database says the same. */
+function checkEnds(evidence: Evidence, watches: readonly Watch[], say: Say, figures: Figures): void {
+  const runsById = new Map(evidence.runs.map((run) => [run.id, run]))
+  const messagesById = new Map(evidence.messages.map((message) => [message.id, message]))
+  const wrong = (rule: string, detail: string) => {
+    figures.wrongEnds += 1
+    say(rule, detail)
+  }
+  for (const [runId, group] of Map.groupBy(watches, (watch) => watch.runId)) {
+    const run = runsById.get(runId)
+    const ids = new Set(group.flatMap(({ done }) => (done === undefined ? [] : [done.id])))
+    if (ids.size > 1) wrong('P4 one end', `run ${runId} ended as ${[...ids].join(' and as ')}`)
+    for (const { viewer, done, end } of group) {
+      if (done === undefined) {
+        if (end === 'gave up' || end === 'refused') wrong('P7 the end is seen', `${viewer} of run ${runId} ${end}`)
+        continue
+      }
+      const message = run === undefined ? undefined : messagesById.get(run.message_id)
+      if (run?.status !== done.status || message?.status !== done.status) {
+        wrong(
+          'P4 done is stored',
+          `${viewer} was told ${done.status}; run ${runId} is ${run?.status}, its message ${message?.status}`,
+        )
+      }
+      const stored = run === undefined ? '' : `${run.generation}-${run.last_seq}`
+      if (run !== undefined && isTerminal(run.status) && done.id !== stored) {
+        wrong('P4 one end', `${viewer} was told done at ${done.id}; the database has it at ${stored}`)
+      }
+    }
+  }
+}
+
+/** P3: what was shown is what is stored. */
+function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, figures: Figures): void {
+  const runsById = new Map(evidence.runs.map((run) => [run.id, run]))
+  const messagesById = new Map(evidence.messages.map((message) => [message.id, message]))
+  const owners = ownersOf(evidence)
+  for (const watch of watches) {
+    const run = runsById.get(watch.runId)
+    const stored = run === undefined ? undefined : messagesById.get(run.message_id)?.content
+    if (run === undefined || stored === undefined) continue
+    const last = watch.shown.at(-1)?.text ?? ''
+    if (watch.done !== undefined && last !== stored) {
+      say(
+        'P3 byte for byte',
+        `${watch.viewer} holds ${last.length} units, ${differ(last, stored)}; stored are ${stored.length}`,
+      )
+      figures.lostUnits += Math.max(0, stored.length - last.length)
+      figures.duplicatedUnits += Math.max(0, last.length - stored.length)
+    }
+    checkShown(evidence, watch, stored, owners.get(watch.runId) ?? [], say, figures)
+  }
+
+  const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
+  for (const run of evidence.runs) {
+    const key = run.idempotency_key ?? keyOf(messagesById.get(run.user_message_id)?.content ?? '')
+    const calls = saidByKey.get(key) ?? []
+    const reply = messagesById.get(run.message_id)
+    if (reply === undefined) continue
+    const fits =
+      run.status === 'completed'
+        ? calls.some(({ whole, text }) => whole && text === reply.content)
+        : reply.content === '' || calls.some(({ text }) => text.startsWith(reply.content))
+    if (!fits) {
+      say(
+        'P3 what the provider said',
+        `run ${run.id} (${key}, ${run.status}) stores ${reply.content.length} units, ${calls.map(({ text }) => differ(reply.content, text)).join('; ')}; it said ${calls.map(({ text, whole }) => `${text.length}${whole ? '' : ' and was cut'}`).join(', then ')}`,
+      )
+    }
+  }
+}
+
+/** Whatever was shown at any time stays, unless a known window says otherwise and a reset took it back. */
+function checkShown(
+  evidence: Evidence,
+  watch: Watch,
+  stored: string,
+  owners: readonly string[],
+  say: Say,
+  figures: Figures,
+): void {
+  const bounds = [...watch.resets, watch.shown.length]
+  let from = 0
+  for (const [index, to] of bounds.entries()) {
+    const stretch = watch.shown.slice(from, to)
+    from = to
+    const longest = stretch.at(-1)
+    // Within a stretch text is only added: when the longest is right, so was everything before it.
+    if (longest === undefined || stored.startsWith(longest.text)) continue
+    const beyond = stretch.find(({ text }) => !stored.startsWith(text)) ?? longest
+    const isReplaced = index < bounds.length - 1
+    const why = excuse(evidence.faults, beyond, owners)
+    const units = longest.text.length - commonUnits(longest.text, stored)
+    // Who has left before the reset could come holds what it held; who has seen the end may not.
+    if (why !== undefined && (isReplaced || watch.done === undefined)) {
+      figures.excused.push({ why, units })
+      continue
+    }
+    figures.lostUnits += units
+    say(
+      'P3 shown is kept',
+      `${watch.viewer} of run ${watch.runId} was shown ${units} units at ${Math.round(beyond.atMs)} ms by ${beyond.gateway} that are not in the reply (${differ(longest.text, stored)})${isReplaced ? ', and a reset took them back' : ''}`,
+    )
+  }
+}
+
+function excuse(
+  faults: readonly Fault[],
+  lost: Shown,
+  owners: readonly string[],
+): 'zombie' | 'double fault' | undefined {
+  const { atMs, gateway } = lost
+  const concerns = (fault: Fault, url: string) => fault.gateway === undefined || fault.gateway === url
+  const isZombie = faults.some(
+    (fault) =>
+      (fault.kind === 'freeze' &&
+        fault.gateway === gateway &&
+        owners.includes(gateway) &&
+        fault.toMs <= atMs &&
+        atMs <= fault.toMs + noticeMs) ||
+      (fault.kind === 'database away' &&
+        owners.includes(gateway) &&
+        concerns(fault, gateway) &&
+        fault.toMs - fault.fromMs >= leaseMinMs &&
+        fault.fromMs + leaseMinMs <= atMs &&
+        atMs <= fault.toMs + noticeMs),
+  )
+  if (isZombie) return 'zombie'
+  const isDouble = faults.some((death) => {
+    if (death.kind !== 'kill' && death.kind !== 'freeze') return false
+    if (!owners.includes(death.gateway ?? '')) return false
+    const url = death.gateway ?? ''
+    const redisGone = faults.some(
+      (fault) =>
+        fault.kind === 'redis away' &&
+        concerns(fault, url) &&
+        fault.fromMs - sameSecondMs <= death.fromMs &&
+        death.fromMs <= fault.toMs + sameSecondMs,
+    )
+    if (!redisGone || atMs > death.fromMs + sameSecondMs) return false
+    const databaseGone = faults.filter(
+      (fault) =>
+        fault.kind === 'database away' &&
+        concerns(fault, url) &&
+        fault.fromMs <= death.fromMs &&
+        death.fromMs <= fault.toMs + checkpointAgeMs,
+    )
+    const newest = Math.min(death.fromMs, ...databaseGone.map(({ fromMs }) => fromMs))
+    return atMs >= newest - checkpointAgeMs
+  })
+  return isDouble ? 'double fault' : undefined
+}
+
+/** P5: one call for a message; another only when the first process was gone before anything was shown. */
+function checkCalls(evidence: Evidence, watches: readonly Watch[], say: Say): void {
+  const watchesByRun = Map.groupBy(watches, ({ runId }) => runId)
+  const contentOf = new Map(evidence.messages.map(({ id, content }) => [id, content]))
+  const runsByKey = Map.groupBy(
+    evidence.runs,
+    (run) => run.idempotency_key ?? keyOf(contentOf.get(run.user_message_id) ?? ''),
+  )
+  const owners = ownersOf(evidence)
+  for (const [key, calls] of Map.groupBy(evidence.said, (call) => call.key)) {
+    const [first, second] = calls
+    if (calls.length > callsMax) say('P5 one call', `${key} was asked ${calls.length} times`)
+    if (first === undefined || second === undefined) continue
+    const runs = runsByKey.get(key) ?? []
+    const shownAt = runs
+      .flatMap(({ id }) => watchesByRun.get(id) ?? [])
+      .flatMap(({ deltas }) => deltas)
+      .find(({ atMs }) => atMs < second.atMs)?.atMs
+    if (shownAt !== undefined) {
+      say(
+        'P5 one call',
+        `${key} was asked again ${Math.round(second.atMs - shownAt)} ms after its first words were shown`,
+      )
+    }
+    const known = runs.flatMap(({ id }) => owners.get(id) ?? [])
+    const reason = evidence.faults.find(
+      ({ kind, gateway, fromMs, toMs }) =>
+        kind !== 'redis away' &&
+        kind !== 'disturbance' &&
+        (gateway === undefined || known.length === 0 || known.includes(gateway)) &&
+        fromMs <= second.atMs &&
+        toMs >= first.atMs - noticeMs,
+    )
+    if (reason === undefined) say('P5 one call', `${key} was asked twice, and its process had come to no harm`)
+  }
+}
+
+/** The gateways that have made a run: the one that accepted it first, then the last one. */
+function ownersOf({ history, runs }: Evidence): Map<string, string[]> {
+  const owners = new Map<string, string[]>()
+  for (const line of history) {
+    // Who repeats a POST is attached: the first to be accepted stands for the one that made it.
+    if (line.what === 'open' && line.method === 'POST' && !owners.has(line.runId))
+      owners.set(line.runId, [line.gateway])
+  }
+  for (const { id, gateway } of runs) {
+    const known = owners.get(id) ?? []
+    if (gateway !== undefined && !known.includes(gateway)) owners.set(id, [...known, gateway])
+  }
+  return owners
+}
+
+function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
+  const owners = ownersOf(evidence)
+  const messages = new Map(evidence.messages.map(({ id, content }) => [id, content]))
+  const keyOfRun = new Map(
+    evidence.runs.map((run) => [run.id, run.idempotency_key ?? keyOf(messages.get(run.user_message_id) ?? '')]),
+  )
+  const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
+  // Silence while a process is dead, frozen or taken over is measured as takeover.
+  const deaths = evidence.faults.filter(({ kind }) => kind === 'kill' || kind === 'freeze' || kind === 'terminate')
+  for (const watch of watches) {
+    const calls = saidByKey.get(keyOfRun.get(watch.runId) ?? '') ?? []
+    const home = owners.get(watch.runId)?.[0]
+    for (const { gateway, fromMs, toMs, deltasAtMs } of watch.visits) {
+      const places = [fromMs, ...deltasAtMs, Math.min(toMs, watch.done?.atMs ?? toMs)]
+      for (const [index, toPlace] of places.entries()) {
+        const fromPlace = places[index - 1]
+        if (fromPlace === undefined) continue
+        if (deaths.some((death) => death.fromMs < toPlace && fromPlace < Math.max(death.toMs, death.fromMs + 15_000)))
+          continue
+        for (const { firstWordAtMs, lastWordAtMs } of calls) {
+          if (firstWordAtMs === undefined || lastWordAtMs === undefined) continue
+          const stallMs = Math.min(toPlace, lastWordAtMs) - Math.max(fromPlace, firstWordAtMs)
+          if (gateway === home) figures.worstStallMs = Math.max(figures.worstStallMs, stallMs)
+          else figures.worstStallElsewhereMs = Math.max(figures.worstStallElsewhereMs, stallMs)
+        }
+      }
+    }
+  }
+}
+
+function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
+  const owners = ownersOf(evidence)
+  const watchesByRun = Map.groupBy(watches, ({ runId }) => runId)
+  for (const run of evidence.runs) {
+    if (run.generation < 2) continue
+    const seen = watchesByRun.get(run.id) ?? []
+    const accepted = Math.min(...seen.flatMap(({ visits }) => visits.map(({ fromMs }) => fromMs)))
+    const successors = seen
+      .flatMap(({ firstOfGeneration }) => firstOfGeneration)
+      .filter(({ generation }) => generation === 2)
+      .map(({ atMs }) => atMs)
+    const heardAt = Math.min(...successors)
+    const death = evidence.faults.findLast(
+      ({ kind, gateway, fromMs }) =>
+        (kind === 'kill' || kind === 'terminate' || kind === 'freeze') &&
+        gateway === owners.get(run.id)?.[0] &&
+        accepted <= fromMs &&
+        fromMs <= heardAt,
+    )
+    if (death === undefined || !Number.isFinite(heardAt)) continue
+    const tookMs = heardAt - death.fromMs
+    const others = evidence.faults.some(
+      (fault) =>
+        (fault.kind === 'redis away' ||
+          fault.kind === 'database away' ||
+          (fault.kind === 'freeze' && fault !== death)) &&
+        fault.fromMs <= heardAt &&
+        death.fromMs <= fault.toMs + noticeMs,
+    )
+    if (others) figures.takeoverDuringFaultMs.push(tookMs)
+    else if (death.kind === 'terminate') figures.handOverMs.push(heardAt - death.toMs)
+    else figures.takeoverMs.push(tookMs)
+  }
+}
+
+function isTerminal(status: string): boolean {
+  return status !== 'queued' && status !== 'running'
+}
+
+function compare(a: EventId, b: EventId): number {
+  return a.generation === b.generation ? a.seq - b.seq : a.generation - b.generation
+}
+
+function commonUnits(a: string, b: string): number {
+  let units = 0
+  while (units < a.length && a[units] === b[units]) units += 1
+  return units
+}
+
+/** Where two texts part. */
+function differ(a: string, b: string): string {
+  const at = commonUnits(a, b)
+  if (at === a.length && at === b.length) return 'the same'
+  return `different from unit ${at}: ${JSON.stringify(a.slice(at, at + 20))}, not ${JSON.stringify(b.slice(at, at + 20))}`
+}

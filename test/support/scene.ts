@@ -1,0 +1,167 @@
+/**
+ * A scene of faults: a deployment, viewers that record what they see, and the faults that were made, with their times. At
+ * its end the faults are healed, everything has to settle, and the checker judges. Fault tests and the chaos command both
+ * play on it.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Test } from 'tap'
+import {
+  check,
+  type Evidence,
+  type Fault,
+  type Figures,
+  type MessageRow,
+  type RunRow,
+  type SessionRow,
+  type Verdict,
+} from './checker.ts'
+import { type Cluster, type ClusterGateway, type ClusterOptions, startCluster } from './cluster.ts'
+import { type HistoryLine, nowMs } from './history.ts'
+import { startViewers, type Viewers } from './viewers.ts'
+
+export interface Scene {
+  readonly cluster: Cluster
+  readonly viewers: Viewers
+  readonly faults: readonly Fault[]
+  /** Notes a fault that goes on until the returned function is called. */
+  begin(kind: Fault['kind'], gateway?: ClusterGateway): () => void
+  kill(gateway: ClusterGateway): Promise<number>
+  /** @returns what thaws it */
+  freeze(gateway: ClusterGateway): () => void
+  /** @param drainMs what the gateway was given to drain */
+  terminate(gateway: ClusterGateway, drainMs: number): void
+  /** One more gateway, known to the viewers. */
+  spawn(env?: Readonly<Record<string, string>>): Promise<ClusterGateway>
+  /** Heals, waits until nothing runs any more, ends the viewers, and judges. */
+  judge(): Promise<Verdict & { readonly evidence: Evidence }>
+}
+
+export interface SceneOptions extends ClusterOptions {
+  /** Where the history is kept; by default a folder that is gone at the end. */
+  readonly folder?: string
+  /** From the end of all faults until nothing may run any more. */
+  readonly settleMs?: number
+}
+
+/** The lease, what may pass until it is looked at, and a re-asked reply. */
+const settleDefaultMs = 30_000
+const lookMs = 100
+
+export async function startScene(t: Pick<Test, 'teardown'>, options: SceneOptions = {}): Promise<Scene> {
+  const cluster = await startCluster(t, options)
+  const viewers = await startViewers(t, options.folder)
+  const faults: Fault[] = []
+  const open = new Set<() => void>()
+  viewers.visit(cluster.urls)
+
+  function begin(kind: Fault['kind'], gateway?: ClusterGateway): () => void {
+    const fromMs = nowMs()
+    const place = faults.push({ kind, gateway: gateway?.url, fromMs, toMs: Number.POSITIVE_INFINITY }) - 1
+    const end = () => {
+      if (!open.delete(end)) return
+      faults[place] = { ...(faults[place] as Fault), toMs: nowMs() }
+    }
+    open.add(end)
+    return end
+  }
+
+  return {
+    cluster,
+    viewers,
+    faults,
+    begin,
+    async kill(gateway) {
+      const killing = gateway.kill()
+      viewers.visit(cluster.urls)
+      const atMs = await killing
+      faults.push({ kind: 'kill', gateway: gateway.url, fromMs: atMs, toMs: atMs })
+      return atMs
+    },
+    freeze(gateway) {
+      gateway.freeze()
+      const end = begin('freeze', gateway)
+      return () => {
+        end()
+        gateway.thaw()
+      }
+    },
+    terminate(gateway, drainMs) {
+      gateway.terminate()
+      const fromMs = nowMs()
+      viewers.visit(cluster.urls)
+      faults.push({ kind: 'terminate', gateway: gateway.url, fromMs, toMs: fromMs + drainMs })
+    },
+    async spawn(env) {
+      const gateway = await cluster.spawn(env)
+      viewers.visit(cluster.urls)
+      return gateway
+    },
+    async judge() {
+      for (const gateway of cluster.gateways) {
+        gateway.thaw()
+        gateway.database?.set('pass')
+        gateway.redis?.set('pass')
+      }
+      for (const end of open) end()
+      await untilSettled(cluster, options.settleMs ?? settleDefaultMs)
+      const history = await viewers.finish()
+      const evidence = await gather(cluster, history, faults)
+      return { ...check(evidence), evidence }
+    },
+  }
+}
+
+/** Resolves when nothing runs any more, or after the time: what is left then is the checker's to name. */
+async function untilSettled({ sql }: Cluster, settleMs: number): Promise<void> {
+  for (const giveUpAt = nowMs() + settleMs; nowMs() < giveUpAt; ) {
+    const rows = await sql`
+      select 1 from chat_runs where status in ('queued', 'running') union all select 1 from run_checkpoints limit 1`
+    if (rows.length === 0) return
+    await sleep(lookMs)
+  }
+}
+
+async function gather(cluster: Cluster, history: readonly HistoryLine[], faults: readonly Fault[]): Promise<Evidence> {
+  const { sql } = cluster
+  const urls = new Map(cluster.gateways.map(({ instanceId, url }) => [instanceId, url]))
+  const runs = await sql<(Omit<RunRow, 'gateway'> & { instance_id: string })[]>`
+    select id, session_id, user_message_id, message_id, status, generation, attempts, last_seq, idempotency_key, instance_id
+    from chat_runs order by created_at`
+  const messages = await sql<MessageRow[]>`
+    select id, session_id, role, status, content from chat_messages order by session_id, seq`
+  const sessions = await sql<SessionRow[]>`select id, message_count, active_run_id from chat_sessions`
+  const checkpoints = await sql<{ run_id: string }[]>`select distinct run_id from run_checkpoints`
+  return {
+    history,
+    runs: runs.map(({ instance_id, ...run }) => ({ ...run, gateway: urls.get(instance_id) })),
+    messages: [...messages],
+    sessions: [...sessions],
+    checkpointed: checkpoints.map(({ run_id }) => run_id),
+    said: cluster.speaker.said,
+    faults,
+    complaints: cluster.complaints(),
+  }
+}
+
+/** The figures in one line for a person. */
+export function describeFigures(figures: Figures): string {
+  const most = (values: readonly number[]) => (values.length === 0 ? 'none' : `${Math.round(Math.max(...values))} ms`)
+  const { messages, acknowledged, lostMessages, lostUnits, duplicatedUnits, wrongEnds, excused } = figures
+  return [
+    `${messages} messages, ${acknowledged} acknowledged`,
+    `lost ${lostMessages} messages and ${lostUnits} units, duplicated ${duplicatedUnits} units, wrong ends ${wrongEnds}`,
+    `worst stall ${Math.round(figures.worstStallMs)} ms (elsewhere ${Math.round(figures.worstStallElsewhereMs)} ms)`,
+    `takeover ${most(figures.takeoverMs)} of ${figures.takeoverMs.length}, hand-over ${most(figures.handOverMs)} of ${figures.handOverMs.length}`,
+    ...(excused.length === 0
+      ? []
+      : [`taken back as promised: ${excused.map(({ why, units }) => `${units} units (${why})`).join(', ')}`]),
+  ].join('; ')
+}
+
+/** Judges within a test: no promise is broken, and the figures are printed. */
+export async function judgeIn(t: Test, scene: Scene): Promise<Verdict & { readonly evidence: Evidence }> {
+  const verdict = await scene.judge()
+  t.comment(describeFigures(verdict.figures))
+  t.same(verdict.violations, [], 'no promise is broken')
+  return verdict
+}
