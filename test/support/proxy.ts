@@ -14,6 +14,8 @@ export type ProxyMode = 'pass' | 'refuse' | 'hang'
 
 export interface StoreProxy {
   readonly port: number
+  /** Open now. */
+  readonly connectionCount: number
   set(mode: ProxyMode): void
   /** Hands on what comes from now on so much later, in each direction. */
   delay(latencyMs: number): void
@@ -106,6 +108,9 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
 
   return {
     port: (server.address() as AddressInfo).port,
+    get connectionCount() {
+      return pairs.size
+    },
     set(next) {
       mode = next
       for (const { client, store } of pairs) {
