@@ -546,15 +546,24 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
         if (fromPlace === undefined) continue
         if (deaths.some((death) => death.fromMs < toPlace && fromPlace < Math.max(death.toMs, death.fromMs + 15_000)))
           continue
-        for (const { firstWordAtMs, lastWordAtMs } of calls) {
-          if (firstWordAtMs === undefined || lastWordAtMs === undefined) continue
-          const stallMs = Math.min(toPlace, lastWordAtMs) - Math.max(fromPlace, firstWordAtMs)
+        for (const spoken of calls.flatMap(stretchesOf)) {
+          const stallMs = Math.min(toPlace, spoken.toMs) - Math.max(fromPlace, spoken.fromMs)
           if (gateway === home) figures.worstStallMs = Math.max(figures.worstStallMs, stallMs)
           else figures.worstStallElsewhereMs = Math.max(figures.worstStallElsewhereMs, stallMs)
         }
       }
     }
   }
+}
+
+/** The times in which a call was speaking. */
+function stretchesOf({ firstWordAtMs, lastWordAtMs, held }: SaidCall): { fromMs: number; toMs: number }[] {
+  if (firstWordAtMs === undefined || lastWordAtMs === undefined) return []
+  if (held === undefined) return [{ fromMs: firstWordAtMs, toMs: lastWordAtMs }]
+  return [
+    { fromMs: firstWordAtMs, toMs: held.fromMs },
+    { fromMs: held.toMs, toMs: lastWordAtMs },
+  ]
 }
 
 function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {

@@ -11,11 +11,12 @@
 import { once } from 'node:events'
 import { Redis } from 'ioredis'
 import type { Test } from 'tap'
-import { createClient } from './client.ts'
+import { createClient, shownText } from './client.ts'
 import type { ClusterGateway } from './cluster.ts'
 import { type HistoryLine, nowMs } from './history.ts'
 import { untilTrue } from './limits.ts'
 import { describeFigures, type Scene, startScene } from './scene.ts'
+import type { Plan } from './speaker.ts'
 import type { ToldEvent, Viewer } from './viewers.ts'
 
 export interface Talk {
@@ -35,6 +36,8 @@ export interface RedisScene extends Scene {
   readonly elsewhere: ClusterGateway
   /** Replies in mid-stream, seen by all their viewers. */
   talk(prefix: string, count?: number): Promise<readonly Talk[]>
+  /** One reply that has said some words and then nothing, until it is released. */
+  hold(key: string): Promise<Talk>
   /** Each talk's third viewer leaves, and comes back elsewhere after so long, with the last id it got. */
   comeBack(talks: readonly Talk[], awayMs: number): void
   /**
@@ -44,6 +47,10 @@ export interface RedisScene extends Scene {
   untilWell(talks: readonly Talk[], sinceMs: number): Promise<void>
   /** Lets the replies end, and waits until all viewers have seen it. */
   end(talks: readonly Talk[]): Promise<void>
+  /** The text of a run, read from its beginning by somebody who comes now. */
+  readWhole(runId: string, gateway: ClusterGateway): Promise<string>
+  /** Ends a gateway that nobody needs any more. @returns its exit code */
+  retire(gateway: ClusterGateway): Promise<number | string>
   /** Says a command to Redis itself. */
   order(...command: readonly [string, ...(string | number)[]]): Promise<unknown>
   /** Judges, prints the figures, asserts what holds for every row. */
@@ -67,6 +74,7 @@ export const connectionsPerGateway = 3
 const paceMs = 20
 /** The longest that a reply can be spoken: two minutes. */
 const wordsMax = 6_000
+const heldWords = 20
 /** Fine is: so many deltas, none of which came so much later than the one before. From checkpoints, one comes each second. */
 const fineDeltas = 10
 const fineGapMs = 400
@@ -85,14 +93,16 @@ export async function startRedisScene(
     await scene.spawn()
     await scene.spawn()
   }
-  const [here, elsewhere] = cluster.gateways
-  if (here === undefined || elsewhere === undefined) throw new Error('two were asked for')
+  const [first, second] = cluster.gateways
+  if (first === undefined || second === undefined) throw new Error('two were asked for')
+  const [here, elsewhere] = [first, second]
   const fineAgainMs: number[] = []
-  let trials = 0
+  const visitors = new Map<string, string>()
+  const up = () => cluster.gateways.filter(({ isUp }) => isUp)
 
   const expected = () => ({
-    ...Object.fromEntries(cluster.gateways.map(({ name }) => [name, connectionsPerGateway])),
-    redis: cluster.gateways.length * connectionsPerGateway,
+    ...Object.fromEntries(up().map(({ name }) => [name, connectionsPerGateway])),
+    redis: up().length * connectionsPerGateway,
   })
 
   async function order(...[command, ...rest]: readonly [string, ...(string | number)[]]): Promise<unknown> {
@@ -116,9 +126,20 @@ export async function startRedisScene(
     const list = String(await order('CLIENT', 'LIST'))
     const others = list.split('\n').filter((line) => line !== '' && !line.includes('cmd=client|list'))
     return {
-      ...Object.fromEntries(cluster.gateways.map(({ name, redis }) => [name, redis?.connectionCount ?? 0])),
+      ...Object.fromEntries(up().map(({ name, redis }) => [name, redis?.connectionCount ?? 0])),
       redis: others.length,
     }
+  }
+
+  async function begin(key: string, plan: Plan): Promise<Talk> {
+    cluster.speaker.plan(key, plan)
+    const near = viewers.view({ key, message: `${key} please`, gateway: here.url, tell: true })
+    const { runId } = await near.accepted
+    visitors.set(runId, near.visitor)
+    const attach = { runId, visitor: near.visitor, gateway: elsewhere.url, tell: true }
+    const [far, comer] = [viewers.view(attach), viewers.view(attach)]
+    await Promise.all([near, far, comer].map((viewer) => viewer.until(isDelta)))
+    return { key, runId, near, far, comer }
   }
 
   if (!redisDown) t.same(await countConnections(), expected(), 'connections at the beginning')
@@ -128,32 +149,24 @@ export async function startRedisScene(
     here,
     elsewhere,
     order,
-    talk(prefix, count = 3) {
-      return Promise.all(
-        Array.from({ length: count }, async (_, index): Promise<Talk> => {
-          const key = `${prefix}-${index}`
-          cluster.speaker.plan(key, { words: wordsMax, paceMs, untilReleased: true })
-          const near = viewers.view({ key, message: `${key} please`, gateway: here.url, tell: true })
-          const { runId } = await near.accepted
-          const attach = { runId, visitor: near.visitor, gateway: elsewhere.url, tell: true }
-          const [far, comer] = [viewers.view(attach), viewers.view(attach)]
-          await Promise.all([near, far, comer].map((viewer) => viewer.until(isDelta)))
-          return { key, runId, near, far, comer }
-        }),
-      )
-    },
+    talk: (prefix, count = 3) =>
+      Promise.all(
+        Array.from({ length: count }, (_, index) =>
+          begin(`${prefix}-${index}`, { words: wordsMax, paceMs, untilReleased: true }),
+        ),
+      ),
+    hold: (key) => begin(key, { words: 2 * heldWords, paceMs, holdAfterWords: heldWords }),
     comeBack(talks, awayMs) {
       for (const { comer } of talks) comer.move(elsewhere.url, awayMs)
     },
     async untilWell(talks, sinceMs) {
-      trials += 1
       const limit = AbortSignal.timeout(wellWaitMs)
       const late = once(limit, 'abort').then(() => {
         throw new Error(`not well ${wellWaitMs} ms after the fault`)
       })
       const fine = Promise.all(talks.map(({ far }) => untilFine(far, sinceMs)))
       fineAgainMs.push(...(await Promise.race([fine, late])).map((atMs) => atMs - sinceMs))
-      await untilDegraded(cluster.gateways, false)
+      await untilDegraded(up(), false)
     },
     async end(talks) {
       for (const { key } of talks) cluster.speaker.release(key)
@@ -161,8 +174,19 @@ export async function startRedisScene(
       const ends = await Promise.all(watching.map(({ ended }) => ended))
       t.same([...new Set(ends)], ['done'], 'every viewer saw the end')
     },
+    async readWhole(runId, gateway) {
+      const client = createClient(gateway.url, { 'x-visitor-token': visitors.get(runId) ?? '' })
+      const stream = await client.watch(`/api/v1/runs/${runId}/events`)
+      await stream.ended
+      return shownText(stream.received)
+    },
+    async retire(gateway) {
+      gateway.terminate()
+      viewers.visit(cluster.urls)
+      return gateway.exited
+    },
     async finish(t, { elsewhereMsMax = coarseMsMax } = {}) {
-      await untilDegraded(cluster.gateways, false)
+      await untilDegraded(up(), false)
       await untilTrue(async () => (await countConnections()).redis === expected().redis).catch(() => undefined) // Told below.
       t.same(await countConnections(), expected(), 'connections are as many as at the beginning')
       const verdict = await scene.judge()
@@ -183,7 +207,7 @@ export async function startRedisScene(
       const resumedMs = resumptions(evidence.history, scene.faults, elsewhere.url)
       t.comment(
         [
-          `trials ${trials}`,
+          `trials ${scene.faults.length}`,
           describeFigures(figures),
           `resumed elsewhere during the fault ${resumedMs.length}, the slowest in ${most(resumedMs)}`,
           `fine again elsewhere in ${most(fineAgainMs)}`,

@@ -30,6 +30,8 @@ export interface SaidCall {
   readonly atMs: number
   firstWordAtMs: number | undefined
   lastWordAtMs: number | undefined
+  /** When it said nothing because its plan holds. */
+  held?: { readonly fromMs: number; readonly toMs: number }
   text: string
   /** All was said, and the client was there to the end. */
   whole: boolean
@@ -86,7 +88,11 @@ export function createSpeaker(defaults: Plan = { words: 20, paceMs: 2 }): Speake
     yield chunk({ role: 'assistant', content: '' })
     let count = 0
     for (const [index, word] of wordsOf(key, call.call, words).entries()) {
-      if (index === holdAfterWords) await gateOf(key).opened
+      if (index === holdAfterWords) {
+        const fromMs = nowMs()
+        await gateOf(key).opened
+        call.held = { fromMs, toMs: nowMs() }
+      }
       if (paceMs > 0 && index > 0) await sleep(paceMs)
       if (untilReleased && released.has(key)) break
       call.firstWordAtMs ??= nowMs()
