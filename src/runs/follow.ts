@@ -225,12 +225,16 @@ function tellFromDatabase(
     entries.push(started)
     viewer = { cursor: started, held: [] }
   }
-  const order = compareEventIds(viewer.cursor as EventId, text.cursor ?? { generation: 1, seq: 1 })
-  const isAhead = order > 0 && done === undefined && viewer.cursor?.generation === row.generation
+  const cursor = viewer.cursor as EventId
+  const order = compareEventIds(cursor, text.cursor ?? { generation: 1, seq: 1 })
+  const isAhead = order > 0 && done === undefined
+  // A process that has claimed the run is putting its text together: what is stored now is less than that will be.
+  const isTakenOver = isAhead && cursor.generation < row.generation
+  const mayCatchUp = isAhead && cursor.generation === row.generation && isPatient
   const held = order === 0 ? text.parts : viewer.held
   // At the first event of all, or waiting for the first checkpoint of a new generation, there is nothing to tell yet.
   const isEarly = text.cursor === undefined && (order === 0 || held !== undefined)
-  if ((isAhead && isPatient) || isEarly) return { entries, viewer }
+  if (isTakenOver || mayCatchUp || isEarly) return { entries, viewer }
   const target = text.cursor ?? { generation: row.generation, seq: 1 }
   const step = stepTo(run, held, text.parts, target)
   if (step !== undefined) entries.push(step)

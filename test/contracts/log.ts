@@ -205,6 +205,14 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
     t.same(ids(await reader.read(run, { generation: 1, seq: 7 }, max)), [])
   })
 
+  await t.test('a reset makes a log whole again whose beginning is gone', async (t) => {
+    const run = randomUUID()
+    writer.append([{ runId: run, entries: [...deltas(5, 7), reset(8, 1, 'all until here'), delta(9)] }])
+    t.same(ids(await untilAt(reader, run, '1-9')), ['1-8', '1-9'])
+    t.same(ids(await reader.read(run, { generation: 1, seq: 7 }, max)), ['1-8', '1-9'])
+    t.same(ids(await reader.read(run, { generation: 1, seq: 2 }, max)), ['1-8', '1-9'])
+  })
+
   await t.test('a hole is never read across', async (t) => {
     const run = randomUUID()
     writer.append([{ runId: run, entries: deltas(1, 2) }])

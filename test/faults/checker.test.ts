@@ -297,7 +297,7 @@ const breaches: readonly (readonly [title: string, rule: string, breakIt: (made:
       made.messages[1] = { ...(made.messages[1] as MessageRow), status: 'streaming' }
     },
   ],
-  ['checkpoints that are left', 'P7 no orphan', (made) => void made.checkpointed.push('r1')],
+  ['checkpoints that are left', 'leftovers', (made) => void made.checkpointed.push('r1', 'r2')],
   [
     'a session that still names its run',
     'P7 no orphan',

@@ -13,7 +13,7 @@ import { createMemoryLog } from '../../src/log/memory.ts'
 import { type CheckpointPlaces, writeCheckpoints } from '../../src/runs/checkpoint.ts'
 import { commitRun, type Ending } from '../../src/runs/commit.ts'
 import { createDraft } from '../../src/runs/draft.ts'
-import { followRun } from '../../src/runs/follow.ts'
+import { type FollowDeps, followRun } from '../../src/runs/follow.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
 import { createStoredReader } from '../../src/runs/stored.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
@@ -71,7 +71,7 @@ for (const kind of databases()) {
     const endViewers = () => Promise.all(viewers.splice(0).map((viewer) => viewer.end()))
 
     /** Reads on until something comes, or the end. */
-    function watch(run: RunFacts, after?: string, on = deps) {
+    function watch(run: RunFacts, after?: string, on: FollowDeps = deps) {
       const abort = new AbortController()
       const batches = followRun(on, run, after === undefined ? undefined : at(after), abort.signal)
       const entries: LogEntry[] = []
@@ -233,6 +233,24 @@ for (const kind of databases()) {
       t.same(shape(await reset), ['reset 2-1', 'done 2-2'], 'who held more is told that it is gone')
       t.same(foldEvents(ahead.entries), [textPart('Half')])
     })
+
+    await t.test(
+      'while a takeover puts the text together, who was shown more than is stored is told nothing',
+      async (t) => {
+        for (const stored of [[textPart('Hel')], []]) {
+          const { run, checkpoint } = await begin()
+          await checkpoint(stored, '1-3')
+          const viewer = watch(run, '1-9', { ...deps, aheadMs: 0 })
+          await db.rows(sql`update chat_runs set generation = 2 where id = ${run.id}::uuid`)
+          await viewer.caughtUp()
+          await viewer.caughtUp()
+          t.same(viewer.entries, [], 'a reset now would stand in the place of the real one, with fewer words')
+          await commitRun(db, run.id, 2, endingOf([textPart('Hello')], { status: 'interrupted', lastSeq: 2 }))
+          t.same(shape(await viewer.next()), ['reset 2-1', 'done 2-2'])
+          t.same(foldEvents(viewer.entries), [textPart('Hello')])
+        }
+      },
+    )
 
     await t.test('a stored reply that is less than what was shown is told with a reset', async (t) => {
       for (const less of [

@@ -9,6 +9,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import type { Test } from 'tap'
 import { type FakeUpstream, startFakeUpstream } from '../../scripts/fake-upstream.ts'
@@ -42,6 +43,8 @@ export interface ClusterGateway extends Omit<SpawnedGateway, 'process'> {
   readonly redis: StoreProxy | undefined
   /** True until it is killed, or told to end. */
   readonly isUp: boolean
+  /** When it was first told to end; 0 before. */
+  readonly terminatedAtMs: number
   /** kill -9; resolves when it is gone, with the time of the kill. */
   kill(): Promise<number>
   /** SIGSTOP and SIGCONT. */
@@ -69,6 +72,7 @@ export interface Cluster {
 }
 
 const startMs = 60_000
+const lookMs = 100
 // What Node and the process edge say of an error that nobody caught, and what the gateway says of one that it did not expect.
 const complaint =
   /unhandled ?rejection|uncaught|nobody caught|nobody expected|fault of the gateway|ERR_UNHANDLED|MaxListenersExceeded|TypeError|RangeError|out of memory/i
@@ -117,6 +121,7 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
     await untilReady(gateway.url)
     const instanceId = pg === undefined ? undefined : await findInstance()
     let up = true
+    let terminatedAtMs = 0
     const { pid = 0 } = gateway.process
     const one: ClusterGateway = {
       name: `g${gateways.length + 1}`,
@@ -130,6 +135,9 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
       get isUp() {
         return up
       },
+      get terminatedAtMs() {
+        return terminatedAtMs
+      },
       async kill() {
         up = false
         gateway.process.kill('SIGKILL')
@@ -141,6 +149,7 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
       thaw: () => void gateway.process.kill('SIGCONT'),
       terminate() {
         up = false
+        if (terminatedAtMs === 0) terminatedAtMs = nowMs()
         gateway.process.kill('SIGTERM')
       },
     }
@@ -149,10 +158,14 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
   }
 
   async function findInstance(): Promise<string | undefined> {
-    const rows = await sql<{ id: string }[]>`select id from instances`
-    const fresh = rows.filter(({ id }) => !instances.has(id))
-    for (const { id } of fresh) instances.add(id)
-    return fresh[0]?.id
+    // The database may be away for a while: that is what these tests are about.
+    for (const giveUpAt = nowMs() + startMs; nowMs() < giveUpAt; await sleep(lookMs)) {
+      const rows = await sql<{ id: string }[]>`select id from instances`.catch(() => undefined) // Asked again.
+      const fresh = rows?.filter(({ id }) => !instances.has(id)) ?? []
+      for (const { id } of fresh) instances.add(id)
+      if (fresh[0] !== undefined) return fresh[0].id
+    }
+    return undefined
   }
 
   const cluster: Cluster = {

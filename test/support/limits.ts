@@ -1,13 +1,16 @@
 /** What fault tests have in common: how often, how long, and where they cannot run. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { databases } from './database.ts'
+import { trialsOf } from './trials.ts'
 
-/** How often a fault is made; more for a longer look (`FAULT_TRIALS=50 npm test -- test/faults/x.test.ts`). */
-export const faultTrials = Number(process.env.FAULT_TRIALS ?? 3)
+/** How often a fault is made. */
+export const faultTrials = trialsOf(3)
 /** P7: from the death of a process until its viewers see the end elsewhere. */
 export const takeoverMsMax = 12_000
-/** From the release of a run in a planned shutdown until its viewers hear of its successor. */
+/** From the end of the drain time of a planned shutdown until its viewers hear of the successor. */
 export const handOverMsMax = 1_000
+/** What a machine that runs other tests at the same time may add to a second. */
+export const busyMs = 2_000
 /** A stop is answered with the final message. */
 export const stopMsMax = 2_500
 

@@ -11,9 +11,11 @@ import {
   type Fault,
   type Figures,
   type MessageRow,
+  quote,
   type RunRow,
   type SessionRow,
   type Verdict,
+  type Violation,
 } from './checker.ts'
 import { type Cluster, type ClusterGateway, type ClusterOptions, startCluster } from './cluster.ts'
 import { type HistoryLine, nowMs } from './history.ts'
@@ -46,6 +48,10 @@ export interface SceneOptions extends ClusterOptions {
 /** The lease, what may pass until it is looked at, and a re-asked reply. */
 const settleDefaultMs = 30_000
 const lookMs = 100
+/** Of what is told of a violation. */
+const storiesMax = 5
+const linesMax = 40
+const lineUnitsMax = 200
 
 export async function startScene(t: Pick<Test, 'teardown'>, options: SceneOptions = {}): Promise<Scene> {
   const cluster = await startCluster(t, options)
@@ -114,8 +120,7 @@ export async function startScene(t: Pick<Test, 'teardown'>, options: SceneOption
 /** Resolves when nothing runs any more, or after the time: what is left then is the checker's to name. */
 async function untilSettled({ sql }: Cluster, settleMs: number): Promise<void> {
   for (const giveUpAt = nowMs() + settleMs; nowMs() < giveUpAt; ) {
-    const rows = await sql`
-      select 1 from chat_runs where status in ('queued', 'running') union all select 1 from run_checkpoints limit 1`
+    const rows = await sql`select 1 from chat_runs where status in ('queued', 'running') limit 1`
     if (rows.length === 0) return
     await sleep(lookMs)
   }
@@ -145,23 +150,38 @@ async function gather(cluster: Cluster, history: readonly HistoryLine[], faults:
 
 /** The figures in one line for a person. */
 export function describeFigures(figures: Figures): string {
-  const most = (values: readonly number[]) => (values.length === 0 ? 'none' : `${Math.round(Math.max(...values))} ms`)
+  const most = (values: readonly number[]) => {
+    const sorted = values.toSorted((a, b) => a - b)
+    const [median, longest] = [sorted[Math.floor(sorted.length / 2)], sorted.at(-1)]
+    if (median === undefined || longest === undefined) return 'none'
+    return `${Math.round(longest)} ms (median ${Math.round(median)} ms of ${sorted.length})`
+  }
   const { messages, acknowledged, lostMessages, lostUnits, duplicatedUnits, wrongEnds, excused } = figures
   return [
     `${messages} messages, ${acknowledged} acknowledged`,
     `lost ${lostMessages} messages and ${lostUnits} units, duplicated ${duplicatedUnits} units, wrong ends ${wrongEnds}`,
     `worst stall ${Math.round(figures.worstStallMs)} ms (elsewhere ${Math.round(figures.worstStallElsewhereMs)} ms)`,
-    `takeover ${most(figures.takeoverMs)} of ${figures.takeoverMs.length}, hand-over ${most(figures.handOverMs)} of ${figures.handOverMs.length}`,
+    `takeover ${most(figures.takeoverMs)}, hand-over ${most(figures.handOverMs)}`,
     ...(excused.length === 0
       ? []
       : [`taken back as promised: ${excused.map(({ why, units }) => `${units} units (${why})`).join(', ')}`]),
   ].join('; ')
 }
 
+/** What a viewer named in a violation went through, in few lines: the first thing to look at. */
+export function tell({ history }: Evidence, { detail }: Violation): string[] {
+  const viewer = /^v\d+\b/.exec(detail)?.[0]
+  const lines = history.filter((line) => line.viewer === viewer)
+  const shown = lines.map(({ atMs, viewer: _, ...rest }) => `${Math.round(atMs)} ${quote(rest).slice(0, lineUnitsMax)}`)
+  return shown.length <= linesMax ? shown : [...shown.slice(0, linesMax / 2), '…', ...shown.slice(-linesMax / 2)]
+}
+
 /** Judges within a test: no promise is broken, and the figures are printed. */
 export async function judgeIn(t: Test, scene: Scene): Promise<Verdict & { readonly evidence: Evidence }> {
   const verdict = await scene.judge()
   t.comment(describeFigures(verdict.figures))
+  for (const violation of verdict.violations.slice(0, storiesMax))
+    t.comment(violation, tell(verdict.evidence, violation))
   t.same(verdict.violations, [], 'no promise is broken')
   return verdict
 }
