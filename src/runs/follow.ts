@@ -47,6 +47,8 @@ export interface Batch {
 
 /** Events of one read from the log; a viewer far behind gets pages, and backpressure between them. */
 const pageEntriesMax = 500
+// What is joined for a viewer is encoded for it alone, and held until its connection takes it.
+const pageUnitsMax = 64 * 1024
 const pollDefaultMs = 1000
 const quietDefaultMs = 1000
 // Checkpoints are about a second behind what viewers have seen.
@@ -94,14 +96,13 @@ export async function* followRun(
     while (!signal.aborted) {
       // Taken before looking, so that an event between the look and the wait is not missed.
       const rung = bell.next()
-      const page = await log.read(run.id, viewer.cursor, pageEntriesMax)
+      const { page, isLast } = shorten(await log.read(run.id, viewer.cursor, pageEntriesMax))
       const told = await tellFromLog(log, run, viewer, page)
       if (told !== undefined && told.length > 0) {
         const last = told.at(-1) as LogEntry
         viewer = { cursor: last, held: undefined }
         newsAt = performance.now()
-        const caughtUp = page.kind === 'entries' && page.entries.length < pageEntriesMax
-        yield { entries: told, caughtUp }
+        yield { entries: told, caughtUp: isLast }
         if (last.event.type === 'done') return
         continue
       }
@@ -147,6 +148,19 @@ const asBegun = ({ cursor, held }: Viewer): BegunViewer | undefined =>
 
 /** What every viewer is told first, whatever the rest comes from. */
 const firstEntry = (run: RunFacts): LogEntry => ({ generation: 1, seq: 1, event: runStarted(run) })
+
+/** @returns the page up to the entry that makes it long, and whether there is nothing behind it for now */
+function shorten(page: LogPage): { readonly page: LogPage; readonly isLast: boolean } {
+  if (page.kind !== 'entries') return { page, isLast: false }
+  const { entries } = page
+  let units = 0
+  const end = entries.findIndex(({ event }) => {
+    if (event.type === 'delta') units += event.data.text.length
+    return units >= pageUnitsMax
+  })
+  if (end < 0 || end === entries.length - 1) return { page, isLast: entries.length < pageEntriesMax }
+  return { page: { ...page, entries: entries.slice(0, end + 1) }, isLast: false }
+}
 
 function isAtEnd(log: EventLog, run: RunFacts, cursor: EventId | undefined): boolean {
   const terminal = log.terminalId(run.id)
