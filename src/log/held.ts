@@ -64,6 +64,8 @@ export function createHeldLogs(local: boolean, options: HeldOptions = {}) {
         // Nothing comes after a terminal event, and an id that does not rise is one that is here, or a zombie's.
         if (run.terminal !== undefined || (last !== undefined && compareEventIds(entry, last) <= 0)) continue
         if (last !== undefined && !follows(last, entry)) run.entries = []
+        // What cannot be read from the beginning is made whole by a reset: from there on, everybody can read.
+        if (entry.event.type === 'reset' && !isBeginning(run.entries[0])) run.entries = []
         run.entries.push(entry)
         run.units += unitsOf(entry)
         if (entry.event.type === 'done') {
@@ -102,6 +104,8 @@ function follows(last: EventId, next: LogEntry): boolean {
   return next.generation === last.generation && next.seq === last.seq + 1
 }
 
+const isBeginning = (entry: LogEntry | undefined): boolean => entry?.seq === 1 || entry?.event.type === 'reset'
+
 function unitsOf({ event }: LogEntry): number {
   if (event.type === 'delta') return event.data.text.length
   if (event.type === 'reset') return event.data.parts.reduce((units, part) => units + part.text.length, 0)
@@ -113,7 +117,7 @@ function indexAfter(entries: readonly LogEntry[], after: EventId | undefined): n
   const first = entries[0]
   if (first === undefined) return undefined
   // A log whose beginning is gone cannot be read from the beginning, unless a reset stands there.
-  if (after === undefined) return first.seq === 1 || first.event.type === 'reset' ? 0 : undefined
+  if (after === undefined) return isBeginning(first) ? 0 : undefined
   const start = firstBehind(entries, after)
   const previous = entries[start - 1]
   const next = entries[start]

@@ -85,9 +85,11 @@ export function openRedisLog(options: RedisLogOptions): {
   let closing = false
 
   const [writerRedis, readerRedis, askerRedis] = [
-    connect(url, {}, (reason) => writer.lostConnection(reason)),
-    connect(url, { commandTimeout: readerCommandMs }, (reason) => reader.lostConnection(reason)),
-    connect(url, {}, () => undefined),
+    connect(url, { connectionName: 'verbatim-writer' }, (reason) => writer.lostConnection(reason)),
+    connect(url, { connectionName: 'verbatim-reader', commandTimeout: readerCommandMs }, (reason) =>
+      reader.lostConnection(reason),
+    ),
+    connect(url, { connectionName: 'verbatim-asker' }, () => undefined),
   ]
   const writer = createWriter({
     ...options,

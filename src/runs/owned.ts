@@ -98,13 +98,12 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     }
   }
 
-  function start(facts: RunFacts): ActiveRun {
+  function start(facts: RunFacts): void {
     const run = createActiveRun(facts)
     announceRun(run, log)
     places.set(facts.id, [])
     if (outOfTime !== undefined) run.stop(outOfTime)
     active.set(facts.id, { run, ended: make(run) })
-    return run
   }
 
   async function arrive<T>(accept: () => Promise<T>): Promise<T> {
@@ -121,8 +120,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     if (draining.signal.aborted) return
     await arrive(async () => {
       for (const facts of await promote(db, instanceId, sessionId)) {
-        const run = start(facts)
-        if (facts.stop_requested) run.stop('stop')
+        // A repeat of its message may have found it before the answer to the promotion was here.
+        if (!active.has(facts.id) && log.terminalId(facts.id) === undefined) start(facts)
+        if (facts.stop_requested) active.get(facts.id)?.run.stop('stop')
       }
     })
   }
@@ -191,9 +191,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     has: (runId: string) => active.has(runId),
 
     /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
-    start(facts: RunFacts): void {
-      start(facts)
-    },
+    start,
 
     /**
      * Starts the next queued message of the session if it answers none, or of all sessions; see queue.ts.

@@ -8,9 +8,9 @@ import postgres from 'postgres'
 import tap, { type Test, test } from 'tap'
 import { begin, createGate, type FakeUpstream, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { type Client, createClient, isDelta, isDone, type Stream, shownText } from '../support/client.ts'
-import { openServer, startCluster, through } from '../support/cluster.ts'
+import { type ClusterGateway, openServer, startCluster, through } from '../support/cluster.ts'
 import { databases } from '../support/database.ts'
-import { startGateway } from '../support/gateway.ts'
+import { startGateway, untilReady } from '../support/gateway.ts'
 import { startProxy } from '../support/proxy.ts'
 import { createRandom } from '../support/random.ts'
 import { trialsOf } from '../support/trials.ts'
@@ -24,6 +24,8 @@ const blackholeMs = 20_000
 const healedMsMax = 2000
 /** Longer than a lease. */
 const outageMs = 15_000
+/** One process finds its database again so much later than the other. */
+const laggardMs = 3000
 /** From the end of the outage: the statements that hang have to end, and a commit may have just begun a pause. */
 const doneMsMax = 10_000
 /** A lease, the time that the others are given to renew theirs, and the looks between. */
@@ -295,15 +297,20 @@ for (const outage of ['killed', 'cut off'] as const) {
       if (outage === 'killed') await cluster.postgres.crash()
       else for (const { database } of cluster.gateways) database?.set('hang')
     }
-    const heal = async () => {
-      if (outage === 'killed') await restart(cluster.postgres)
-      else for (const { database } of cluster.gateways) database?.set('pass')
+    const heal = async (gateway: ClusterGateway) => {
+      if (outage === 'killed' && gateway === two) await restart(cluster.postgres)
+      gateway.database?.set('pass')
     }
     await strike()
+    // The way of the first one stays closed for a little longer: the second sees a lease that ran out long ago.
+    one.database?.set('hang')
     await sleep(outageMs)
+    await heal(two)
+    await untilReady(two.url)
+    await sleep(laggardMs)
+    await heal(one)
     speaker.release('living')
     await stream.until(({ data }) => data.text?.includes('39') === true)
-    await heal()
     const healedAt = performance.now()
     t.equal(await stream.ended, 'clean')
     const doneMs = performance.now() - healedAt
@@ -319,13 +326,16 @@ for (const outage of ['killed', 'cut off'] as const) {
     t.equal(speaker.said.length, 1)
     t.comment(`done ${Math.round(doneMs)} ms after the end of ${outageMs / 1000} s`)
 
+    t.same(cluster.complaints(), [])
+    // Once is enough: a killed process does not see its outage.
+    if (outage === 'cut off') return
     await t.test('a twin: a run whose process dies in the outage is still taken over', async (t) => {
       const doomed = await client.send({ message: 'dying', client_message_id: 'dying' })
       await doomed.until(({ data }) => data.text?.includes('19') === true)
       await sleep(1500) // For a checkpoint: CHECKPOINT_MS of the cluster is 1 s.
       await strike()
       await one.kill()
-      await heal()
+      await heal(two)
       const from = performance.now()
       const survivor = createClient(two.url, client.identity)
       const path = `/api/v1/runs/${doomed.headers.get('x-run-id')}/events`
@@ -335,8 +345,8 @@ for (const outage of ['killed', 'cut off'] as const) {
       t.match(resumed.received.at(-1)?.data, { status: 'interrupted' })
       t.ok(tookMs < takeoverMsMax)
       t.comment(`taken over after ${Math.round(tookMs)} ms`)
+      t.same(cluster.complaints(), [])
     })
-    t.same(cluster.complaints(), [])
   })
 }
 

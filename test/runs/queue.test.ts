@@ -6,16 +6,20 @@ import { randomUUID } from 'node:crypto'
 import postgres from 'postgres'
 import { type Test, test } from 'tap'
 import type { Db } from '../../src/db/db.ts'
-import { sql } from '../../src/db/drizzle.ts'
+import { type SQL, sql } from '../../src/db/drizzle.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
 import { Problem } from '../../src/errors.ts'
+import { createFrames } from '../../src/log/frames.ts'
+import { createMemoryLog } from '../../src/log/memory.ts'
 import { createAccept } from '../../src/runs/accept.ts'
+import { createChat } from '../../src/runs/chat.ts'
 import { commitRun } from '../../src/runs/commit.ts'
 import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
+import { createOwnedRuns } from '../../src/runs/owned.ts'
 import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, endingOf, models, openStore, textPart } from '../support/runs.ts'
+import { createOwner, endingOf, models, openStore, silent, textPart } from '../support/runs.ts'
 
 const messagesAtOnce = 20
 const races = 20
@@ -337,6 +341,67 @@ for (const kind of databases()) {
 
     await t.test('interrupt of an idle session is a message like any other', async (t) => {
       t.equal((await one.accept(createOwner(), { on_busy: 'interrupt' })).status, 'running')
+    })
+
+    await t.test('P5 a repeat that finds a run just promoted does not start it a second time', async (t) => {
+      const owner = createOwner()
+      const body = { message: 'Once', client_message_id: 'once', on_busy: 'queue' as const }
+      const instanceId = randomUUID()
+      const asked: string[] = []
+      // The database's answer to the promotion is held up; the promotion itself has happened.
+      const promoted = Promise.withResolvers<void>()
+      const gate = Promise.withResolvers<void>()
+      const slow: Db = {
+        ...db,
+        async rows<Row>(statement: SQL) {
+          const rows = await db.rows<Row>(statement)
+          promoted.resolve()
+          await gate.promise
+          return rows
+        },
+      }
+      const log = createMemoryLog()
+      const owned = createOwnedRuns({
+        db: slow,
+        log,
+        frames: createFrames(log, 1),
+        instanceId,
+        checkpointMs: 60_000,
+        logger: silent,
+        readHistory: async () => [],
+        upstreamFor: (facts) => ({
+          provider: 'demo',
+          async *stream() {
+            asked.push(facts.id)
+            yield { type: 'text', text: 'Reply' } as const
+          },
+          close: async () => undefined,
+        }),
+      })
+      const chat = createChat({
+        accept: createAccept({ db, runs, instanceId, runsPerOwnerMax: 0 }),
+        runs,
+        owned,
+        log,
+        stop: async (run) => run,
+        instanceId,
+        resolveModel: () => ({ provider: 'demo', model: 'demo' }),
+      })
+      const before = await one.accept(owner, {})
+      const queued = await one.accept(owner, { ...body, session_id: before.session_id })
+      await one.end(before)
+      const promotion = owned.startNext(before.session_id)
+      await promoted.promise
+      const repeat = await chat(owner, body)
+      t.equal(repeat.run.id, queued.id)
+      t.ok(owned.has(queued.id), 'the repeat has started it')
+      gate.resolve()
+      await promotion
+      await owned.ended(queued.id)
+      t.same(asked, [queued.id], 'and nobody else')
+      t.match(await runs.reread(queued.id), { status: 'completed' })
+      await owned.drain(0, async () => undefined)
+      await log.close()
     })
 
     if (url !== undefined)

@@ -132,7 +132,7 @@ interface Watch {
   /** Places in `shown` at which a reset replaced what was there. */
   readonly resets: number[]
   readonly deltas: { readonly atMs: number; readonly generation: number }[]
-  readonly visits: { readonly gateway: string; readonly fromMs: number; toMs: number; readonly deltasAtMs: number[] }[]
+  readonly visits: { readonly gateway: string; readonly fromMs: number; toMs: number; readonly wordsAtMs: number[] }[]
   done: { readonly atMs: number; readonly id: string; readonly status: string } | undefined
   end: string | undefined
   firstOfGeneration: { readonly generation: number; readonly atMs: number }[]
@@ -194,7 +194,7 @@ function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures
           end: undefined,
           firstOfGeneration: [],
         }
-        watch.visits.push({ gateway, fromMs: line.atMs, toMs: Number.POSITIVE_INFINITY, deltasAtMs: [] })
+        watch.visits.push({ gateway, fromMs: line.atMs, toMs: Number.POSITIVE_INFINITY, wordsAtMs: [] })
         if (last === undefined && line.after !== undefined) last = parseEventId(line.after)
       }
       if (watch === undefined) continue
@@ -220,12 +220,14 @@ function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures
       if (line.event === 'reset') {
         const { parts } = line.data as { parts: { kind: string; text: string }[] }
         watch.resets.push(watch.shown.length)
+        const before = held.length
         held = parts.map(({ kind, text }) => (kind === 'text' ? text : '')).join('')
+        if (held.length > before) visit?.wordsAtMs.push(line.atMs)
         watch.shown.push({ atMs: line.atMs, gateway, text: held })
       }
       if (line.event === 'delta') {
         const { offset, text } = line.data as { offset: number; text: string }
-        visit?.deltasAtMs.push(line.atMs)
+        visit?.wordsAtMs.push(line.atMs)
         watch.deltas.push({ atMs: line.atMs, generation: id?.generation ?? 0 })
         if (offset > held.length) {
           say('P3 gap', `${viewer}: delta ${line.id} begins at ${offset}, held are ${held.length}`)
@@ -566,22 +568,31 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
   for (const watch of watches) {
     const calls = saidByKey.get(keyOfRun.get(watch.runId) ?? '') ?? []
     const home = owners.get(watch.runId)?.[0]
-    for (const { gateway, fromMs, toMs, deltasAtMs } of watch.visits) {
-      const places = [fromMs, ...deltasAtMs, Math.min(toMs, watch.done?.atMs ?? toMs)]
+    for (const { gateway, fromMs, toMs, wordsAtMs } of watch.visits) {
+      const places = [fromMs, ...wordsAtMs, Math.min(toMs, watch.done?.atMs ?? toMs)]
       for (const [index, toPlace] of places.entries()) {
         const fromPlace = places[index - 1]
         if (fromPlace === undefined) continue
         if (deaths.some((death) => death.fromMs < toPlace && fromPlace < Math.max(death.toMs, death.fromMs + 15_000)))
           continue
-        for (const { firstWordAtMs, lastWordAtMs } of calls) {
-          if (firstWordAtMs === undefined || lastWordAtMs === undefined) continue
-          const stallMs = Math.min(toPlace, lastWordAtMs) - Math.max(fromPlace, firstWordAtMs)
+        for (const spoken of calls.flatMap(stretchesOf)) {
+          const stallMs = Math.min(toPlace, spoken.toMs) - Math.max(fromPlace, spoken.fromMs)
           if (gateway === home) figures.worstStallMs = Math.max(figures.worstStallMs, stallMs)
           else figures.worstStallElsewhereMs = Math.max(figures.worstStallElsewhereMs, stallMs)
         }
       }
     }
   }
+}
+
+/** The times in which a call was speaking. */
+function stretchesOf({ firstWordAtMs, lastWordAtMs, held }: SaidCall): { fromMs: number; toMs: number }[] {
+  if (firstWordAtMs === undefined || lastWordAtMs === undefined) return []
+  if (held === undefined) return [{ fromMs: firstWordAtMs, toMs: lastWordAtMs }]
+  return [
+    { fromMs: firstWordAtMs, toMs: held.fromMs },
+    { fromMs: held.toMs, toMs: lastWordAtMs },
+  ]
 }
 
 function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {

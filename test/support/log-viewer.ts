@@ -153,7 +153,8 @@ export function view(log: EventLog, speech: Speech, signal: AbortSignal): Viewer
 
   async function follow(): Promise<Seen> {
     const aborted = Promise.withResolvers<void>()
-    signal.addEventListener('abort', () => aborted.resolve(), { once: true })
+    const stop = () => aborted.resolve()
+    signal.addEventListener('abort', stop)
     while (!signal.aborted && !seen.ended) {
       const woken = Promise.withResolvers<void>()
       const unwatch = log.watch(speech.runId, woken.resolve)
@@ -169,6 +170,7 @@ export function view(log: EventLog, speech: Speech, signal: AbortSignal): Viewer
       unwatch()
       for (const look of looking) look()
     }
+    signal.removeEventListener('abort', stop)
     return seen
   }
 

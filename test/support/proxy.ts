@@ -17,6 +17,8 @@ export type ProxyMode = 'pass' | 'refuse' | 'hang' | 'mute'
 
 export interface StoreProxy {
   readonly port: number
+  /** Open now. */
+  readonly connectionCount: number
   set(mode: ProxyMode): void
   /** Hands on what comes from now on so much later, in each direction. */
   delay(latencyMs: number): void
@@ -109,6 +111,9 @@ export async function startProxy(t: Pick<Test, 'teardown'>, target: URL): Promis
 
   return {
     port: (server.address() as AddressInfo).port,
+    get connectionCount() {
+      return pairs.size
+    },
     set(next) {
       mode = next
       for (const { client, store } of pairs) {

@@ -35,6 +35,12 @@ interface Recorder {
   tell(told: Told): void
 }
 
+/** Where a viewer is told to go next, and what ends its present visit. */
+interface Moves {
+  next: { readonly gateway: string; readonly awayMs: number } | undefined
+  cut(): void
+}
+
 /** What a connection came to. */
 interface Visit {
   readonly how: 'clean' | 'cut' | 'left' | 'silent'
@@ -42,7 +48,7 @@ interface Visit {
   readonly retryMs: number | undefined
 }
 
-async function live(order: ViewerOrder, signal: AbortSignal, recorder: Recorder): Promise<void> {
+async function live(order: ViewerOrder, signal: AbortSignal, moves: Moves, recorder: Recorder): Promise<void> {
   const { viewer, silenceMs = silenceDefaultMs, giveUpMs = giveUpDefaultMs, slow } = order
   const random = createRandom(order.seed ?? 1)
   const note = (entry: HistoryEntry) => recorder.note(viewer, entry)
@@ -58,7 +64,10 @@ async function live(order: ViewerOrder, signal: AbortSignal, recorder: Recorder)
     else if (nowMs() > giveUpAt) end = 'gave up'
     if (end !== undefined) break
     if (gateway === '') gateway = random.pick(recorder.gateways.urls)
-    const answer = await ask(gateway, order, runId, lastId, signal)
+    const moved = new AbortController()
+    moves.cut = () => moved.abort()
+    const present = AbortSignal.any([signal, moved.signal])
+    const answer = await ask(gateway, order, runId, lastId, present)
     if (answer.kind === 'stream') {
       const { response } = answer
       // A reconnect that is only told to come back later names no run.
@@ -81,11 +90,16 @@ async function live(order: ViewerOrder, signal: AbortSignal, recorder: Recorder)
       })
       runId = seen
       const stayMs = order.dropEveryMs === undefined ? undefined : 20 + random.integer(order.dropEveryMs)
-      const visit = await view(response, answer.request, { signal, silenceMs, stayMs, slow }, (event, id, data) => {
-        if (id !== undefined) lastId = id
-        note({ what: 'event', event, id, data })
-        if (order.tell === true) recorder.tell({ told: 'event', viewer, event, id, data, atMs: nowMs() })
-      })
+      const visit = await view(
+        response,
+        answer.request,
+        { signal: present, silenceMs, stayMs, slow },
+        (event, id, data) => {
+          if (id !== undefined) lastId = id
+          note({ what: 'event', event, id, data })
+          if (order.tell === true) recorder.tell({ told: 'event', viewer, event, id, data, atMs: nowMs() })
+        },
+      )
       note({ what: 'closed', gateway, how: visit.how })
       if (visit.done) end = 'done'
       else if (visit.how === 'left' && signal.aborted) end = 'left'
@@ -96,8 +110,11 @@ async function live(order: ViewerOrder, signal: AbortSignal, recorder: Recorder)
       if (answer.status === 204) end = 'done'
       else if (answer.status >= 400 && answer.status < 500 && answer.status !== 429) end = 'refused'
     }
-    gateway = ''
-    if (end === undefined) await wait(pauseMinMs + random.integer(pauseMaxMs - pauseMinMs), signal)
+    const { next } = moves
+    moves.next = undefined
+    gateway = next?.gateway ?? ''
+    if (next !== undefined) await wait(next.awayMs, signal)
+    else if (end === undefined) await wait(pauseMinMs + random.integer(pauseMaxMs - pauseMinMs), signal)
   }
   note({ what: 'end', why: end })
   recorder.tell({ told: 'end', viewer, why: end })
@@ -233,7 +250,10 @@ async function wait(ms: number, signal: AbortSignal): Promise<void> {
 
 function main(path: string): void {
   const out = createWriteStream(path, { flags: 'a' })
-  const living = new Map<string, { readonly leave: AbortController; readonly end: Promise<void> }>()
+  const living = new Map<
+    string,
+    { readonly leave: AbortController; readonly moves: Moves; readonly end: Promise<void> }
+  >()
   const gateways: Gateways = { urls: [] }
   const recorder: Recorder = {
     gateways,
@@ -245,10 +265,17 @@ function main(path: string): void {
     else if (command.do === 'view') {
       const leave = new AbortController()
       const { viewer } = command.order
+      const moves: Moves = { next: undefined, cut: () => undefined }
       living.set(viewer, {
         leave,
-        end: live(command.order, leave.signal, recorder).finally(() => living.delete(viewer)),
+        moves,
+        end: live(command.order, leave.signal, moves, recorder).finally(() => living.delete(viewer)),
       })
+    } else if (command.do === 'move') {
+      const moves = living.get(command.viewer)?.moves
+      if (moves === undefined) return
+      moves.next = { gateway: command.gateway, awayMs: command.awayMs }
+      moves.cut()
     } else if (command.do === 'leave') living.get(command.viewer)?.leave.abort()
     else {
       for (const { leave } of living.values()) leave.abort()

@@ -18,6 +18,8 @@ export interface Plan {
   readonly silentMs?: number
   /** Says so many words and then nothing, until `release`. */
   readonly holdAfterWords?: number
+  /** Ends at `release`, if that comes before its words are all said. */
+  readonly untilReleased?: boolean
 }
 
 /** One call, as the provider knows it. */
@@ -28,6 +30,8 @@ export interface SaidCall {
   readonly atMs: number
   firstWordAtMs: number | undefined
   lastWordAtMs: number | undefined
+  /** When it said nothing because its plan holds. */
+  held?: { readonly fromMs: number; readonly toMs: number }
   text: string
   /** All was said, and the client was there to the end. */
   whole: boolean
@@ -58,6 +62,7 @@ const vocabulary = [
 export function createSpeaker(defaults: Plan = { words: 20, paceMs: 2 }): Speaker {
   const plans = new Map<string, Plan>()
   const gates = new Map<string, ReturnType<typeof createGate>>()
+  const released = new Set<string>()
   const said: SaidCall[] = []
 
   function gateOf(key: string) {
@@ -68,7 +73,7 @@ export function createSpeaker(defaults: Plan = { words: 20, paceMs: 2 }): Speake
 
   const script: Script = async function* (request) {
     const key = keyOf(request.message)
-    const { words, paceMs, silentMs = 0, holdAfterWords } = plans.get(key) ?? defaults
+    const { words, paceMs, silentMs = 0, holdAfterWords, untilReleased = false } = plans.get(key) ?? defaults
     const call: SaidCall = {
       key,
       call: said.filter((one) => one.key === key).length + 1,
@@ -81,16 +86,23 @@ export function createSpeaker(defaults: Plan = { words: 20, paceMs: 2 }): Speake
     said.push(call)
     if (silentMs > 0) await sleep(silentMs)
     yield chunk({ role: 'assistant', content: '' })
+    let count = 0
     for (const [index, word] of wordsOf(key, call.call, words).entries()) {
-      if (index === holdAfterWords) await gateOf(key).opened
+      if (index === holdAfterWords) {
+        const fromMs = nowMs()
+        await gateOf(key).opened
+        call.held = { fromMs, toMs: nowMs() }
+      }
       if (paceMs > 0 && index > 0) await sleep(paceMs)
+      if (untilReleased && released.has(key)) break
       call.firstWordAtMs ??= nowMs()
       call.lastWordAtMs = nowMs()
       call.text += word
+      count += 1
       yield chunk({ content: word })
     }
     yield chunk({}, 'stop')
-    yield usageChunk(8, words)
+    yield usageChunk(8, count)
     call.whole = true
     yield doneMarker
   }
@@ -99,7 +111,10 @@ export function createSpeaker(defaults: Plan = { words: 20, paceMs: 2 }): Speake
     script,
     said,
     plan: (key, plan) => void plans.set(key, plan),
-    release: (key) => gateOf(key).open(),
+    release(key) {
+      released.add(key)
+      gateOf(key).open()
+    },
   }
 }
 

@@ -42,6 +42,7 @@ export interface ViewerOrder {
 export type Command =
   | { readonly do: 'gateways'; readonly urls: readonly string[] }
   | { readonly do: 'view'; readonly order: ViewerOrder }
+  | { readonly do: 'move'; readonly viewer: string; readonly gateway: string; readonly awayMs: number }
   | { readonly do: 'leave'; readonly viewer: string }
   | { readonly do: 'finish' }
 
@@ -67,6 +68,8 @@ export interface Viewer {
   readonly ended: Promise<'done' | 'left' | 'refused' | 'gave up'>
   /** The first event for which `found` is true, now or when it comes; needs `tell`. */
   until(found: (event: ToldEvent) => boolean): Promise<ToldEvent>
+  /** Closes its connection, and comes back to this gateway after so long, with the id of the last event it got. */
+  move(gateway: string, awayMs: number): void
   leave(): void
 }
 
@@ -145,6 +148,7 @@ export async function startViewers(t: Pick<Test, 'teardown'>, folder?: string): 
           if (known !== undefined) return Promise.resolve(known)
           return new Promise((resolve, reject) => waiters.add({ found, resolve, reject }))
         },
+        move: (gateway, awayMs) => command({ do: 'move', viewer: order.viewer, gateway, awayMs }),
         leave: () => command({ do: 'leave', viewer: order.viewer }),
       }
     },
