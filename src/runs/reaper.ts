@@ -33,6 +33,8 @@ const beatMs = 3000
 // A shorter gap leaves a lease enough of its time; a statement that hangs is given up after 5 s.
 const gapMs = 5000
 const holdMs = 7000
+// Beats come each 3 s: only a process that stood still, or whose database was away, is older than this.
+const staleMs = 5000
 /** Runs claimed by one statement. */
 const claimMax = 50
 /** One after the other, at up to 35 ms each, the runs of a busy process would not be taken over in time. */
@@ -60,6 +62,7 @@ export function createReaper(options: ReaperOptions) {
   const { db, control, instanceId, owned, takeover, logger, now = () => performance.now() } = options
   const closing = new AbortController()
   let hurry = new AbortController()
+  let renewal: Promise<void> | undefined
   let clock: Promise<void> | undefined
   let beatAt = Number.NEGATIVE_INFINITY
   // What the others have been told: nobody should hand over to a process that ends.
@@ -197,6 +200,19 @@ export function createReaper(options: ReaperOptions) {
           }
         }
       })()
+    },
+
+    /**
+     * Resolves when the lease has some time left: at once, except in a process that has stood still. What that accepted
+     * without a lease, another would claim at the same moment, and both would ask the upstream.
+     * @throws Problem `db_unavailable`
+     */
+    async hold(): Promise<void> {
+      if (now() - beatAt < staleMs) return
+      renewal ??= beat().finally(() => {
+        renewal = undefined
+      })
+      await renewal
     },
 
     /** Other processes that take new work, by the database's clock. */
