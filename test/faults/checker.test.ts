@@ -342,6 +342,7 @@ function lostWords(faults: readonly Fault[]): Case {
   replace(made, isEvent('v1', '1-2'), delta(4_900, 'v1', '1-2', 0, 'Hello '))
   replace(made, isEvent('v1', '2-1'), reset(15_000, 'v1', '2-1', 'Hel'))
   made.messages[1] = { ...(made.messages[1] as MessageRow), content: 'Hel' }
+  made.said = [{ ...(made.said[0] as SaidCall), lastWordAtMs: 4_900 }]
   made.faults.push(...faults)
   return made
 }

@@ -369,6 +369,7 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
   const runsById = new Map(evidence.runs.map((run) => [run.id, run]))
   const messagesById = new Map(evidence.messages.map((message) => [message.id, message]))
   const owners = ownersOf(evidence)
+  const watchesByRun = Map.groupBy(watches, ({ runId }) => runId)
   for (const watch of watches) {
     const run = runsById.get(watch.runId)
     const stored = run === undefined ? undefined : messagesById.get(run.message_id)?.content
@@ -382,7 +383,8 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
       figures.lostUnits += Math.max(0, stored.length - last.length)
       figures.duplicatedUnits += Math.max(0, last.length - stored.length)
     }
-    checkShown(evidence, watch, stored, owners.get(watch.runId) ?? [], say, figures)
+    const others = watchesByRun.get(watch.runId) ?? []
+    checkShown(evidence, watch, others, stored, owners.get(watch.runId) ?? [], say, figures)
   }
 
   const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
@@ -408,6 +410,7 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
 function checkShown(
   evidence: Evidence,
   watch: Watch,
+  watchesOfRun: readonly Watch[],
   stored: string,
   owners: readonly string[],
   say: Say,
@@ -423,7 +426,7 @@ function checkShown(
     if (longest === undefined || stored.startsWith(longest.text)) continue
     const beyond = stretch.find(({ text }) => !stored.startsWith(text)) ?? longest
     const isReplaced = index < bounds.length - 1
-    const why = excuse(evidence, beyond, owners)
+    const why = excuse(evidence, { ...beyond, saidAtMs: findSaidAt(evidence, watchesOfRun, beyond, stored) }, owners)
     const units = longest.text.length - commonUnits(longest.text, stored)
     // Who has left before the reset could come holds what it held; who has seen the end may not.
     if (why !== undefined && (isReplaced || watch.done === undefined)) {
@@ -438,10 +441,19 @@ function checkShown(
   }
 }
 
-/** Why words may be gone that `gateway` showed at a time, or undefined. */
+/** The latest that the first of the words beyond what is stored can have been said: a viewer may be shown them much later. */
+function findSaidAt({ said }: Evidence, watches: readonly Watch[], beyond: Shown, stored: string): number {
+  const place = commonUnits(beyond.text, stored)
+  const start = beyond.text.slice(0, place + 1)
+  const shown = watches.flatMap((watch) => watch.shown.find(({ text }) => text.startsWith(start))?.atMs ?? [])
+  const lastWords = said.flatMap(({ text, lastWordAtMs }) => (text.startsWith(start) ? (lastWordAtMs ?? []) : []))
+  return Math.min(beyond.atMs, ...shown, ...lastWords)
+}
+
+/** Why words may be gone that were said at one time, and shown by `gateway` at another, or undefined. */
 function excuse(
   { faults }: Evidence,
-  { atMs, gateway }: Pick<Shown, 'atMs' | 'gateway'>,
+  { atMs, gateway, saidAtMs }: Pick<Shown, 'atMs' | 'gateway'> & { readonly saidAtMs: number },
   owners: readonly string[],
 ): 'zombie' | 'double fault' | undefined {
   const concerns = (fault: Fault, url: string) => fault.gateway === undefined || fault.gateway === url
@@ -484,7 +496,9 @@ function excuse(
         return isBefore && end.fromMs <= toMs + (of === undefined || isOwners ? sameSecondMs : 0)
       })
       const newest = Math.min(end.fromMs, ...databaseGone.map(({ fromMs }) => fromMs))
-      return redisGone && newest - checkpointAgeMs <= atMs && atMs <= Math.max(end.fromMs + sameSecondMs, end.toMs)
+      return (
+        redisGone && newest - checkpointAgeMs <= saidAtMs && saidAtMs <= Math.max(end.fromMs + sameSecondMs, end.toMs)
+      )
     }),
   )
   return isDouble ? 'double fault' : undefined
@@ -510,7 +524,7 @@ function checkCalls(evidence: Evidence, watches: readonly Watch[], say: Say): vo
       .find(({ atMs }) => atMs < second.atMs)
     const known = runs.flatMap(({ id }) => owners.get(id) ?? [])
     // What was shown and then forgotten by all that could have told of it counts as never shown.
-    if (shownAt !== undefined && excuse(evidence, shownAt, known) !== 'double fault') {
+    if (shownAt !== undefined && excuse(evidence, { ...shownAt, saidAtMs: shownAt.atMs }, known) !== 'double fault') {
       say(
         'P5 one call',
         `${key} was asked again ${Math.round(second.atMs - shownAt.atMs)} ms after its first words were shown`,
