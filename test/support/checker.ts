@@ -117,6 +117,8 @@ const takeoverMsMax = 15_000
 const sameSecondMs = 1_000
 /** Checkpoints that were written at the very moment of a commit stay until the next sweep: of so many runs at most. */
 const leftoversMax = 0.05
+/** The provider is asked within this after an acceptance, except when the message waits in a queue. */
+const promptMs = 250
 /** How many of a message's calls to the provider there may be. */
 const callsMax = 2
 
@@ -521,7 +523,8 @@ function checkCalls(evidence: Evidence, watches: readonly Watch[], say: Say): vo
     const shownAt = runs
       .flatMap(({ id }) => watchesByRun.get(id) ?? [])
       .flatMap(({ deltas }) => deltas)
-      .find(({ atMs }) => atMs < second.atMs)
+      .filter(({ atMs }) => atMs < second.atMs)
+      .toSorted((a, b) => a.atMs - b.atMs)[0]
     const known = runs.flatMap(({ id }) => owners.get(id) ?? [])
     // What was shown and then forgotten by all that could have told of it counts as never shown.
     if (shownAt !== undefined && excuse(evidence, { ...shownAt, saidAtMs: shownAt.atMs }, known) !== 'double fault') {
@@ -573,7 +576,7 @@ function findWaited({ history, said, runs }: Evidence): Set<string> {
     runs
       .filter(({ id, idempotency_key: key }) => {
         const [accepted, asked] = [acceptedAt.get(id), askedAt.get(key ?? '')]
-        return accepted !== undefined && asked !== undefined && asked - accepted > sameSecondMs
+        return accepted !== undefined && asked !== undefined && asked - accepted > promptMs
       })
       .map(({ id }) => id),
   )
