@@ -13,7 +13,8 @@
  * left to the next process, with its text in checkpoints and in the log.
  *
  * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
- * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown.
+ * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown. Nor do the last
+ * words when the log stops being shared: they may have reached nobody.
  */
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
@@ -36,6 +37,8 @@ export type OwnedRuns = ReturnType<typeof createOwnedRuns>
 // After the drain time, what the last commits may take.
 const commitGraceMs = 3000
 const persistWaitDefaultMs = 30_000
+/** Time between two checkpoints when the last one failed. */
+const behindMs = 250
 
 /** Makes runs of this process claimable by others, and tells those. */
 export type HandOver = (runIds: readonly string[]) => Promise<void>
@@ -50,6 +53,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   const arrivals = new Set<Promise<unknown>>()
   const closing = new AbortController()
   const draining = new AbortController()
+  // The last checkpoints were not written: the next ones do not wait as long.
+  let behind = false
   let outOfTime: 'drain' | 'release' | undefined
   let checkpoint: { readonly now: Promise<void>; next?: Promise<void> } | undefined
 
@@ -138,11 +143,13 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     }))
     try {
       await writeCheckpoints(db, sources, places)
+      behind = false
     } catch (error) {
       logger.warn(
         { err: error, runs: sources.length },
         'checkpoints could not be written; the next ones will hold their text',
       )
+      behind = true
     }
   }
 
@@ -160,9 +167,13 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     return current.next
   }
 
+  log.onUnshared(() => {
+    if (active.size > 0) void checkpointNow()
+  })
+
   const checkpointClock = (async () => {
     while (!closing.signal.aborted) {
-      await pause(checkpointMs, closing.signal)
+      await pause(behind ? Math.min(behindMs, checkpointMs) : checkpointMs, closing.signal)
       if (active.size > 0 && !closing.signal.aborted) await checkpointNow()
     }
   })()

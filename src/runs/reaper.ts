@@ -19,11 +19,10 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
-import { Problem } from '../errors.ts'
 import type { Control } from '../log/control.ts'
 import type { OwnedRuns } from './owned.ts'
 import { pause } from './run.ts'
-import { claimRuns, type Takeover } from './takeover.ts'
+import { type ClaimedRun, claimRuns, type Takeover } from './takeover.ts'
 
 // A run is claimed leaseMs + lookMs after its process's last beat at the latest, and a viewer that is fed from the
 // database sees it up to a second later: promise P7 says 12 s for all of it.
@@ -117,19 +116,20 @@ export function createReaper(options: ReaperOptions) {
         order by run.created_at limit ${claimMax}::int
         for update skip locked`,
     )
-    let taken = 0
-    for (const run of claimed) {
-      // What is left then is the next process's, as soon as the lease is given back.
-      if (closing.signal.aborted) break
-      try {
-        await takeover.takeOver(run)
-        taken += 1
-      } catch (error) {
-        if (error instanceof Problem) throw error
-        logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
-      }
+    // Side by side: each waits for a log and a database that may both be slow, and viewers wait for all of them.
+    const taken = await Promise.all(claimed.map(takeOver))
+    return taken.filter(Boolean).length
+  }
+
+  async function takeOver(run: ClaimedRun): Promise<boolean> {
+    try {
+      await takeover.takeOver(run)
+      return true
+    } catch (error) {
+      // It stays claimed, and is found again as one that nobody makes.
+      logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
+      return false
     }
-    return taken
   }
 
   async function sweep(): Promise<void> {
