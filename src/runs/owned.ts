@@ -21,7 +21,7 @@ import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
-import { promote } from './queue.ts'
+import { promote, stopQueued } from './queue.ts'
 import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
@@ -130,6 +130,16 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
         if (facts.stop_requested) active.get(facts.id)?.run.stop('stop')
       }
     })
+  }
+
+  /** For a run that nobody waits for any more. If it has begun elsewhere, it goes on there. */
+  async function leaveQueue(facts: RunFacts): Promise<void> {
+    try {
+      const { nextMayWait } = await stopQueued(db, facts)
+      if (nextMayWait) await startNext(facts.session_id)
+    } catch (error) {
+      deps.onFault(facts.id, 'a message could not be taken out of the queue; it will be answered', error)
+    }
   }
 
   async function writeCheckpointsNow(): Promise<void> {
@@ -254,7 +264,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
           return
         }
         viewers.delete(facts.id)
-        if (clientLeft && facts.on_disconnect === 'stop') active.get(facts.id)?.run.stop('stop')
+        if (!clientLeft || facts.on_disconnect !== 'stop') return
+        active.get(facts.id)?.run.stop('stop')
+        if (facts.status === 'queued' && !active.has(facts.id)) void arrive(() => leaveQueue(facts))
       }
     },
 
