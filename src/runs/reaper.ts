@@ -102,8 +102,12 @@ export function createReaper(options: ReaperOptions) {
       db,
       instanceId,
       sql`
-        select run.id from chat_runs run
-        where run.status = 'running' and (
+        select run.id, run.generation from chat_runs run
+        where run.status = 'running'
+        -- As this statement began to see it. When another reaper has been faster, Postgres looks at the changed row again,
+        -- but still with the leases of before: that reaper's own may not be among them.
+        and run.generation = (select seen.generation from chat_runs seen where seen.id = run.id)
+        and (
           -- Not a join: when another reaper has been faster, Postgres looks at the changed row again, and would then pair
           -- it with the lease of the dead process, not with the living one's.
           (run.instance_id is distinct from ${instanceId}::uuid and not exists (

@@ -144,7 +144,9 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing }: 
       const [claimed] = await claimRuns(
         db,
         instanceId,
-        sql`select id from chat_runs where id = ${runId}::uuid and generation = ${generation}::int and status = 'running'`,
+        sql`
+          select id, generation from chat_runs
+          where id = ${runId}::uuid and generation = ${generation}::int and status = 'running'`,
       )
       return claimed
     },
@@ -152,14 +154,15 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing }: 
 }
 
 /**
- * The one statement by which runs change hands. It asks for the status again: a run may have ended since it was chosen.
- * @param chosen a query for the ids; rows it locks stay locked until the statement ends
+ * The one statement by which runs change hands. It asks for generation and status again: a run may have been claimed by
+ * another, or have ended, since it was chosen.
+ * @param chosen a query for ids and generations; rows it locks stay locked until the statement ends
  */
 export function claimRuns(db: Db, instanceId: string, chosen: SQL): Promise<ClaimedRun[]> {
   return db.rows<ClaimedRun>(sql`
     with chosen as (${chosen})
     update chat_runs run set generation = run.generation + 1, instance_id = ${instanceId}::uuid
-    from chosen where run.id = chosen.id and run.status = 'running'
+    from chosen where run.id = chosen.id and run.generation = chosen.generation and run.status = 'running'
     returning ${claimedColumns}`)
 }
 
