@@ -19,11 +19,10 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
-import { Problem } from '../errors.ts'
 import type { Control } from '../log/control.ts'
 import type { OwnedRuns } from './owned.ts'
 import { pause } from './run.ts'
-import { claimRuns, type Takeover } from './takeover.ts'
+import { type ClaimedRun, claimRuns, type Takeover } from './takeover.ts'
 
 // A run is claimed leaseMs + lookMs after its process's last beat at the latest, and a viewer that is fed from the
 // database sees it up to a second later: promise P7 says 12 s for all of it.
@@ -37,8 +36,6 @@ const holdMs = 7000
 const staleMs = 5000
 /** Runs claimed by one statement. */
 const claimMax = 50
-/** One after the other, at up to 35 ms each, the runs of a busy process would not be taken over in time. */
-const takeoversAtOnce = 8
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
 const strayMs = 15_000
@@ -108,8 +105,12 @@ export function createReaper(options: ReaperOptions) {
       db,
       instanceId,
       sql`
-        select run.id from chat_runs run
-        where run.status = 'running' and (
+        select run.id, run.generation from chat_runs run
+        where run.status = 'running'
+        -- As this statement began to see it. When another reaper has been faster, Postgres looks at the changed row again,
+        -- but still with the leases of before: that reaper's own may not be among them.
+        and run.generation = (select seen.generation from chat_runs seen where seen.id = run.id)
+        and (
           -- Not a join: when another reaper has been faster, Postgres looks at the changed row again, and would then pair
           -- it with the lease of the dead process, not with the living one's.
           (run.instance_id is distinct from ${instanceId}::uuid and not exists (
@@ -122,25 +123,20 @@ export function createReaper(options: ReaperOptions) {
         order by run.created_at limit ${claimMax}::int
         for update skip locked`,
     )
-    let taken = 0
-    const left = claimed.values()
-    const takeSome = async () => {
-      for (const run of left) {
-        // What is left then is the next process's, as soon as the lease is given back.
-        if (closing.signal.aborted) return
-        try {
-          await takeover.takeOver(run)
-          taken += 1
-        } catch (error) {
-          if (error instanceof Problem) throw error
-          logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
-        }
-      }
+    // Side by side: each waits for a log and a database that may both be slow, and viewers wait for all of them.
+    const taken = await Promise.all(claimed.map(takeOver))
+    return taken.filter(Boolean).length
+  }
+
+  async function takeOver(run: ClaimedRun): Promise<boolean> {
+    try {
+      await takeover.takeOver(run)
+      return true
+    } catch (error) {
+      // It stays claimed, and is found again as one that nobody makes.
+      logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
+      return false
     }
-    // All are waited for, also when one meets a database that does not answer.
-    const ends = await Promise.allSettled(Array.from({ length: takeoversAtOnce }, takeSome))
-    for (const end of ends) if (end.status === 'rejected') throw end.reason
-    return taken
   }
 
   async function sweep(): Promise<void> {
