@@ -63,7 +63,13 @@ async function live(order: ViewerOrder, signal: AbortSignal, moves: Moves, recor
     if (signal.aborted) end = 'left'
     else if (nowMs() > giveUpAt) end = 'gave up'
     if (end !== undefined) break
-    if (gateway === '') gateway = random.pick(recorder.gateways.urls)
+    const { urls } = recorder.gateways
+    if (gateway === '' && urls.length > 0) gateway = random.pick(urls)
+    if (gateway === '') {
+      // All are gone for now.
+      await wait(pauseMaxMs, signal)
+      continue
+    }
     const moved = new AbortController()
     moves.cut = () => moved.abort()
     const present = AbortSignal.any([signal, moved.signal])
