@@ -106,7 +106,16 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const stop = createStop({ db, runs, owned, control, takeover })
   const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
   const tickets = createTickets({ db, ...overrides.tickets })
-  const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
+  const chat = createChat({
+    accept,
+    runs,
+    owned,
+    log,
+    stop,
+    instanceId,
+    holdLease: reaper.hold,
+    resolveModel: catalog.resolve,
+  })
 
   async function readPartial(runId: string) {
     const own = owned.partial(runId)

@@ -32,7 +32,9 @@ const beatMs = 3000
 // A shorter gap leaves a lease enough of its time; a statement that hangs is given up after 5 s.
 const gapMs = 5000
 const holdMs = 7000
-/** Runs claimed by one statement. */
+// Beats come each 3 s: only a process that stood still, or whose database was away, is older than this.
+const staleMs = 5000
+/** Runs claimed by one statement, and taken over at the same time. */
 const claimMax = 50
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
@@ -57,6 +59,7 @@ export function createReaper(options: ReaperOptions) {
   const { db, control, instanceId, owned, takeover, logger, now = () => performance.now() } = options
   const closing = new AbortController()
   let hurry = new AbortController()
+  let renewal: Promise<void> | undefined
   let clock: Promise<void> | undefined
   let beatAt = Number.NEGATIVE_INFINITY
   // What the others have been told: nobody should hand over to a process that ends.
@@ -120,7 +123,7 @@ export function createReaper(options: ReaperOptions) {
         order by run.created_at limit ${claimMax}::int
         for update skip locked`,
     )
-    // Side by side: each waits for a log and a database that may both be slow, and viewers wait for all of them.
+    // Side by side: one after the other, the runs of a busy process would not be taken over in time.
     const taken = await Promise.all(claimed.map(takeOver))
     return taken.filter(Boolean).length
   }
@@ -160,7 +163,7 @@ export function createReaper(options: ReaperOptions) {
     await lookAtOwn()
     noteSight()
     // A process that ends takes nothing new: whoever stays does.
-    if (!owned.isDraining && now() >= holdUntil) await reap()
+    while (!owned.isDraining && now() >= holdUntil && (await reap()) === claimMax);
     await owned.startNext()
   }
 
@@ -193,6 +196,19 @@ export function createReaper(options: ReaperOptions) {
           }
         }
       })()
+    },
+
+    /**
+     * Resolves when the lease has some time left: at once, except in a process that has stood still. What that accepted
+     * without a lease, another would claim at the same moment, and both would ask the upstream.
+     * @throws Problem `db_unavailable`
+     */
+    async hold(): Promise<void> {
+      if (now() - beatAt < staleMs) return
+      renewal ??= beat().finally(() => {
+        renewal = undefined
+      })
+      await renewal
     },
 
     /** Other processes that take new work, by the database's clock. */

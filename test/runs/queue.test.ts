@@ -383,6 +383,7 @@ for (const kind of databases()) {
         log,
         stop: async (run) => run,
         instanceId,
+        holdLease: async () => undefined,
         resolveModel: () => ({ provider: 'demo', model: 'demo' }),
       })
       const before = await one.accept(owner, {})

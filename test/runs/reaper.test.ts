@@ -180,6 +180,25 @@ for (const kind of databases()) {
       await reaper.close()
     })
 
+    await t.test('a process that stood still has a lease again before it accepts anything', async (t) => {
+      let now = 0
+      const instanceId = randomUUID()
+      const reaper = createReaperOf({ db, instanceId, now: () => now })
+      await reaper.start()
+      const remainingMs = async () => {
+        const rows = await db.rows<{ ms: number }>(sql`
+          select (extract(epoch from lease_until - now()) * 1000)::int as ms from instances where id = ${instanceId}::uuid`)
+        return rows[0]?.ms ?? 0
+      }
+      await lease(db, instanceId, -5)
+      await reaper.hold()
+      t.ok((await remainingMs()) < 0, 'nothing is written while the last renewal is recent')
+      now = 20_000
+      await Promise.all([reaper.hold(), reaper.hold()])
+      t.ok((await remainingMs()) > 5_000)
+      await reaper.close()
+    })
+
     await t.test('what its old process says afterwards is refused', async (t) => {
       const dead = randomUUID()
       const run = await accept({ instanceId: dead })
