@@ -47,6 +47,8 @@ export interface Batch {
 
 /** Events of one read from the log; a viewer far behind gets pages, and backpressure between them. */
 const pageEntriesMax = 500
+// What is joined for a viewer is encoded for it alone, and held until its connection takes it.
+const pageUnitsMax = 64 * 1024
 const pollDefaultMs = 1000
 const quietDefaultMs = 1000
 // Checkpoints are about a second behind what viewers have seen.
@@ -66,6 +68,10 @@ interface Viewer {
   readonly cursor: EventId | undefined
   /** What it holds, when that is known: only from the database, or at the very beginning. */
   readonly held: readonly Part[] | undefined
+}
+
+interface BegunViewer extends Viewer {
+  readonly cursor: EventId
 }
 
 /**
@@ -90,14 +96,13 @@ export async function* followRun(
     while (!signal.aborted) {
       // Taken before looking, so that an event between the look and the wait is not missed.
       const rung = bell.next()
-      const page = await log.read(run.id, viewer.cursor, pageEntriesMax)
+      const { page, isLast } = shorten(await log.read(run.id, viewer.cursor, pageEntriesMax))
       const told = await tellFromLog(log, run, viewer, page)
       if (told !== undefined && told.length > 0) {
         const last = told.at(-1) as LogEntry
         viewer = { cursor: last, held: undefined }
         newsAt = performance.now()
-        const caughtUp = page.kind === 'entries' && page.entries.length < pageEntriesMax
-        yield { entries: told, caughtUp }
+        yield { entries: told, caughtUp: isLast }
         if (last.event.type === 'done') return
         continue
       }
@@ -107,9 +112,11 @@ export async function* followRun(
         const persistPending = isLocal && deps.isPersistPending(run.id)
         yield { entries: [], caughtUp: true, persistPending }
       }
-      if (viewer.cursor === undefined) {
-        const started: LogEntry = { generation: 1, seq: 1, event: runStarted(run) }
-        viewer = { cursor: started, held: [] }
+      let begun = asBegun(viewer)
+      if (begun === undefined) {
+        const started = firstEntry(run)
+        begun = { cursor: started, held: [] }
+        viewer = begun
         yield { entries: [started], caughtUp: false }
       }
       const now = performance.now()
@@ -120,7 +127,7 @@ export async function* followRun(
         if (state === 'gone') return
         if (state !== 'unanswered') {
           const isPatient = told !== undefined || now - newsAt < aheadMs
-          const step = tellFromDatabase(run, state, viewer, isPatient)
+          const step = tellFromDatabase(run, state, begun, isPatient)
           viewer = step.viewer
           if (step.entries.length > 0) newsAt = now
           yield { entries: step.entries, caughtUp: true }
@@ -134,6 +141,25 @@ export async function* followRun(
     unwatch()
     signal.removeEventListener('abort', bell.ring)
   }
+}
+
+const asBegun = ({ cursor, held }: Viewer): BegunViewer | undefined =>
+  cursor === undefined ? undefined : { cursor, held }
+
+/** What every viewer is told first, whatever the rest comes from. */
+const firstEntry = (run: RunFacts): LogEntry => ({ generation: 1, seq: 1, event: runStarted(run) })
+
+/** @returns the page up to the entry that makes it long, and whether there is nothing behind it for now */
+function shorten(page: LogPage): { readonly page: LogPage; readonly isLast: boolean } {
+  if (page.kind !== 'entries') return { page, isLast: false }
+  const { entries } = page
+  let units = 0
+  const end = entries.findIndex(({ event }) => {
+    if (event.type === 'delta') units += event.data.text.length
+    return units >= pageUnitsMax
+  })
+  if (end < 0 || end === entries.length - 1) return { page, isLast: entries.length < pageEntriesMax }
+  return { page: { ...page, entries: entries.slice(0, end + 1) }, isLast: false }
 }
 
 function isAtEnd(log: EventLog, run: RunFacts, cursor: EventId | undefined): boolean {
@@ -157,7 +183,7 @@ async function tellFromLog(
   if (isTerminal(run.status) && log.terminalId(run.id)?.generation !== run.generation) return undefined
   const first = entries?.[0]
   if (entries === undefined || first === undefined || cursor !== undefined || first.event.type === 'run') return entries
-  return [{ generation: 1, seq: 1, event: runStarted(run) }, ...entries]
+  return [firstEntry(run), ...entries]
 }
 
 /**
@@ -205,7 +231,7 @@ function mergeDeltas(entries: readonly LogEntry[]): readonly LogEntry[] {
 
 interface Step {
   readonly entries: readonly LogEntry[]
-  readonly viewer: Viewer
+  readonly viewer: BegunViewer
 }
 
 /**
@@ -215,17 +241,10 @@ interface Step {
 function tellFromDatabase(
   run: RunFacts,
   { run: row, text, done }: StoredRun,
-  before: Viewer,
+  viewer: BegunViewer,
   isPatient: boolean,
 ): Step {
-  const entries: LogEntry[] = []
-  let viewer = before
-  if (viewer.cursor === undefined) {
-    const started: LogEntry = { generation: 1, seq: 1, event: runStarted(run) }
-    entries.push(started)
-    viewer = { cursor: started, held: [] }
-  }
-  const cursor = viewer.cursor as EventId
+  const { cursor } = viewer
   const order = compareEventIds(cursor, text.cursor ?? { generation: 1, seq: 1 })
   const isAhead = order > 0 && done === undefined
   // A process that has claimed the run is putting its text together: what is stored now is less than that will be.
@@ -234,10 +253,10 @@ function tellFromDatabase(
   const held = order === 0 ? text.parts : viewer.held
   // At the first event of all, or waiting for the first checkpoint of a new generation, there is nothing to tell yet.
   const isEarly = text.cursor === undefined && (order === 0 || held !== undefined)
-  if (isTakenOver || mayCatchUp || isEarly) return { entries, viewer }
+  if (isTakenOver || mayCatchUp || isEarly) return { entries: [], viewer }
   const target = text.cursor ?? { generation: row.generation, seq: 1 }
   const step = stepTo(run, held, text.parts, target)
-  if (step !== undefined) entries.push(step)
+  const entries = step === undefined ? [] : [step]
   if (done !== undefined) entries.push(done)
   return { entries, viewer: { cursor: done ?? target, held: text.parts } }
 }

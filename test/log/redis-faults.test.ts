@@ -191,10 +191,13 @@ test('Redis hangs for 5 s: nobody waits for it, and elsewhere the database serve
     const noticed = Promise.all([owner.until((log) => !log.shared), far.missesIt()]).then(() => {
       noticedMs = performance.now() - stoppedAt
     })
-    await sleep(5000)
+    await noticed
+    const askedAt = performance.now()
+    t.equal(await other.log.load(speech.runId), undefined, 'a takeover finds nothing')
+    t.ok(performance.now() - askedAt < stallMaxMs + marginMs, 'and is told so in time')
+    await sleep(stoppedAt + 5000 - performance.now())
     server.signal('SIGCONT')
     const backAt = performance.now()
-    await noticed
     await Promise.all([owner.until(isWell), other.until(isWell)])
     await far.reaches(speech.last.seq)
     backMs = performance.now() - backAt

@@ -616,7 +616,8 @@ function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures
         fromMs <= heardAt,
     )
     if (death === undefined || !Number.isFinite(heardAt)) continue
-    const tookMs = heardAt - death.fromMs
+    // A planned shutdown lets go at the end of its drain time.
+    const tookMs = heardAt - (death.kind === 'terminate' ? death.toMs : death.fromMs)
     const others = evidence.faults.some(
       (fault) =>
         (fault.kind === 'redis away' ||
@@ -626,7 +627,7 @@ function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures
         death.fromMs <= fault.toMs + noticeMs,
     )
     if (others) figures.takeoverDuringFaultMs.push(tookMs)
-    else if (death.kind === 'terminate') figures.handOverMs.push(heardAt - death.toMs)
+    else if (death.kind === 'terminate') figures.handOverMs.push(tookMs)
     else figures.takeoverMs.push(tookMs)
   }
 }
