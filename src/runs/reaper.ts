@@ -34,7 +34,7 @@ const gapMs = 5000
 const holdMs = 7000
 // Beats come each 3 s: only a process that stood still, or whose database was away, is older than this.
 const staleMs = 5000
-/** Runs claimed by one statement. */
+/** Runs claimed by one statement, and taken over at the same time. */
 const claimMax = 50
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
@@ -123,7 +123,7 @@ export function createReaper(options: ReaperOptions) {
         order by run.created_at limit ${claimMax}::int
         for update skip locked`,
     )
-    // Side by side: each waits for a log and a database that may both be slow, and viewers wait for all of them.
+    // Side by side: one after the other, the runs of a busy process would not be taken over in time.
     const taken = await Promise.all(claimed.map(takeOver))
     return taken.filter(Boolean).length
   }
