@@ -13,6 +13,10 @@ import { createLogOutput } from './http/log-output.ts'
 // After the drain time, what closing sockets and stores may take before the process ends anyway.
 const closeGraceMs = 15_000
 
+// Connections that may wait to be accepted; the system may allow fewer. With Node's 511, a part of thousands of viewers
+// that come back at once is left to the retries of their kernels, after 1, 3, 7 s and more.
+const backlogMax = 4096
+
 function fail(message: string): never {
   process.stderr.write(`${message}\n`)
   process.exit(1)
@@ -59,11 +63,11 @@ async function listen({ server, description }: App, { listen: { port, host } }: 
     return `Verbatim listens on ${reachable} · ${description}`
   }
   try {
-    await server.listen({ port, host, listenTextResolver })
+    await server.listen({ port, host, backlog: backlogMax, listenTextResolver })
   } catch (error) {
     // A machine without IPv6 cannot take the default address; every IPv4 address means the same there.
     if ((error as NodeJS.ErrnoException).code !== 'EAFNOSUPPORT' || host !== '::') throw error
-    await server.listen({ port, host: '0.0.0.0', listenTextResolver })
+    await server.listen({ port, host: '0.0.0.0', backlog: backlogMax, listenTextResolver })
   }
 }
 

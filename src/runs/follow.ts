@@ -70,6 +70,10 @@ interface Viewer {
   readonly held: readonly Part[] | undefined
 }
 
+interface BegunViewer extends Viewer {
+  readonly cursor: EventId
+}
+
 /**
  * Yields the run's events after the cursor, until its terminal event or until the signal is aborted.
  * @param after undefined follows from the beginning
@@ -108,9 +112,11 @@ export async function* followRun(
         const persistPending = isLocal && deps.isPersistPending(run.id)
         yield { entries: [], caughtUp: true, persistPending }
       }
-      if (viewer.cursor === undefined) {
-        const started: LogEntry = { generation: 1, seq: 1, event: runStarted(run) }
-        viewer = { cursor: started, held: [] }
+      let begun = asBegun(viewer)
+      if (begun === undefined) {
+        const started = firstEntry(run)
+        begun = { cursor: started, held: [] }
+        viewer = begun
         yield { entries: [started], caughtUp: false }
       }
       const now = performance.now()
@@ -121,7 +127,7 @@ export async function* followRun(
         if (state === 'gone') return
         if (state !== 'unanswered') {
           const isPatient = told !== undefined || now - newsAt < aheadMs
-          const step = tellFromDatabase(run, state, viewer, isPatient)
+          const step = tellFromDatabase(run, state, begun, isPatient)
           viewer = step.viewer
           if (step.entries.length > 0) newsAt = now
           yield { entries: step.entries, caughtUp: true }
@@ -136,6 +142,12 @@ export async function* followRun(
     signal.removeEventListener('abort', bell.ring)
   }
 }
+
+const asBegun = ({ cursor, held }: Viewer): BegunViewer | undefined =>
+  cursor === undefined ? undefined : { cursor, held }
+
+/** What every viewer is told first, whatever the rest comes from. */
+const firstEntry = (run: RunFacts): LogEntry => ({ generation: 1, seq: 1, event: runStarted(run) })
 
 /** @returns the page up to the entry that makes it long, and whether there is nothing behind it for now */
 function shorten(page: LogPage): { readonly page: LogPage; readonly isLast: boolean } {
@@ -171,7 +183,7 @@ async function tellFromLog(
   if (isTerminal(run.status) && log.terminalId(run.id)?.generation !== run.generation) return undefined
   const first = entries?.[0]
   if (entries === undefined || first === undefined || cursor !== undefined || first.event.type === 'run') return entries
-  return [{ generation: 1, seq: 1, event: runStarted(run) }, ...entries]
+  return [firstEntry(run), ...entries]
 }
 
 /**
@@ -219,7 +231,7 @@ function mergeDeltas(entries: readonly LogEntry[]): readonly LogEntry[] {
 
 interface Step {
   readonly entries: readonly LogEntry[]
-  readonly viewer: Viewer
+  readonly viewer: BegunViewer
 }
 
 /**
@@ -229,17 +241,10 @@ interface Step {
 function tellFromDatabase(
   run: RunFacts,
   { run: row, text, done }: StoredRun,
-  before: Viewer,
+  viewer: BegunViewer,
   isPatient: boolean,
 ): Step {
-  const entries: LogEntry[] = []
-  let viewer = before
-  if (viewer.cursor === undefined) {
-    const started: LogEntry = { generation: 1, seq: 1, event: runStarted(run) }
-    entries.push(started)
-    viewer = { cursor: started, held: [] }
-  }
-  const cursor = viewer.cursor as EventId
+  const { cursor } = viewer
   const order = compareEventIds(cursor, text.cursor ?? { generation: 1, seq: 1 })
   const isAhead = order > 0 && done === undefined
   // A process that has claimed the run is putting its text together: what is stored now is less than that will be.
@@ -248,10 +253,10 @@ function tellFromDatabase(
   const held = order === 0 ? text.parts : viewer.held
   // At the first event of all, or waiting for the first checkpoint of a new generation, there is nothing to tell yet.
   const isEarly = text.cursor === undefined && (order === 0 || held !== undefined)
-  if (isTakenOver || mayCatchUp || isEarly) return { entries, viewer }
+  if (isTakenOver || mayCatchUp || isEarly) return { entries: [], viewer }
   const target = text.cursor ?? { generation: row.generation, seq: 1 }
   const step = stepTo(run, held, text.parts, target)
-  if (step !== undefined) entries.push(step)
+  const entries = step === undefined ? [] : [step]
   if (done !== undefined) entries.push(done)
   return { entries, viewer: { cursor: done ?? target, held: text.parts } }
 }

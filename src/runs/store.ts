@@ -8,6 +8,7 @@ import { chatMessages, chatRuns } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { isoTime } from '../sessions/store.ts'
+import { createGather } from './gather.ts'
 import type { Run, RunFacts, RunRecord } from './model.ts'
 
 export const runColumns = {
@@ -41,6 +42,9 @@ export const runColumns = {
   last_seq: chatRuns.lastSeq,
 }
 
+/** How long the question for a run waits for others to go with it. */
+const gatherMs = 2
+
 const active = sql`${chatRuns.status} in ('queued', 'running')`
 
 export type RunStore = ReturnType<typeof createRunStore>
@@ -59,10 +63,27 @@ export function createRunStore(db: Db) {
     return run
   }
 
+  // The database gives an id back in lower case, however it was asked for.
+  const keyOf = (ownerKey: string, id: string) => `${id.toLowerCase()} ${ownerKey}`
+  const readRun = createGather<{ readonly id: string; readonly owner: string }, RunRecord>({
+    keyOf: ({ id, owner }) => keyOf(owner, id),
+    async ask(questions) {
+      const asked = sql`jsonb_to_recordset(${JSON.stringify(questions)}::jsonb) as asked (id uuid, owner text)`
+      const rows = await db.run((orm) =>
+        orm
+          .select(runColumns)
+          .from(chatRuns)
+          .where(sql`(${chatRuns.id}, ${chatRuns.owner}) in (select asked.id, asked.owner from ${asked})`),
+      )
+      return new Map(rows.map((row) => [keyOf(row.owner, row.id), row]))
+    },
+    gatherMs,
+  })
+
   return {
-    /** @throws Problem `not_found` */
+    /** Viewers that come back at once are gathered. @throws Problem `not_found` */
     async getRun(owner: Owner, id: string): Promise<RunRecord> {
-      const run = await findRun(owner, eq(chatRuns.id, id))
+      const run = await readRun({ id, owner: owner.key })
       if (run === undefined) throw new Problem('not_found')
       return run
     },

@@ -2,9 +2,9 @@
  * What the database knows of a run: its row, and the text of its checkpoints while it is active, or of the stored
  * message when it has ended. Read in one statement, so that the two belong together.
  *
- * Viewers ask here when there is no log at hand, each about once a second. Questions of the same few milliseconds go out
- * as one statement, so that a thousand viewers without a log cost the database a few dozen statements a second and not
- * two thousand. When the database does not answer, all who asked are told so, and ask again.
+ * Viewers ask here when there is no log at hand, each about once a second, and are gathered: a thousand viewers without
+ * a log cost the database a few dozen statements a second and not a thousand. When the database does not answer, all who
+ * asked are told so, and ask again.
  */
 import type { Db } from '../db/db.ts'
 import { eq, sql } from '../db/drizzle.ts'
@@ -12,6 +12,7 @@ import { chatMessages, chatRuns, runCheckpoints } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Done, LogEntry, Part } from '../log/event.ts'
 import { type Checkpoint, type CheckpointRow, foldCheckpoints } from './checkpoint.ts'
+import { createGather } from './gather.ts'
 import { isTerminal, type RunRecord } from './model.ts'
 import { runColumns } from './store.ts'
 
@@ -35,8 +36,6 @@ export interface StoredReader {
 
 /** How long a question waits for others to go with it. */
 const gatherMs = 5
-/** Runs asked for by one statement. */
-const runsPerStatementMax = 100
 
 interface Row extends RunRecord {
   readonly parts: Part[]
@@ -46,39 +45,19 @@ interface Row extends RunRecord {
 }
 
 export function createStoredReader(db: Db): StoredReader {
-  let questions = new Map<string, PromiseWithResolvers<StoredState>>()
-
-  async function ask(asked: ReadonlyMap<string, PromiseWithResolvers<StoredState>>): Promise<void> {
-    const ids = [...asked.keys()]
-    for (let start = 0; start < ids.length; start += runsPerStatementMax) {
-      const some = ids.slice(start, start + runsPerStatementMax)
-      try {
-        const rows = new Map((await readRows(db, some)).map((row) => [row.id, row]))
-        for (const id of some) asked.get(id)?.resolve(toState(rows.get(id)))
-      } catch (error) {
-        const away = error instanceof Problem && error.code === 'db_unavailable'
-        for (const id of some) {
-          if (away) asked.get(id)?.resolve('unanswered')
-          else asked.get(id)?.reject(error)
-        }
-      }
-    }
-  }
-
+  const readRow = createGather<string, Row>({
+    keyOf: (runId) => runId,
+    ask: async (runIds) => new Map((await readRows(db, runIds)).map((row) => [row.id, row])),
+    gatherMs,
+  })
   return {
-    read(runId) {
-      const known = questions.get(runId)
-      if (known !== undefined) return known.promise
-      const question = Promise.withResolvers<StoredState>()
-      questions.set(runId, question)
-      if (questions.size === 1) {
-        setTimeout(() => {
-          const asked = questions
-          questions = new Map()
-          void ask(asked) // settles every question, and throws nothing
-        }, gatherMs)
+    async read(runId) {
+      try {
+        return toState(await readRow(runId))
+      } catch (error) {
+        if (error instanceof Problem && error.code === 'db_unavailable') return 'unanswered'
+        throw error
       }
-      return question.promise
     },
   }
 }

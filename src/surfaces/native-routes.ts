@@ -33,6 +33,7 @@ export interface NativeRoutesOptions {
   readonly tickets: Tickets
 }
 
+/** On average: those that are turned away at once come back one after the other, between a half of it and one and a half. */
 const turnAwayMs = 2000
 const cursorUnitsMax = 32
 
@@ -172,7 +173,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
   function turnReconnectAway(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {
     const reconnects = request.headers['last-event-id'] !== undefined
     if (!(error instanceof Problem) || !reconnects || error.retryAfterSeconds === undefined) throw error
-    edge.turnAway(reply, turnAwayMs)
+    edge.turnAway(reply, Math.round(turnAwayMs * (0.5 + Math.random())))
   }
 }
 

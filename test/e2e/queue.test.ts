@@ -2,11 +2,19 @@
  * The queue as a client sees it: a message for a busy session is taken, its stream stays open, and it is answered in its
  * turn, whether its viewers are on the process that makes the reply or on another one.
  */
+import { randomUUID } from 'node:crypto'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { test } from 'tap'
 import { begin, createGate, type FakeCall, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { createAccept } from '../../src/runs/accept.ts'
+import { commitRun } from '../../src/runs/commit.ts'
+import { promote } from '../../src/runs/queue.ts'
+import { createRunStore } from '../../src/runs/store.ts'
+import { createSessionStore } from '../../src/sessions/store.ts'
 import { createClient, isDelta, isDone, type Received, type Stream, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { createFolder, startGateway } from '../support/gateway.ts'
+import { createOwner, endingOf, lease, textPart } from '../support/runs.ts'
 
 const endOf = ({ received }: Stream) => received.at(-1)?.data
 const historyOf = (call: FakeCall | undefined) => call?.body?.messages?.map(({ content }) => content)
@@ -108,7 +116,7 @@ for (const database of databases()) {
       await running.until(isDelta)
       const session_id = running.headers.get('x-session-id') ?? ''
       const whole = client.post('/api/v1/chat/message', { session_id, message: 'Two', on_busy: 'queue' })
-      await untilQueued(client, session_id, 4)
+      await untilTrue(async () => (await client.messages(session_id)).length === 4)
       upstream.answer(() => say({ text: 'In its turn' }))
       gate.open()
       t.match((await whole).body, { message: { content: 'In its turn', seq: 4 }, run: { status: 'completed' } })
@@ -154,6 +162,34 @@ for (const database of databases()) {
       t.equal(upstream.calls.length, before + 1, 'the one that was taken out was never asked')
     })
 
+    await t.test(
+      'P6 a queued message whose sender has left is answered, unless it said that nobody waits',
+      async (t) => {
+        const { client } = clients()
+        const gate = answerAtGate()
+        const running = await client.send({ message: 'One' })
+        await running.until(isDelta)
+        const session_id = running.headers.get('x-session-id') ?? ''
+        const [kept, dropped] = [
+          await client.send({ session_id, message: 'Kept', on_busy: 'queue' }),
+          await client.send({ session_id, message: 'Dropped', on_busy: 'queue', on_disconnect: 'stop' }),
+        ]
+        const before = upstream.calls.length
+        const read = async (stream: Stream) => (await client.get(`/api/v1/runs/${stream.headers.get('x-run-id')}`)).body
+        for (const stream of [kept, dropped]) {
+          stream.close()
+          await stream.ended
+        }
+        await untilTrue(async () => (await read(dropped)).status === 'stopped')
+        t.match(await read(kept), { status: 'queued' })
+        upstream.answer(() => say({ text: 'For later' }))
+        gate.open()
+        t.equal(await running.ended, 'clean')
+        await untilTrue(async () => (await read(kept)).status === 'completed')
+        t.equal(upstream.calls.length, before + 1)
+      },
+    )
+
     await t.test('interrupt stops the running reply and those that wait, and is answered itself', async (t) => {
       const { client } = clients()
       answerAtGate()
@@ -174,6 +210,31 @@ for (const database of databases()) {
       t.equal(shownText(urgent.received), 'At last')
       t.equal(upstream.calls.length, before + 1)
     })
+
+    await t.test(
+      'a process that died just after it had taken a message from the queue: another one answers it',
+      async (t) => {
+        const { db } = first.app
+        const owner = createOwner()
+        const dead = { db, runs: createRunStore(db), instanceId: randomUUID(), runsPerOwnerMax: 0 }
+        // With a lease at first, so that it is not taken over before it is dead.
+        await lease(db, dead.instanceId, 60_000)
+        const { accept } = createAccept(dead)
+        const choice = { provider: 'openai', model: 'fake' }
+        const models = { fast: choice, balanced: choice, quality: choice, adaptive: choice }
+        const { run: before } = await accept(owner, { message: 'One' }, models)
+        const body = { message: 'Taken', session_id: before.session_id, on_busy: 'queue' as const }
+        const { run: taken } = await accept(owner, body, models)
+        await commitRun(db, before.id, 1, endingOf([textPart('Reply to one')]))
+        const promoted = (await promote(db, dead.instanceId, before.session_id)).map(({ id }) => id)
+        t.same(promoted, [taken.id])
+        await lease(db, dead.instanceId, -1)
+        const messages = createSessionStore(db)
+        await untilTrue(async () => (await messages.readReply(taken.message_id))?.status !== 'streaming')
+        t.match(await messages.readReply(taken.message_id), { status: 'completed' })
+        t.match(await createRunStore(db).reread(taken.id), { status: 'completed', generation: 2, attempts: 2 })
+      },
+    )
 
     await t.test('what is queued when a process shuts down is answered by the next', async (t) => {
       const { client } = clients()
@@ -201,10 +262,11 @@ for (const database of databases()) {
   })
 }
 
-/** Resolves when the session has so many messages. */
-async function untilQueued(client: ReturnType<typeof createClient>, sessionId: string, messages: number) {
+async function untilTrue(look: () => Promise<boolean>): Promise<void> {
   for (const giveUpAt = Date.now() + 5000; Date.now() < giveUpAt; ) {
-    if ((await client.messages(sessionId)).length === messages) return
+    if (await look()) return
+    // The embedded database answers without a turn of the event loop, and the gateway's timers need one.
+    await nextTurn()
   }
-  throw new Error(`the session never had ${messages} messages`)
+  throw new Error('it did not come to that')
 }

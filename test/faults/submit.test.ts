@@ -3,23 +3,25 @@
  * the end of a reply, at the same time; and one that is killed between the acceptance and the upstream call. What each
  * client saw is compared with what is stored and with the list of calls that the upstream got.
  */
-import { randomBytes } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import postgres from 'postgres'
 import { type Test, test } from 'tap'
-import { begin, createGate, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { begin, createGate, forever, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { type Client, createClient, isDelta, isDone, type Stream, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { spawnGateway, untilReady } from '../support/gateway.ts'
 import { startProxy } from '../support/proxy.ts'
 import { createRandom } from '../support/random.ts'
+import { trialsOf } from '../support/trials.ts'
+import { createVisitor } from '../support/viewers.ts'
 
 const skip = databases().includes('postgres') ? false : 'TEST_EMBEDDED_ONLY=1: two processes need a Postgres'
 
-const duplicates = 40
-const pairs = 12
-const stops = 60
+const duplicates = trialsOf(40)
+const pairs = trialsOf(12)
+const stops = trialsOf(60)
 /** Races that are run side by side. */
-const abreast = 10
+const abreast = 8
 /** Longest pause before a word of the reply's rest, and before the stop: so that both ends of the race win some. */
 const wordMsMax = 20
 const stopMsMax = 50
@@ -49,7 +51,7 @@ test('two processes on one Postgres', { skip }, async (t) => {
   const { url } = await createTestDatabase(t)
   const db = postgres(url, { max: 2, onnotice: () => undefined })
   t.teardown(() => db.end())
-  const env = { DATABASE_URL: url, OPENAI_BASE_URL: upstream.url, RUNS_PER_OWNER: '100', DATABASE_POOL: '5' }
+  const env = { DATABASE_URL: url, OPENAI_BASE_URL: upstream.url, RUNS_PER_OWNER: '100' }
   const gateways = [await startProcess(t, env), await startProcess(t, env)] as const
   t.teardown(() => {
     for (const { process } of gateways) process.kill('SIGKILL')
@@ -57,7 +59,7 @@ test('two processes on one Postgres', { skip }, async (t) => {
 
   /** One visitor at both processes. */
   function visit(): readonly [Client, Client] {
-    const token = `vst_${randomBytes(32).toString('base64url')}`
+    const token = createVisitor()
     return [gateways[0].url, gateways[1].url].map((at) => createClient(at, { 'x-visitor-token': token })) as [
       Client,
       Client,
@@ -85,9 +87,9 @@ test('two processes on one Postgres', { skip }, async (t) => {
       const visitors = visit()
       const message = `Once ${n}`
       const body = { message, client_message_id: `same-${n}` }
-      const streams = await Promise.all(visitors.map((client) => client.send(body)))
+      const streams = await Promise.all(visitors.map((client) => take(client, body)))
       for (const stream of streams) {
-        t.equal(stream.status, 200)
+        t.equal(stream.status, 200, stream.text())
         t.equal(await stream.ended, 'clean')
         t.equal(stream.received.filter(isDone).length, 1)
       }
@@ -174,7 +176,7 @@ test('two processes on one Postgres', { skip }, async (t) => {
         const visitors = visit()
         const session_id: string = (await visitors[0].post('/api/v1/sessions', {})).body.id
         const names = [`${on_busy} ${n} here`, `${on_busy} ${n} there`]
-        const sent = names.map((message, at) => (visitors[at] as Client).send({ message, session_id, on_busy }))
+        const sent = names.map((message, at) => take(visitors[at] as Client, { message, session_id, on_busy }))
         const streams = await Promise.all(sent)
         const statuses = streams.map(({ status }) => status)
         seen[statuses.join()] = (seen[statuses.join()] ?? 0) + 1
@@ -211,6 +213,53 @@ test('two processes on one Postgres', { skip }, async (t) => {
     })
   }
 
+  await t.test('row 53: a queue outlives the kill -9 of the process that was answering, in its order', async (t) => {
+    const doomed = await startProcess(t, env)
+    const [here] = visit()
+    upstream.answer(async function* ({ message }) {
+      if (message === 'Killed') {
+        yield* begin({ text: 'Half' })
+        await forever()
+      }
+      yield* say({ text: `Answer to ${message}` })
+    })
+    const first = createClient(doomed.url, here.identity)
+    const cut = await first.send({ message: 'Killed' })
+    await cut.until(isDelta)
+    const session_id = cut.headers.get('x-session-id') ?? ''
+    const names = ['Second', 'Third', 'Fourth']
+    const streams: Stream[] = []
+    // Sent to the process that dies and to one that lives, by turns.
+    for (const [n, message] of names.entries()) {
+      streams.push(await (n % 2 === 0 ? first : here).send({ message, session_id, on_busy: 'queue' }))
+    }
+    doomed.process.kill('SIGKILL')
+    const killedAt = performance.now()
+    await doomed.exited
+    const viewers = await Promise.all(
+      streams.map(({ headers }) => here.watch(`/api/v1/runs/${headers.get('x-run-id')}/events`)),
+    )
+    for (const viewer of viewers) t.equal(await viewer.ended, 'clean')
+    t.comment(
+      `row 53: a queue of ${names.length} answered ${Math.round(performance.now() - killedAt)} ms after the kill`,
+    )
+    t.same(
+      viewers.map(({ received }) => shownText(received)),
+      names.map((message) => `Answer to ${message}`),
+    )
+    const asked = upstream.calls.filter(({ message }) => names.includes(message))
+    t.same(
+      asked.map(({ message }) => message),
+      names,
+      'asked once each, in their order',
+    )
+    t.match(
+      (await here.messages(session_id)).map(({ status }: { status: string }) => status),
+      ['completed', 'interrupted', ...names.flatMap(() => ['completed', 'completed'])],
+    )
+    t.equal(asked.at(-1)?.body?.messages?.[1]?.content, 'Half', 'what was said before the kill is in the history')
+  })
+
   await t.test(
     'row 55: a stop that races with the end of a reply leaves one end, and everybody is told that one',
     async (t) => {
@@ -225,7 +274,7 @@ test('two processes on one Postgres', { skip }, async (t) => {
       })
       await race(stops, async (n) => {
         const visitors = visit()
-        const stream = await visitors[0].send({ message: `Race ${n}` })
+        const stream = await take(visitors[0], { message: `Race ${n}` })
         await stream.until(isDelta)
         const runId = stream.headers.get('x-run-id') ?? ''
         const elsewhere = await visitors[1].watch(`/api/v1/runs/${runId}/events`)
@@ -263,6 +312,16 @@ test('two processes on one Postgres', { skip }, async (t) => {
 const createGates = (count: number) => Array.from({ length: count }, createGate)
 /** The races share one upstream, so their messages carry their number. */
 const raceOf = (message: string) => Number(/\d+/.exec(message)?.[0])
+
+/** Sends a message as a client does that has been told to come again: with the same key, a few times. */
+async function take(client: Client, body: Readonly<Record<string, unknown>>): Promise<Stream> {
+  const attemptsMax = 5
+  const keyed = { client_message_id: randomUUID(), ...body }
+  for (let attempt = 1; ; attempt += 1) {
+    const stream = await client.send(keyed)
+    if (stream.status !== 503 || attempt === attemptsMax) return stream
+  }
+}
 
 async function startProcess(t: Test, env: Record<string, string>) {
   const gateway = await spawnGateway(t, { LOG_LEVEL: 'info', ...env })

@@ -70,7 +70,8 @@ async function live(order: ViewerOrder, signal: AbortSignal, moves: Moves, recor
     const answer = await ask(gateway, order, runId, lastId, present)
     if (answer.kind === 'stream') {
       const { response } = answer
-      const seen = String(response.headers['x-run-id'] ?? '')
+      // A reconnect that is only told to come back later names no run.
+      const seen = String(response.headers['x-run-id'] ?? runId ?? '')
       if (runId === undefined)
         recorder.tell({
           told: 'accepted',

@@ -150,22 +150,30 @@ async function gather(cluster: Cluster, history: readonly HistoryLine[], faults:
 
 /** The figures in one line for a person. */
 export function describeFigures(figures: Figures): string {
-  const most = (values: readonly number[]) => {
-    const sorted = values.toSorted((a, b) => a - b)
-    const [median, longest] = [sorted[Math.floor(sorted.length / 2)], sorted.at(-1)]
-    if (median === undefined || longest === undefined) return 'none'
-    return `${Math.round(longest)} ms (median ${Math.round(median)} ms of ${sorted.length})`
-  }
-  const { messages, acknowledged, lostMessages, lostUnits, duplicatedUnits, wrongEnds, excused } = figures
+  const { messages, acknowledged, lostMessages, lostUnits, duplicatedUnits, wrongEnds } = figures
   return [
     `${messages} messages, ${acknowledged} acknowledged`,
     `lost ${lostMessages} messages and ${lostUnits} units, duplicated ${duplicatedUnits} units, wrong ends ${wrongEnds}`,
     `worst stall ${Math.round(figures.worstStallMs)} ms (elsewhere ${Math.round(figures.worstStallElsewhereMs)} ms)`,
-    `takeover ${most(figures.takeoverMs)}, hand-over ${most(figures.handOverMs)}`,
-    ...(excused.length === 0
-      ? []
-      : [`taken back as promised: ${excused.map(({ why, units }) => `${units} units (${why})`).join(', ')}`]),
+    `takeover ${describeTimes(figures.takeoverMs)}`,
+    `hand-over ${describeTimes(figures.handOverMs)}`,
+    `taken back as promised ${describeExcused(figures)}`,
   ].join('; ')
+}
+
+export function describeTimes(times: readonly number[]): string {
+  const sorted = times.toSorted((a, b) => a - b)
+  const [median, longest] = [sorted[Math.floor(sorted.length / 2)], sorted.at(-1)]
+  if (median === undefined || longest === undefined) return 'none'
+  return `${sorted.length}, median ${Math.round(median)} ms, longest ${Math.round(longest)} ms`
+}
+
+export function describeExcused({ excused }: Figures): string {
+  if (excused.length === 0) return 'nothing'
+  const groups = Object.entries(Object.groupBy(excused, ({ why }) => why))
+  return groups
+    .map(([why, all]) => `${all?.reduce((sum, { units }) => sum + units, 0)} units of ${all?.length} viewers (${why})`)
+    .join(', ')
 }
 
 /** What a viewer named in a violation went through, in few lines: the first thing to look at. */
