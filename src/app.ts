@@ -40,7 +40,7 @@ import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
-/** What a test may put in the place of the real thing. */
+/** What the edge of the process, or a test, puts in the place of the default. */
 export interface Overrides {
   readonly logStream?: { write(line: string): void }
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
