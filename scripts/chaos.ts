@@ -216,7 +216,7 @@ function report(
     ['taken back', describeExcused(figures)],
     [
       'worst stall',
-      `${Math.round(figures.worstStallMs)} ms with the process that made the reply, ${Math.round(figures.worstStallElsewhereMs)} ms elsewhere`,
+      `${Math.round(figures.worstStallMs)} ms with the process that made the reply (during ${figures.worstStallDuring}), ${Math.round(figures.worstStallElsewhereMs)} ms elsewhere`,
     ],
     ['takeover', describeTimes(figures.takeoverMs)],
     ['  while a store was away', describeTimes(figures.takeoverDuringFaultMs)],

@@ -23,7 +23,13 @@ interface Case {
 
 const line = (atMs: number, viewer: string, entry: HistoryEntry): HistoryLine => ({ atMs, viewer, ...entry })
 const wants = (atMs: number, viewer: string, key?: string): HistoryLine =>
-  line(atMs, viewer, { what: 'wants', key, message: key === undefined ? undefined : `${key} please`, runId: undefined })
+  line(atMs, viewer, {
+    what: 'wants',
+    key,
+    message: key === undefined ? undefined : `${key} please`,
+    runId: undefined,
+    slow: false,
+  })
 const open = (atMs: number, viewer: string, gateway: string, after?: string, method: 'GET' | 'POST' = 'GET') =>
   line(atMs, viewer, { what: 'open', gateway, method, after, runId: 'r1', sessionId: 's1', messageId: 'reply' })
 const event = (atMs: number, viewer: string, event: string, id: string, data: unknown) =>

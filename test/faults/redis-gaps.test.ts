@@ -32,13 +32,15 @@ test('row 39: the stream of a run is deleted or expires while somebody waits for
   skip,
 }, async (t) => {
   const scene = await startRedisScene(t)
+  // It has read nothing of these replies before, so all it has is what it finds in Redis then.
+  const third = await scene.spawn()
   for (let trial = 1; trial <= trials; trial += 1) {
     for (const { what, lose } of losses) {
       // Spoken steadily.
       const talks = await scene.talk(`${what}-${trial}`)
       const over = scene.begin('redis away')
       await Promise.all(talks.map(({ runId }) => lose(scene, log(runId))))
-      scene.comeBack(talks, awayMs)
+      scene.comeBack(talks, awayMs, third)
       await untilShownAfter(talks.flatMap(({ far, comer }) => [far, comer]))
       over()
       await scene.untilWell(talks, nowMs())
@@ -47,7 +49,7 @@ test('row 39: the stream of a run is deleted or expires while somebody waits for
       // Silent: viewers wait at the end of a stream that goes, and one comes while it is not there.
       const waiting = await scene.hold(`${what}-waiting-${trial}`)
       await lose(scene, log(waiting.runId))
-      scene.comeBack([waiting], 0)
+      scene.comeBack([waiting], 0, third)
       await sleep(awayMs)
       const sinceMs = nowMs()
       scene.cluster.speaker.release(waiting.key)
@@ -77,7 +79,7 @@ test('row 40: a stream is trimmed past the place where somebody left: who comes 
       const talks = await scene.talk(`r40-${trial}-${kept}`)
       // To a gateway that has not read the run before: what is copied already cannot be trimmed.
       const fresh = await scene.spawn()
-      for (const { comer } of talks) comer.move(fresh.url, longAwayMs)
+      scene.comeBack(talks, longAwayMs, fresh)
       const over = scene.begin('disturbance')
       await sleep(longAwayMs / 3)
       for (const { runId } of talks) await scene.order('XTRIM', log(runId), 'MAXLEN', kept)

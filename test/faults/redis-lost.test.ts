@@ -22,11 +22,14 @@ test('row 33: Redis is killed and started again empty: nothing is lost, nobody w
   const scene = await startRedisScene(t)
   for (let trial = 1; trial <= trials; trial += 1) {
     const talks = await scene.talk(`r33-${trial}`)
+    const ending = await scene.talk(`r33-ending-${trial}`)
     const over = scene.begin('redis away')
     await scene.cluster.redis.crash()
-    scene.comeBack(talks, awayMs)
+    scene.comeBack([...talks, ...ending], awayMs)
     await untilDegraded([scene.here, scene.elsewhere], true)
     await sleep(downMs)
+    // Redis never hears of this end.
+    await scene.end(ending)
     await scene.cluster.redis.restart(AbortSignal.timeout(startMs))
     over()
     await scene.untilWell(talks, nowMs())
@@ -39,11 +42,13 @@ test('row 34: Redis forgets everything: nobody notices, and who comes back later
   skip,
 }, async (t) => {
   const scene = await startRedisScene(t)
+  // It has read nothing of these replies before, so all it has is what it finds in Redis then.
+  const third = await scene.spawn()
   for (let trial = 1; trial <= trials; trial += 1) {
     const talks = await scene.talk(`r34-${trial}`)
     const over = scene.begin('redis away')
     // Away already when it happens, so its cursor is of before.
-    scene.comeBack(talks, awayMs)
+    scene.comeBack(talks, awayMs, third)
     await scene.order('FLUSHALL')
     await untilShownAfter(talks.flatMap(({ near, far, comer }) => [near, far, comer]))
     over()

@@ -19,6 +19,8 @@ const trials = trialsOf(1)
 const awayMs = 700
 const killEveryMs = 200
 const killRounds = 20
+/** One outage that comes and goes, and at most another. */
+const linesMax = 4
 const refusedMs = 2_000
 /** 4 s, by a delay for each key that Redis has for tests of its own. */
 const loadKeys = 4_000
@@ -41,6 +43,10 @@ test('row 37: all connections to Redis are cut every 200 ms: nothing is lost, no
     await scene.end(talks)
   }
   await scene.finish(t)
+  for (const { name, lines } of scene.cluster.gateways) {
+    const said = lines.filter((line) => /"message":"the event log is (degraded|shared)/.test(line))
+    t.ok(said.length <= 1 + linesMax * trials, `${name} does not fill its log (${said.length} lines)`)
+  }
 })
 
 test('row 38: Redis is out of memory, cannot save, is a replica, loads: nothing is lost, and it is said why until it is over', {

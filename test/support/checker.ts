@@ -87,8 +87,9 @@ export interface Figures {
   lostUnits: number
   duplicatedUnits: number
   wrongEnds: number
-  /** Longest silence that a viewer of the process that makes the run had while the provider spoke. */
+  /** Longest silence that a viewer of the process that makes the run had while the provider spoke, and what went on then. */
   worstStallMs: number
+  worstStallDuring: string
   /** The same for viewers of other processes. */
   worstStallElsewhereMs: number
   /** From the death of a process to the first that a viewer heard of its successor. */
@@ -154,6 +155,7 @@ export function check(evidence: Evidence): Verdict {
     duplicatedUnits: 0,
     wrongEnds: 0,
     worstStallMs: 0,
+    worstStallDuring: 'nothing',
     worstStallElsewhereMs: 0,
     takeoverMs: [],
     handOverMs: [],
@@ -591,7 +593,9 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
   const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
   // Silence while a process is dead, frozen or taken over is measured as takeover.
   const deaths = evidence.faults.filter(({ kind }) => kind === 'kill' || kind === 'freeze' || kind === 'terminate')
+  const slow = new Set(evidence.history.flatMap((line) => (line.what === 'wants' && line.slow ? [line.viewer] : [])))
   for (const watch of watches) {
+    if (slow.has(watch.viewer)) continue
     const calls = saidByKey.get(keyOfRun.get(watch.runId) ?? '') ?? []
     const home = owners.get(watch.runId)?.[0]
     for (const { gateway, fromMs, toMs, wordsAtMs } of watch.visits) {
@@ -603,8 +607,14 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
           continue
         for (const spoken of calls.flatMap(stretchesOf)) {
           const stallMs = Math.min(toPlace, spoken.toMs) - Math.max(fromPlace, spoken.fromMs)
-          if (gateway === home) figures.worstStallMs = Math.max(figures.worstStallMs, stallMs)
-          else figures.worstStallElsewhereMs = Math.max(figures.worstStallElsewhereMs, stallMs)
+          if (gateway === home && stallMs > figures.worstStallMs) {
+            figures.worstStallMs = stallMs
+            const kinds = evidence.faults
+              .filter((fault) => fault.fromMs - sameSecondMs < toPlace && fromPlace < fault.toMs + sameSecondMs)
+              .map(({ kind, gateway: of }) => (of === undefined || of === home ? kind : `${kind} from another`))
+            figures.worstStallDuring = `${kinds.join(' and ') || 'nothing'}, ${watch.viewer}`
+          }
+          if (gateway !== home) figures.worstStallElsewhereMs = Math.max(figures.worstStallElsewhereMs, stallMs)
         }
       }
     }

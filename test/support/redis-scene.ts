@@ -38,8 +38,8 @@ export interface RedisScene extends Scene {
   talk(prefix: string, count?: number): Promise<readonly Talk[]>
   /** One reply that has said some words and then nothing, until it is released. */
   hold(key: string): Promise<Talk>
-  /** Each talk's third viewer leaves, and comes back elsewhere after so long, with the last id it got. */
-  comeBack(talks: readonly Talk[], awayMs: number): void
+  /** Each talk's third viewer leaves, and comes back after so long, with the last id it got, to this or the other gateway. */
+  comeBack(talks: readonly Talk[], awayMs: number, gateway?: ClusterGateway): void
   /**
    * Resolves when everything is as before: no gateway is degraded, and the viewers elsewhere are shown words as they are
    * spoken again. Notes how long that took since `sinceMs`.
@@ -156,8 +156,8 @@ export async function startRedisScene(
         ),
       ),
     hold: (key) => begin(key, { words: 2 * heldWords, paceMs, holdAfterWords: heldWords }),
-    comeBack(talks, awayMs) {
-      for (const { comer } of talks) comer.move(elsewhere.url, awayMs)
+    comeBack(talks, awayMs, gateway = elsewhere) {
+      for (const { comer } of talks) comer.move(gateway.url, awayMs)
     },
     async untilWell(talks, sinceMs) {
       const limit = AbortSignal.timeout(wellWaitMs)
@@ -204,7 +204,7 @@ export async function startRedisScene(
       )
       const fineMs = Math.max(0, ...fineAgainMs)
       t.ok(fineMs <= fineMsMax, `elsewhere it is fine again (${Math.round(fineMs)} ms)`)
-      const resumedMs = resumptions(evidence.history, scene.faults, elsewhere.url)
+      const resumedMs = resumptions(evidence.history, scene.faults, here.url)
       t.comment(
         [
           `trials ${scene.faults.length}`,
@@ -254,12 +254,12 @@ async function untilFine(viewer: Viewer, sinceMs: number): Promise<number> {
   return times[0] as number
 }
 
-/** How long those who came back during a fault waited for their first words. */
-function resumptions(history: readonly HistoryLine[], faults: Scene['faults'], url: string): number[] {
+/** How long those who came back during a fault, and not where the reply is made, waited for their first words. */
+function resumptions(history: readonly HistoryLine[], faults: Scene['faults'], home: string): number[] {
   const took: number[] = []
   for (const lines of Map.groupBy(history, ({ viewer }) => viewer).values()) {
     for (const [index, line] of lines.entries()) {
-      if (line.what !== 'open' || line.gateway !== url || line.after === undefined) continue
+      if (line.what !== 'open' || line.gateway === home || line.after === undefined) continue
       if (!faults.some(({ fromMs, toMs }) => fromMs <= line.atMs && line.atMs <= toMs)) continue
       const next = lines.slice(index).find((later) => later.what === 'event' && /^(delta|reset)$/.test(later.event))
       if (next !== undefined) took.push(next.atMs - line.atMs)
