@@ -16,13 +16,13 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { Redis } from 'ioredis'
-import type { Evidence, Figures, Verdict, Violation } from '../test/support/checker.ts'
+import { check, type Evidence, type Verdict, type Violation } from '../test/support/checker.ts'
 import type { ClusterGateway } from '../test/support/cluster.ts'
-import { nowMs } from '../test/support/history.ts'
+import { nowMs, readHistory } from '../test/support/history.ts'
 import { type LoadCounts, runLoad } from '../test/support/load.ts'
 import { createMishapMaker, describeMishap, type Mishap, planMishaps } from '../test/support/mishaps.ts'
 import { createRandom } from '../test/support/random.ts'
-import { type Scene, startScene, tell } from '../test/support/scene.ts'
+import { describeExcused, describeFigures, describeTimes, type Scene, startScene, tell } from '../test/support/scene.ts'
 
 const drainMs = 3_000
 const sendEveryMs = 300
@@ -41,7 +41,7 @@ const fdsMoreMax = 40
 const rssMoreMbMax = 200
 const redisClientsPerGateway = 3
 
-const help = 'Usage: npm run chaos -- [--minutes 2] [--seed 1] [--gateways 3] [--keep]\n'
+const help = 'Usage: npm run chaos -- [--minutes 2] [--seed 1] [--gateways 3] [--keep], or -- --judge <kept folder>\n'
 const say = (line: string): void => void process.stdout.write(`${line}\n`)
 
 interface Resources {
@@ -56,6 +56,7 @@ async function main(): Promise<number> {
       seed: { type: 'string', default: '1' },
       gateways: { type: 'string', default: '3' },
       keep: { type: 'boolean', default: false },
+      judge: { type: 'string' },
       help: { type: 'boolean', short: 'h', default: false },
     },
   })
@@ -64,6 +65,7 @@ async function main(): Promise<number> {
     process.stdout.write(help)
     return values.help ? 0 : 1
   }
+  if (values.judge !== undefined) return judgeAgain(values.judge)
   const folder = await mkdtemp(join(tmpdir(), 'verbatim-chaos-'))
   const endings: (() => unknown)[] = []
   const endAll = async () => {
@@ -169,6 +171,16 @@ async function make(
   if (await makeIt(mishap)) made.set(mishap.kind, (made.get(mishap.kind) ?? 0) + 1)
 }
 
+/** Judges a kept history again: for a change of the checker. */
+async function judgeAgain(folder: string): Promise<number> {
+  const rows = JSON.parse(await readFile(join(folder, 'evidence.json'), 'utf8')) as Evidence
+  const evidence = { ...rows, history: await readHistory(join(folder, 'history.jsonl')) }
+  const { violations, figures } = check(evidence)
+  say(describeFigures(figures))
+  tellAll(evidence, violations)
+  return violations.length === 0 ? 0 : 1
+}
+
 function judgeLimits(
   { figures }: Verdict,
   badExits: readonly string[],
@@ -204,7 +216,7 @@ function report(
     ['taken back', describeExcused(figures)],
     [
       'worst stall',
-      `${Math.round(figures.worstStallMs)} ms with the process that made the reply, ${Math.round(figures.worstStallElsewhereMs)} ms elsewhere`,
+      `${Math.round(figures.worstStallMs)} ms with the process that made the reply (during ${figures.worstStallDuring}), ${Math.round(figures.worstStallElsewhereMs)} ms elsewhere`,
     ],
     ['takeover', describeTimes(figures.takeoverMs)],
     ['  while a store was away', describeTimes(figures.takeoverDuringFaultMs)],
@@ -215,27 +227,16 @@ function report(
   ]
   say('')
   for (const [name, value] of lines) say(`${name.padEnd(26)}${value}`)
+  tellAll(evidence, violations)
+}
+
+function tellAll(evidence: Evidence, violations: readonly Violation[]): void {
   for (const violation of violations.slice(0, storiesMax)) {
     say(`VIOLATION ${violation.rule}: ${violation.detail}`)
     for (const line of tell(evidence, violation)) say(`    ${line}`)
   }
   if (violations.length > storiesMax) say(`and ${violations.length - storiesMax} more`)
   say(`${violations.length} violations`)
-}
-
-function describeTimes(times: readonly number[]): string {
-  const sorted = times.toSorted((a, b) => a - b)
-  const [median, longest] = [sorted[Math.floor(sorted.length / 2)], sorted.at(-1)]
-  if (median === undefined || longest === undefined) return 'none'
-  return `${sorted.length}, median ${Math.round(median)} ms, longest ${Math.round(longest)} ms`
-}
-
-function describeExcused({ excused }: Figures): string {
-  if (excused.length === 0) return 'nothing'
-  const groups = Object.entries(Object.groupBy(excused, ({ why }) => why))
-  return groups
-    .map(([why, all]) => `${all?.reduce((sum, { units }) => sum + units, 0)} units of ${all?.length} viewers (${why})`)
-    .join(', ')
 }
 
 async function readResources({ pid }: ClusterGateway): Promise<Resources> {

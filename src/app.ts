@@ -40,7 +40,7 @@ import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
-/** What a test may put in the place of the real thing. */
+/** What the edge of the process, or a test, puts in the place of the default. */
 export interface Overrides {
   readonly logStream?: { write(line: string): void }
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
@@ -74,6 +74,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
 
+  const closing = new AbortController()
+
   const sessions = createSessionStore(db)
   const runs = createRunStore(db)
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
@@ -91,13 +93,29 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
   })
   log.onFenced((runId) => owned.fence(runId))
-  const takeover = createTakeover({ db: runDb, log, owned, instanceId, logger: server.log })
+  const takeover = createTakeover({
+    db: runDb,
+    log,
+    owned,
+    instanceId,
+    logger: server.log,
+    closing: closing.signal,
+  })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
   const stop = createStop({ db, runs, owned, control, takeover })
   const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
   const tickets = createTickets({ db, ...overrides.tickets })
-  const chat = createChat({ accept, runs, owned, log, stop, instanceId, resolveModel: catalog.resolve })
+  const chat = createChat({
+    accept,
+    runs,
+    owned,
+    log,
+    stop,
+    instanceId,
+    holdLease: reaper.hold,
+    resolveModel: catalog.resolve,
+  })
 
   async function readPartial(runId: string) {
     const own = owned.partial(runId)
@@ -108,7 +126,6 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   }
 
   let state: 'starting' | 'ready' = 'starting'
-  const closing = new AbortController()
 
   async function start(): Promise<void> {
     for (let pauseMs = startPauseFirstMs; ; pauseMs = Math.min(2 * pauseMs, startPauseMaxMs)) {

@@ -8,6 +8,7 @@ import closeWithGrace from 'close-with-grace'
 import { type App, buildApp } from './app.ts'
 import { openDatabase } from './backends.ts'
 import { type Config, ConfigError, readConfig } from './config.ts'
+import { createLogOutput } from './http/log-output.ts'
 
 // After the drain time, what closing sockets and stores may take before the process ends anyway.
 const closeGraceMs = 15_000
@@ -38,10 +39,9 @@ async function migrate(config: Config): Promise<void> {
 }
 
 async function serve(config: Config): Promise<void> {
-  const app = await buildApp(config)
+  // A collector that stops reading, or a closed pipe, must neither take the gateway with it nor keep it waiting.
+  const app = await buildApp(config, { logStream: createLogOutput(process.stdout) })
   const { server } = app
-  // A collector that stops reading, or a closed pipe, must not take the gateway with it.
-  process.stdout.on('error', () => undefined)
   process.stderr.on('error', () => undefined)
 
   closeWithGrace({ delay: config.drainMs + closeGraceMs, logger: false }, async ({ err, signal }) => {

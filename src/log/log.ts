@@ -49,15 +49,19 @@ export interface EventLog {
   terminalId(runId: string): EventId | undefined
   /**
    * All that is in the log of a run at this very moment, also what another process has written last: for a takeover.
-   * @returns undefined when there is nothing, or the store does not answer
+   * @returns none when nothing is there; `unanswered` when the store does not answer, so that nobody can tell
    */
-  load(runId: string): Promise<readonly LogEntry[] | undefined>
+  load(runId: string): Promise<readonly LogEntry[] | 'unanswered'>
   /** Lets what this process holds of a run go at once: it is no longer the one that may write it. */
   forget(runId: string): void
+  /** Who can read what is appended, when all is well. */
+  readonly scope: 'process' | 'deployment'
   /** True while what is appended reaches other processes, and outlives this one. */
   readonly shared: boolean
   /** What works less well than configured, in words for an operator. */
   readonly degraded: string | undefined
+  /** Calls `listener` when `shared` is lost: what was appended last may have reached nobody else. */
+  onUnshared(listener: () => void): void
   /** Calls `listener` when a write is refused because another process has taken the run over. */
   onFenced(listener: (runId: string) => void): void
   close(): Promise<void>

@@ -35,6 +35,7 @@ export function createMemoryLog(options: HeldOptions = {}): MemoryLog {
     get watched() {
       return watchers.size
     },
+    scope: 'process',
     shared: false,
     degraded: undefined,
     sweep,
@@ -47,12 +48,13 @@ export function createMemoryLog(options: HeldOptions = {}): MemoryLog {
     read: async (runId, after, entriesMax) => held.read(runId, after, entriesMax),
     watch: watchers.watch,
     terminalId: held.terminal,
-    load: async (runId) => (held.has(runId) ? [...held.entries(runId)] : undefined),
+    load: async (runId) => [...held.entries(runId)],
     forget(runId) {
       if (held.forget(runId)) watchers.wake(runId)
     },
-    // Nobody else can write to it.
+    // Nobody else can write to it, and it is never shared.
     onFenced: () => undefined,
+    onUnshared: () => undefined,
     async close() {
       clearInterval(timer)
       for (const runId of held.ids()) {

@@ -297,7 +297,7 @@ export function createReader(options: ReaderOptions) {
     },
 
     /** From Redis itself, within {@link readMs}. */
-    async load(runId: string): Promise<readonly LogEntry[] | undefined> {
+    async load(runId: string): Promise<readonly LogEntry[] | 'unanswered'> {
       const found = createHeldLogs(false)
       const key = keys.log(runId)
       const reading = readStream(key, performance.now() + readMs, (entries) =>
@@ -310,7 +310,7 @@ export function createReader(options: ReaderOptions) {
           () => false, // There is nothing to take from a Redis that does not answer.
         ),
       )
-      return whole === true && found.has(runId) ? found.entries(runId) : undefined
+      return whole === true ? found.entries(runId) : 'unanswered'
     },
 
     /** The run is written by this process now. */

@@ -76,12 +76,14 @@ export function openRedisLog(options: RedisLogOptions): {
   const held = createHeldLogs(true, heldOptions)
   const watchers = createWatchers()
   const fencedListeners: ((runId: string) => void)[] = []
+  const unsharedListeners: (() => void)[] = []
   const commandListeners: ((command: Command) => void)[] = []
   // Generation of a run that was let go, and until when that counts.
   const left = new Map<string, { readonly generation: number; readonly until: number }>()
   // Not yet: what comes first is said at once.
   let said: 'degraded' | 'well' | undefined
   let wellTimer: NodeJS.Timeout | undefined
+  let wasShared = false
   let closing = false
 
   const [writerRedis, readerRedis, askerRedis] = [
@@ -132,6 +134,9 @@ export function openRedisLog(options: RedisLogOptions): {
   /** Says once that something is wrong, and once that it is over. */
   function report(): void {
     if (closing) return
+    const isShared = writer.problem === undefined
+    if (wasShared && !isShared) for (const listener of unsharedListeners) listener()
+    wasShared = isShared
     const reason = degraded()
     clearTimeout(wellTimer)
     if (reason === undefined) {
@@ -190,6 +195,7 @@ export function openRedisLog(options: RedisLogOptions): {
     get followed() {
       return reader.size
     },
+    scope: 'deployment',
     get shared() {
       return writer.problem === undefined
     },
@@ -226,6 +232,7 @@ export function openRedisLog(options: RedisLogOptions): {
       forget(runId)
     },
     onFenced: (listener) => void fencedListeners.push(listener),
+    onUnshared: (listener) => void unsharedListeners.push(listener),
     async close() {
       closing = true
       clearInterval(timer)

@@ -128,10 +128,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
     const onBusy = body.on_busy ?? 'reject'
     const [row] = await db.rows<AcceptRow>(sql`
       with seen as (
-        select s.version, (
-          select r.id from chat_runs r
-          where r.session_id = s.id and r.status in ('queued', 'running')
-          order by r.status desc, r.created_at, r.id limit 1
+        -- Two questions, because each has an index that does not grow with the session.
+        select s.version, coalesce(
+          (select r.id from chat_runs r where r.session_id = s.id and r.status = 'running'),
+          (select r.id from chat_runs r where r.session_id = s.id and r.status = 'queued' order by r.created_at, r.id limit 1)
         ) as active_run_id
         from chat_sessions s
         where s.id = ${sessionId}::uuid and s.owner = ${owner.key} and s.deleted_at is null

@@ -21,13 +21,15 @@ export interface ChatOptions {
   readonly log: EventLog
   readonly stop: ReturnType<typeof createStop>
   readonly instanceId: string
+  /** Resolves when this process has a lease for a while yet. */
+  readonly holdLease: () => Promise<void>
   /** @throws Problem `invalid_request` when no provider is configured for the name */
   readonly resolveModel: (mode: Mode, model: string | undefined) => { provider: string; model: string }
 }
 
 export type Chat = ReturnType<typeof createChat>
 
-export function createChat({ accept, runs, owned, log, stop, instanceId, resolveModel }: ChatOptions) {
+export function createChat({ accept, runs, owned, log, stop, instanceId, holdLease, resolveModel }: ChatOptions) {
   function resolveModels(model: string | undefined): ModelByMode {
     const resolve = (mode: Mode) => {
       const choice = resolveModel(mode, model)
@@ -48,6 +50,7 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, resolve
       if (prior === undefined) owned.refuseWhenDraining()
       else return { run: prior, isNew: false }
     }
+    await holdLease()
     return accept.accept(owner, body, models)
   }
 

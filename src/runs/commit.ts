@@ -50,9 +50,16 @@ export interface Commit {
 
 /**
  * @param generation the fencing token under which this process holds the run
+ * @param from what the run has to be: a stop of a queued run must not end one that has words by now
  * @throws Problem `db_unavailable` when the outcome is unknown: call again
  */
-export async function commitRun(db: Db, runId: string, generation: number, ending: Ending): Promise<Commit> {
+export async function commitRun(
+  db: Db,
+  runId: string,
+  generation: number,
+  ending: Ending,
+  from: 'queued' | 'running' = 'running',
+): Promise<Commit> {
   const { usage } = ending
   const error = ending.error === undefined ? null : JSON.stringify(ending.error)
   const [row] = await db.rows<{ next_may_wait: boolean }>(sql`
@@ -72,7 +79,7 @@ export async function commitRun(db: Db, runId: string, generation: number, endin
         ended_at = now()
       from place
       where chat_runs.id = ${runId}::uuid and chat_runs.session_id = place.id
-        and generation = ${generation}::int and status in ('queued', 'running')
+        and generation = ${generation}::int and status = ${from}
       returning chat_runs.id, session_id, user_message_id, message_id, status, started_at
     ), message as (
       update chat_messages set

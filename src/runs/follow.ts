@@ -48,7 +48,7 @@ export interface Batch {
 /** Events of one read from the log; a viewer far behind gets pages, and backpressure between them. */
 const pageEntriesMax = 500
 // What is joined for a viewer is encoded for it alone, and held until its connection takes it.
-const pageUnitsMax = 64 * 1024
+const pageUnitsMax = 32 * 1024
 const pollDefaultMs = 1000
 const quietDefaultMs = 1000
 // Checkpoints are about a second behind what viewers have seen.

@@ -13,14 +13,15 @@
  * left to the next process, with its text in checkpoints and in the log.
  *
  * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
- * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown.
+ * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown. Nor do the last
+ * words when the log stops being shared: they may have reached nobody.
  */
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
-import { promote } from './queue.ts'
+import { promote, stopQueued } from './queue.ts'
 import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
@@ -36,6 +37,8 @@ export type OwnedRuns = ReturnType<typeof createOwnedRuns>
 // After the drain time, what the last commits may take.
 const commitGraceMs = 3000
 const persistWaitDefaultMs = 30_000
+/** Time between two checkpoints when the last one failed. */
+const behindMs = 250
 
 /** Makes runs of this process claimable by others, and tells those. */
 export type HandOver = (runIds: readonly string[]) => Promise<void>
@@ -50,6 +53,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   const arrivals = new Set<Promise<unknown>>()
   const closing = new AbortController()
   const draining = new AbortController()
+  // The last checkpoints were not written: the next ones do not wait as long.
+  let behind = false
   let outOfTime: 'drain' | 'release' | undefined
   let checkpoint: { readonly now: Promise<void>; next?: Promise<void> } | undefined
 
@@ -127,6 +132,16 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     })
   }
 
+  /** For a run that nobody waits for any more. If it has begun elsewhere, it goes on there. */
+  async function leaveQueue(facts: RunFacts): Promise<void> {
+    try {
+      const { nextMayWait } = await stopQueued(db, facts)
+      if (nextMayWait) await startNext(facts.session_id)
+    } catch (error) {
+      deps.onFault(facts.id, 'a message could not be taken out of the queue; it will be answered', error)
+    }
+  }
+
   async function writeCheckpointsNow(): Promise<void> {
     // A checkpoint may hold only what is in the log; so what has gathered since the last frame goes there first.
     frames.flushAll()
@@ -138,11 +153,13 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     }))
     try {
       await writeCheckpoints(db, sources, places)
+      behind = false
     } catch (error) {
       logger.warn(
         { err: error, runs: sources.length },
         'checkpoints could not be written; the next ones will hold their text',
       )
+      behind = true
     }
   }
 
@@ -160,9 +177,13 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     return current.next
   }
 
+  log.onUnshared(() => {
+    if (active.size > 0) void checkpointNow()
+  })
+
   const checkpointClock = (async () => {
     while (!closing.signal.aborted) {
-      await pause(checkpointMs, closing.signal)
+      await pause(behind ? Math.min(behindMs, checkpointMs) : checkpointMs, closing.signal)
       if (active.size > 0 && !closing.signal.aborted) await checkpointNow()
     }
   })()
@@ -243,7 +264,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
           return
         }
         viewers.delete(facts.id)
-        if (clientLeft && facts.on_disconnect === 'stop') active.get(facts.id)?.run.stop('stop')
+        if (!clientLeft || facts.on_disconnect !== 'stop') return
+        active.get(facts.id)?.run.stop('stop')
+        if (facts.status === 'queued' && !active.has(facts.id)) void arrive(() => leaveQueue(facts))
       }
     },
 

@@ -89,5 +89,5 @@ const unstarted: Ending = {
  * @throws Problem `db_unavailable` when the outcome is unknown: call again
  */
 export function stopQueued(db: Db, { id, generation }: RunFacts): Promise<Commit> {
-  return commitRun(db, id, generation, unstarted)
+  return commitRun(db, id, generation, unstarted, 'queued')
 }

@@ -19,11 +19,10 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
-import { Problem } from '../errors.ts'
 import type { Control } from '../log/control.ts'
 import type { OwnedRuns } from './owned.ts'
 import { pause } from './run.ts'
-import { claimRuns, type Takeover } from './takeover.ts'
+import { type ClaimedRun, claimRuns, type Takeover } from './takeover.ts'
 
 // A run is claimed leaseMs + lookMs after its process's last beat at the latest, and a viewer that is fed from the
 // database sees it up to a second later: promise P7 says 12 s for all of it.
@@ -33,7 +32,9 @@ const beatMs = 3000
 // A shorter gap leaves a lease enough of its time; a statement that hangs is given up after 5 s.
 const gapMs = 5000
 const holdMs = 7000
-/** Runs claimed by one statement. */
+// Beats come each 3 s: only a process that stood still, or whose database was away, is older than this.
+const staleMs = 5000
+/** Runs claimed by one statement, and taken over at the same time. */
 const claimMax = 50
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
@@ -58,6 +59,7 @@ export function createReaper(options: ReaperOptions) {
   const { db, control, instanceId, owned, takeover, logger, now = () => performance.now() } = options
   const closing = new AbortController()
   let hurry = new AbortController()
+  let renewal: Promise<void> | undefined
   let clock: Promise<void> | undefined
   let beatAt = Number.NEGATIVE_INFINITY
   // What the others have been told: nobody should hand over to a process that ends.
@@ -103,8 +105,12 @@ export function createReaper(options: ReaperOptions) {
       db,
       instanceId,
       sql`
-        select run.id from chat_runs run
-        where run.status = 'running' and (
+        select run.id, run.generation from chat_runs run
+        where run.status = 'running'
+        -- As this statement began to see it. When another reaper has been faster, Postgres looks at the changed row again,
+        -- but still with the leases of before: that reaper's own may not be among them.
+        and run.generation = (select seen.generation from chat_runs seen where seen.id = run.id)
+        and (
           -- Not a join: when another reaper has been faster, Postgres looks at the changed row again, and would then pair
           -- it with the lease of the dead process, not with the living one's.
           (run.instance_id is distinct from ${instanceId}::uuid and not exists (
@@ -117,19 +123,20 @@ export function createReaper(options: ReaperOptions) {
         order by run.created_at limit ${claimMax}::int
         for update skip locked`,
     )
-    let taken = 0
-    for (const run of claimed) {
-      // What is left then is the next process's, as soon as the lease is given back.
-      if (closing.signal.aborted) break
-      try {
-        await takeover.takeOver(run)
-        taken += 1
-      } catch (error) {
-        if (error instanceof Problem) throw error
-        logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
-      }
+    // Side by side: one after the other, the runs of a busy process would not be taken over in time.
+    const taken = await Promise.all(claimed.map(takeOver))
+    return taken.filter(Boolean).length
+  }
+
+  async function takeOver(run: ClaimedRun): Promise<boolean> {
+    try {
+      await takeover.takeOver(run)
+      return true
+    } catch (error) {
+      // It stays claimed, and is found again as one that nobody makes.
+      logger.error({ run_id: run.id, generation: run.generation, err: error }, 'a run could not be taken over yet')
+      return false
     }
-    return taken
   }
 
   async function sweep(): Promise<void> {
@@ -156,7 +163,7 @@ export function createReaper(options: ReaperOptions) {
     await lookAtOwn()
     noteSight()
     // A process that ends takes nothing new: whoever stays does.
-    if (!owned.isDraining && now() >= holdUntil) await reap()
+    while (!owned.isDraining && now() >= holdUntil && (await reap()) === claimMax);
     await owned.startNext()
   }
 
@@ -189,6 +196,19 @@ export function createReaper(options: ReaperOptions) {
           }
         }
       })()
+    },
+
+    /**
+     * Resolves when the lease has some time left: at once, except in a process that has stood still. What that accepted
+     * without a lease, another would claim at the same moment, and both would ask the upstream.
+     * @throws Problem `db_unavailable`
+     */
+    async hold(): Promise<void> {
+      if (now() - beatAt < staleMs) return
+      renewal ??= beat().finally(() => {
+        renewal = undefined
+      })
+      await renewal
     },
 
     /** Other processes that take new work, by the database's clock. */

@@ -3,17 +3,17 @@
  * raises its generation in the same statement, which fences the old process out of every later write, to Postgres and to
  * the log. Then:
  * - its text is put together from the log and the checkpoints, whichever goes further: what a viewer was shown is in the
- *   log, and what the log has lost is, but for the last second, in a checkpoint;
+ *   log, and what the log has lost is, but for the last second, in a checkpoint. A log that does not answer at the moment
+ *   is asked again for `logPatienceMs`: it may hold words that are nowhere else;
  * - asked to stop: it ends as `stopped`, with that text;
- * - nothing shown yet: the upstream is asked again, by this process, and the reply goes on as if nothing had happened;
- *   at most {@link attemptsMax} times in all, because what kills a process may be the run itself;
+ * - surely nothing was shown yet: the upstream is asked again, by this process, and the reply goes on as if nothing had
+ *   happened; at most {@link attemptsMax} times in all, because what kills a process may be the run itself;
  * - else it ends as `interrupted`, with that text, and can be asked for again by a person.
  *
  * The new generation begins with a `reset`, so that viewers of the old one hold what is stored. The end is said only after
  * the commit, as everywhere.
  *
  * If this process dies at an await, its own lease runs out, and the next one does the same with a generation of its own.
- * If the log's store does not answer, the checkpoints alone have to do.
  */
 import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
@@ -27,10 +27,13 @@ import { type Checkpoint, readCheckpoint } from './checkpoint.ts'
 import { commitRun, type Ending } from './commit.ts'
 import type { RunFacts } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
-import { toDone } from './run.ts'
+import { pause, toDone } from './run.ts'
 
 /** Times that one run may ask the upstream, the first included. */
 export const attemptsMax = 2
+/** How long a log that does not answer is waited for, beyond its own limit for an answer. */
+const logPatienceMs = 3000
+const logPauseMs = 250
 
 export interface TakeoverOptions {
   readonly db: Db
@@ -38,6 +41,14 @@ export interface TakeoverOptions {
   readonly owned: OwnedRuns
   readonly instanceId: string
   readonly logger: FastifyBaseLogger
+  /** Aborted when this process ends. */
+  readonly closing: AbortSignal
+}
+
+interface Known {
+  readonly text: Checkpoint
+  /** False when the log might know of more. */
+  readonly isCertain: boolean
 }
 
 export interface ClaimedRun extends RunFacts {
@@ -52,13 +63,24 @@ export const claimedColumns = sql`
 
 export type Takeover = ReturnType<typeof createTakeover>
 
-export function createTakeover({ db, log, owned, instanceId, logger }: TakeoverOptions) {
+export function createTakeover({ db, log, owned, instanceId, logger, closing }: TakeoverOptions) {
   /** The furthest that is known of what the run has said; both sources end at an event of the same numbering. */
-  async function readText(runId: string): Promise<Checkpoint> {
-    const [logged, checkpoint] = await Promise.all([readLog(log, runId), readCheckpoint(db, runId)])
-    if (logged?.cursor === undefined) return checkpoint
-    if (checkpoint.cursor === undefined) return logged
-    return compareEventIds(logged.cursor, checkpoint.cursor) >= 0 ? logged : checkpoint
+  async function readText(runId: string): Promise<Known> {
+    const [entries, checkpoint] = await Promise.all([loadPatiently(runId), readCheckpoint(db, runId)])
+    const isCertain = entries !== 'unanswered'
+    const logged = isCertain ? joinEntries(entries) : undefined
+    if (logged?.cursor === undefined) return { text: checkpoint, isCertain }
+    if (checkpoint.cursor === undefined) return { text: logged, isCertain }
+    return { text: compareEventIds(logged.cursor, checkpoint.cursor) >= 0 ? logged : checkpoint, isCertain }
+  }
+
+  async function loadPatiently(runId: string): Promise<readonly LogEntry[] | 'unanswered'> {
+    for (const giveUpAt = performance.now() + logPatienceMs; ; ) {
+      const entries = await log.load(runId)
+      if (entries !== 'unanswered' || performance.now() >= giveUpAt) return entries
+      await pause(logPauseMs, closing)
+      if (closing.aborted) return entries
+    }
   }
 
   /** @returns false when the run may not ask again, or is somebody else's by now */
@@ -104,9 +126,9 @@ export function createTakeover({ db, log, owned, instanceId, logger }: TakeoverO
      * @throws Problem `db_unavailable`: the run stays claimed, and is found again as one that nobody makes
      */
     async takeOver(run: ClaimedRun): Promise<void> {
-      const text = await readText(run.id)
-      const isShown = text.parts.some((part) => part.text !== '' || part.kind === 'tool_call')
-      if (!isShown && !run.stop_requested && !owned.isDraining && (await countAttempt(run))) {
+      const { text, isCertain } = await readText(run.id)
+      const isSilent = isCertain && text.parts.every((part) => part.text === '' && part.kind !== 'tool_call')
+      if (isSilent && !run.stop_requested && !owned.isDraining && (await countAttempt(run))) {
         logger.warn({ run_id: run.id, generation: run.generation }, 'took over a run that had not begun; asking again')
         owned.start(run)
       } else {
@@ -122,7 +144,9 @@ export function createTakeover({ db, log, owned, instanceId, logger }: TakeoverO
       const [claimed] = await claimRuns(
         db,
         instanceId,
-        sql`select id from chat_runs where id = ${runId}::uuid and generation = ${generation}::int and status = 'running'`,
+        sql`
+          select id, generation from chat_runs
+          where id = ${runId}::uuid and generation = ${generation}::int and status = 'running'`,
       )
       return claimed
     },
@@ -130,14 +154,15 @@ export function createTakeover({ db, log, owned, instanceId, logger }: TakeoverO
 }
 
 /**
- * The one statement by which runs change hands. It asks for the status again: a run may have ended since it was chosen.
- * @param chosen a query for the ids; rows it locks stay locked until the statement ends
+ * The one statement by which runs change hands. It asks for generation and status again: a run may have been claimed by
+ * another, or have ended, since it was chosen.
+ * @param chosen a query for ids and generations; rows it locks stay locked until the statement ends
  */
 export function claimRuns(db: Db, instanceId: string, chosen: SQL): Promise<ClaimedRun[]> {
   return db.rows<ClaimedRun>(sql`
     with chosen as (${chosen})
     update chat_runs run set generation = run.generation + 1, instance_id = ${instanceId}::uuid
-    from chosen where run.id = chosen.id and run.status = 'running'
+    from chosen where run.id = chosen.id and run.generation = chosen.generation and run.status = 'running'
     returning ${claimedColumns}`)
 }
 
@@ -145,8 +170,8 @@ export function claimRuns(db: Db, instanceId: string, chosen: SQL): Promise<Clai
  * What can be joined together from the last beginning on: what stands behind a hole belongs to words that are missing.
  * @returns undefined when the log does not hold the run from a beginning on
  */
-async function readLog(log: EventLog, runId: string): Promise<Checkpoint | undefined> {
-  const entries = (await log.load(runId))?.filter(({ event }) => event.type !== 'done') ?? []
+function joinEntries(loaded: readonly LogEntry[]): Checkpoint | undefined {
+  const entries = loaded.filter(({ event }) => event.type !== 'done')
   const lastReset = entries.findLastIndex(({ event }) => event.type === 'reset')
   if (lastReset === -1 && entries[0]?.seq !== 1) return undefined
   const tail = entries.slice(Math.max(0, lastReset))

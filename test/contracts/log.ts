@@ -187,7 +187,7 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
 
   await t.test('what is loaded is all that was appended', async (t) => {
     const run = randomUUID()
-    t.equal(await reader.load(run), undefined, 'nothing yet')
+    t.same(await reader.load(run), [], 'nothing yet')
     const entries = [...deltas(1, 3), done(4)]
     writer.append([{ runId: run, entries }])
     await untilAt(reader, run, '1-4')

@@ -162,6 +162,34 @@ for (const database of databases()) {
       t.equal(upstream.calls.length, before + 1, 'the one that was taken out was never asked')
     })
 
+    await t.test(
+      'P6 a queued message whose sender has left is answered, unless it said that nobody waits',
+      async (t) => {
+        const { client } = clients()
+        const gate = answerAtGate()
+        const running = await client.send({ message: 'One' })
+        await running.until(isDelta)
+        const session_id = running.headers.get('x-session-id') ?? ''
+        const [kept, dropped] = [
+          await client.send({ session_id, message: 'Kept', on_busy: 'queue' }),
+          await client.send({ session_id, message: 'Dropped', on_busy: 'queue', on_disconnect: 'stop' }),
+        ]
+        const before = upstream.calls.length
+        const read = async (stream: Stream) => (await client.get(`/api/v1/runs/${stream.headers.get('x-run-id')}`)).body
+        for (const stream of [kept, dropped]) {
+          stream.close()
+          await stream.ended
+        }
+        await untilTrue(async () => (await read(dropped)).status === 'stopped')
+        t.match(await read(kept), { status: 'queued' })
+        upstream.answer(() => say({ text: 'For later' }))
+        gate.open()
+        t.equal(await running.ended, 'clean')
+        await untilTrue(async () => (await read(kept)).status === 'completed')
+        t.equal(upstream.calls.length, before + 1)
+      },
+    )
+
     await t.test('interrupt stops the running reply and those that wait, and is answered itself', async (t) => {
       const { client } = clients()
       answerAtGate()

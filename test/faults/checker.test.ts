@@ -23,7 +23,13 @@ interface Case {
 
 const line = (atMs: number, viewer: string, entry: HistoryEntry): HistoryLine => ({ atMs, viewer, ...entry })
 const wants = (atMs: number, viewer: string, key?: string): HistoryLine =>
-  line(atMs, viewer, { what: 'wants', key, message: key === undefined ? undefined : `${key} please`, runId: undefined })
+  line(atMs, viewer, {
+    what: 'wants',
+    key,
+    message: key === undefined ? undefined : `${key} please`,
+    runId: undefined,
+    slow: false,
+  })
 const open = (atMs: number, viewer: string, gateway: string, after?: string, method: 'GET' | 'POST' = 'GET') =>
   line(atMs, viewer, { what: 'open', gateway, method, after, runId: 'r1', sessionId: 's1', messageId: 'reply' })
 const event = (atMs: number, viewer: string, event: string, id: string, data: unknown) =>
@@ -342,6 +348,7 @@ function lostWords(faults: readonly Fault[]): Case {
   replace(made, isEvent('v1', '1-2'), delta(4_900, 'v1', '1-2', 0, 'Hello '))
   replace(made, isEvent('v1', '2-1'), reset(15_000, 'v1', '2-1', 'Hel'))
   made.messages[1] = { ...(made.messages[1] as MessageRow), content: 'Hel' }
+  made.said = [{ ...(made.said[0] as SaidCall), lastWordAtMs: 4_900 }]
   made.faults.push(...faults)
   return made
 }
@@ -358,7 +365,11 @@ test('words may be lost when Redis was away and the process died within the same
   t.same(verdict.figures.excused, [{ why: 'double fault', units: 3 }])
   t.same(rulesOf(lostWords([away(4_000, 4_500, owner)])), [], 'of that process alone')
   t.same(rulesOf(lostWords([away(1_000, 3_000)])), ['P3 shown is kept'], 'Redis was back two seconds before')
-  t.same(rulesOf(lostWords([away(4_000, 4_500, other)])), ['P3 shown is kept'], 'another process had no Redis')
+  t.same(rulesOf(lostWords([away(9_000, 9_001)])), [], 'Redis forgot before the takeover')
+  t.same(rulesOf(lostWords([away(25_000, 25_001)])), ['P3 shown is kept'], 'Redis forgot long after the takeover')
+  t.same(rulesOf(lostWords([away(14_000, 15_500, other)])), [], 'whoever took over had no Redis')
+  t.same(rulesOf(lostWords([away(4_000, 4_500, other)])), ['P3 shown is kept'], 'it had no Redis before the kill')
+  t.same(rulesOf(lostWords([away(4_000, 15_500, 'http://c')])), ['P3 shown is kept'], 'a third process had no Redis')
   t.same(rulesOf(lostWords([])), ['P3 shown is kept'], 'Redis was there')
 
   const old = lostWords([away(1_000, 6_000)])
@@ -390,6 +401,26 @@ test('words of a process that was frozen are taken back by a reset, and only tho
   const deaf = zombie(freeze)
   replace(deaf, isEvent('v1', '2-1'))
   t.ok(rulesOf(deaf).includes('P3 byte for byte'), 'without a reset its viewer keeps words that are not stored')
+})
+
+test('words that were shown and then forgotten by all that could tell of them do not forbid a second call', async (t) => {
+  const made = goodCase()
+  const first = made.said[0] as SaidCall
+  made.history.splice(3, 0, delta(50, 'v1', '1-2', 0, 'Hel'), reset(5_000, 'v1', '2-1', ''))
+  made.history = made.history.map((one) =>
+    one.atMs < 60 || one.atMs >= 5_000
+      ? one
+      : { ...one, atMs: one.atMs + 6_000, ...('id' in one ? { id: one.id?.replace('1-', '2-') } : {}) },
+  ) as HistoryLine[]
+  made.runs[0] = { ...(made.runs[0] as RunRow), generation: 2 }
+  made.said = [
+    { ...first, text: 'Hel', whole: false },
+    { ...first, call: 2, atMs: 5_000 },
+  ]
+  made.faults = [{ kind: 'kill', gateway: owner, fromMs: 60, toMs: 60 }]
+  t.ok(rulesOf(made).includes('P5 one call'))
+  made.faults.push({ kind: 'redis away', gateway: undefined, fromMs: 3_000, toMs: 3_001 })
+  t.notOk(rulesOf(made).includes('P5 one call'), 'Redis forgot them before the takeover')
 })
 
 test('a second call is right when the process died before anything was shown', async (t) => {

@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { createParser } from 'eventsource-parser'
-import tap, { type Test, test } from 'tap'
+import { type Test, test } from 'tap'
 import { begin, chunk, createGate, doneMarker, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { parseEventId } from '../../src/log/event.ts'
 import {
@@ -39,8 +39,6 @@ const stalledViewers = 20
 const pendingBytesMax = 256 * 1024
 const memoryOfViewerBytesMax = 1024 * 1024
 const resumers = 50
-
-tap.jobs = 2
 
 const runOf = (stream: Stream) => stream.headers.get('x-run-id') ?? ''
 const eventsOf = (stream: Stream) => `/api/v1/runs/${runOf(stream)}/events`
@@ -389,14 +387,14 @@ test('row 44: a client that is gone without a word is let go', async (t) => {
 
   await t.test('a run that asked for it is stopped by that', async (t) => {
     upstream.answer(async function* () {
-      yield* longPieces(Number.POSITIVE_INFINITY, 10)
+      yield* longPieces(Number.POSITIVE_INFINITY, 40)
     })
     const viewer = createClient(`http://127.0.0.1:${proxy.port}`, client.identity)
     const stream = await viewer.send({ message: 'Much', on_disconnect: 'stop' })
     await stream.until(isDelta)
     proxy.set('hang')
     const run = await untilEnded(client, runOf(stream))
-    t.match(run.status, /stopped|interrupted/, 'by the cut, or by the limit of a reply before it')
+    t.equal(run.status, 'stopped')
     proxy.set('pass')
     await stream.ended
   })
@@ -416,7 +414,7 @@ test('row 45: clients that stop reading', async (t) => {
   await first.until(isDelta)
   const before = new Set(sockets)
   const viewers = Array.from({ length: stalledViewers }, () =>
-    openViewer(gateway.url, eventsOf(first), client.identity),
+    openViewer(gateway.url, eventsOf(first), client.identity, true),
   )
   await Promise.all(viewers.map(({ began }) => began))
   const stalled = [...sockets].filter((socket) => !before.has(socket))
@@ -483,10 +481,10 @@ test('row 45: clients that ask for a long reply and do not read it cost little m
   await untilSize(sockets, before.size)
 })
 
-/** Three bytes a unit, and more of them than the kernel keeps for a connection. */
+/** Six bytes a unit in JSON: of all that a reply can hold, that is more than two kernels keep for a connection. */
 const pieceUnits = 20_000
 const pieceCount = 95
-const piece = (index: number) => `${index} ${'漢'.repeat(pieceUnits - 10)}\n`
+const piece = (index: number) => `${index} ${'\u0001'.repeat(pieceUnits - 10)}\n`
 const longText = Array.from({ length: pieceCount }, (_, index) => piece(index)).join('')
 
 async function* longPieces(count: number, paceMs = 0) {

@@ -75,7 +75,9 @@ function withSeam(log: EventLog): EventLog {
       const viewer = `${runId} ${after?.generation}-${after?.seq}`
       if (after === undefined || joined.has(viewer)) return log.read(runId, after, entriesMax)
       joined.add(viewer)
-      return log.read(runId, (await log.load(runId))?.at(-1) ?? after, entriesMax)
+      const whole = await log.load(runId)
+      const end = whole === 'unanswered' ? undefined : whole.at(-1)
+      return log.read(runId, end ?? after, entriesMax)
     },
     watch: log.watch,
     load: log.load,

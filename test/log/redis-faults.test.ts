@@ -193,7 +193,7 @@ test('Redis hangs for 5 s: nobody waits for it, and elsewhere the database serve
     })
     await noticed
     const askedAt = performance.now()
-    t.equal(await other.log.load(speech.runId), undefined, 'a takeover finds nothing')
+    t.equal(await other.log.load(speech.runId), 'unanswered', 'a takeover is told that it cannot know')
     t.ok(performance.now() - askedAt < stallMaxMs + marginMs, 'and is told so in time')
     await sleep(stoppedAt + 5000 - performance.now())
     server.signal('SIGCONT')
@@ -344,7 +344,7 @@ test('a process that starts without Redis shares what it has said when Redis com
   t.match(first, { kind: 'entries', local: true })
   const strange = await owner.log.read('strange', undefined, 10)
   t.equal(strange.kind, 'unknown')
-  t.equal(await owner.log.load('strange'), undefined)
+  t.equal(await owner.log.load('strange'), 'unanswered')
   await server.restart(AbortSignal.timeout(10_000))
   await owner.until(isWell)
   const other = await openSharedLog(t, { url: server.url, prefix })

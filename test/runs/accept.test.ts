@@ -154,6 +154,7 @@ for (const kind of databases()) {
             log,
             stop: async (run) => run,
             instanceId: instance,
+            holdLease: async () => undefined,
             resolveModel: () => ({ provider: 'demo', model: 'demo' }),
           })
         await chatOf(randomUUID())(owner, body)

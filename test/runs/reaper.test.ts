@@ -102,6 +102,35 @@ for (const kind of databases()) {
       },
     )
 
+    await t.test(
+      'a log that does not answer at once is asked again, because it may hold what is nowhere else',
+      async (t) => {
+        const run = await accept({ instanceId: randomUUID() })
+        let asked = 0
+        const log: EventLog = {
+          ...createMemoryLog(),
+          async load() {
+            asked += 1
+            return asked < 3 ? 'unanswered' : [delta(1, 1, ''), ...deltas(2, 3)]
+          },
+        }
+        const reaper = createReaperOf({ db, log })
+        await reaper.start()
+        await reaper.close()
+        t.match(await sessions.readReply(run.message_id), { status: 'interrupted', content: '1-2;1-3;' })
+      },
+    )
+
+    await t.test('a run of which nobody can tell whether something was shown is not asked for again', async (t) => {
+      const run = await accept({ instanceId: randomUUID() })
+      const owned = createIdleRuns()
+      const reaper = createReaperOf({ db, owned, log: { ...createMemoryLog(), load: async () => 'unanswered' } })
+      await reaper.start()
+      await reaper.close()
+      t.match(await runs.reread(run.id), { status: 'interrupted', attempts: 1 })
+      t.same(owned.started, [])
+    })
+
     await t.test('a run that somebody wanted stopped ends as stopped when its process is dead', async (t) => {
       const dead = randomUUID()
       for (const text of ['So far', '']) {
@@ -148,6 +177,25 @@ for (const kind of databases()) {
       }
       t.ok(now >= 12_000, `taken over at ${now} ms`)
       t.equal(await status(), 'interrupted', 'and then it does')
+      await reaper.close()
+    })
+
+    await t.test('a process that stood still has a lease again before it accepts anything', async (t) => {
+      let now = 0
+      const instanceId = randomUUID()
+      const reaper = createReaperOf({ db, instanceId, now: () => now })
+      await reaper.start()
+      const remainingMs = async () => {
+        const rows = await db.rows<{ ms: number }>(sql`
+          select (extract(epoch from lease_until - now()) * 1000)::int as ms from instances where id = ${instanceId}::uuid`)
+        return rows[0]?.ms ?? 0
+      }
+      await lease(db, instanceId, -5)
+      await reaper.hold()
+      t.ok((await remainingMs()) < 0, 'nothing is written while the last renewal is recent')
+      now = 20_000
+      await Promise.all([reaper.hold(), reaper.hold()])
+      t.ok((await remainingMs()) > 5_000)
       await reaper.close()
     })
 

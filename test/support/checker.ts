@@ -5,8 +5,9 @@
  * be judged again.
  *
  * Words that a viewer was shown may be missing from the stored reply only in windows that are known beforehand: shown by
- * a process that had lost its run while it was frozen or cut off from the database (`zombie`), or gone with a process that died
- * while Redis was away (`double fault`). Everything else is a violation. Each rule has a broken history that it must notice
+ * a process that had lost its run while it was frozen or cut off from the database (`zombie`); or said since the last
+ * checkpoint by a process that died, froze or lost its lease, when Redis was away or forgot at that time or before the
+ * takeover (`double fault`). Everything else is a violation. Each rule has a broken history that it must notice
  * (test/faults/checker.test.ts).
  */
 import { type EventId, formatEventId, parseEventId } from '../../src/log/event.ts'
@@ -86,8 +87,9 @@ export interface Figures {
   lostUnits: number
   duplicatedUnits: number
   wrongEnds: number
-  /** Longest silence that a viewer of the process that makes the run had while the provider spoke. */
+  /** Longest silence that a viewer of the process that makes the run had while the provider spoke, and what went on then. */
   worstStallMs: number
+  worstStallDuring: string
   /** The same for viewers of other processes. */
   worstStallElsewhereMs: number
   /** From the death of a process to the first that a viewer heard of its successor. */
@@ -110,10 +112,14 @@ const checkpointAgeMs = 2_500
 const noticeMs = 5_000
 /** A process cut off from its database for less than this keeps its lease. */
 const leaseMinMs = 6_000
+/** From the end of a process until its runs are another's. */
+const takeoverMsMax = 15_000
 /** "Within the same second", as the promises say it. */
 const sameSecondMs = 1_000
 /** Checkpoints that were written at the very moment of a commit stay until the next sweep: of so many runs at most. */
 const leftoversMax = 0.05
+/** The provider is asked within this after an acceptance, except when the message waits in a queue. */
+const promptMs = 250
 /** How many of a message's calls to the provider there may be. */
 const callsMax = 2
 
@@ -131,7 +137,7 @@ interface Watch {
   readonly shown: Shown[]
   /** Places in `shown` at which a reset replaced what was there. */
   readonly resets: number[]
-  readonly deltas: { readonly atMs: number; readonly generation: number }[]
+  readonly deltas: { readonly atMs: number; readonly gateway: string }[]
   readonly visits: { readonly gateway: string; readonly fromMs: number; toMs: number; readonly wordsAtMs: number[] }[]
   done: { readonly atMs: number; readonly id: string; readonly status: string } | undefined
   end: string | undefined
@@ -149,6 +155,7 @@ export function check(evidence: Evidence): Verdict {
     duplicatedUnits: 0,
     wrongEnds: 0,
     worstStallMs: 0,
+    worstStallDuring: 'nothing',
     worstStallElsewhereMs: 0,
     takeoverMs: [],
     handOverMs: [],
@@ -228,7 +235,7 @@ function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures
       if (line.event === 'delta') {
         const { offset, text } = line.data as { offset: number; text: string }
         visit?.wordsAtMs.push(line.atMs)
-        watch.deltas.push({ atMs: line.atMs, generation: id?.generation ?? 0 })
+        watch.deltas.push({ atMs: line.atMs, gateway })
         if (offset > held.length) {
           say('P3 gap', `${viewer}: delta ${line.id} begins at ${offset}, held are ${held.length}`)
           figures.lostUnits += offset - held.length
@@ -366,6 +373,7 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
   const runsById = new Map(evidence.runs.map((run) => [run.id, run]))
   const messagesById = new Map(evidence.messages.map((message) => [message.id, message]))
   const owners = ownersOf(evidence)
+  const watchesByRun = Map.groupBy(watches, ({ runId }) => runId)
   for (const watch of watches) {
     const run = runsById.get(watch.runId)
     const stored = run === undefined ? undefined : messagesById.get(run.message_id)?.content
@@ -379,7 +387,8 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
       figures.lostUnits += Math.max(0, stored.length - last.length)
       figures.duplicatedUnits += Math.max(0, last.length - stored.length)
     }
-    checkShown(evidence, watch, stored, owners.get(watch.runId) ?? [], say, figures)
+    const others = watchesByRun.get(watch.runId) ?? []
+    checkShown(evidence, watch, others, stored, owners.get(watch.runId) ?? [], say, figures)
   }
 
   const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
@@ -405,6 +414,7 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
 function checkShown(
   evidence: Evidence,
   watch: Watch,
+  watchesOfRun: readonly Watch[],
   stored: string,
   owners: readonly string[],
   say: Say,
@@ -420,7 +430,7 @@ function checkShown(
     if (longest === undefined || stored.startsWith(longest.text)) continue
     const beyond = stretch.find(({ text }) => !stored.startsWith(text)) ?? longest
     const isReplaced = index < bounds.length - 1
-    const why = excuse(evidence.faults, beyond, owners)
+    const why = excuse(evidence, { ...beyond, saidAtMs: findSaidAt(evidence, watchesOfRun, beyond, stored) }, owners)
     const units = longest.text.length - commonUnits(longest.text, stored)
     // Who has left before the reset could come holds what it held; who has seen the end may not.
     if (why !== undefined && (isReplaced || watch.done === undefined)) {
@@ -435,13 +445,23 @@ function checkShown(
   }
 }
 
+/** The latest that the first of the words beyond what is stored can have been said: a viewer may be shown them much later. */
+function findSaidAt({ said }: Evidence, watches: readonly Watch[], beyond: Shown, stored: string): number {
+  const place = commonUnits(beyond.text, stored)
+  const start = beyond.text.slice(0, place + 1)
+  const shown = watches.flatMap((watch) => watch.shown.find(({ text }) => text.startsWith(start))?.atMs ?? [])
+  const lastWords = said.flatMap(({ text, lastWordAtMs }) => (text.startsWith(start) ? (lastWordAtMs ?? []) : []))
+  return Math.min(beyond.atMs, ...shown, ...lastWords)
+}
+
+/** Why words may be gone that were said at one time, and shown by `gateway` at another, or undefined. */
 function excuse(
-  faults: readonly Fault[],
-  lost: Shown,
+  { faults }: Evidence,
+  { atMs, gateway, saidAtMs }: Pick<Shown, 'atMs' | 'gateway'> & { readonly saidAtMs: number },
   owners: readonly string[],
 ): 'zombie' | 'double fault' | undefined {
-  const { atMs, gateway } = lost
   const concerns = (fault: Fault, url: string) => fault.gateway === undefined || fault.gateway === url
+  const losesLease = (fault: Fault) => fault.kind === 'database away' && fault.toMs - fault.fromMs >= leaseMinMs
   const isZombie = faults.some(
     (fault) =>
       (fault.kind === 'freeze' &&
@@ -449,36 +469,42 @@ function excuse(
         owners.includes(gateway) &&
         fault.toMs <= atMs &&
         atMs <= fault.toMs + noticeMs) ||
-      (fault.kind === 'database away' &&
+      (losesLease(fault) &&
         owners.includes(gateway) &&
         concerns(fault, gateway) &&
-        fault.toMs - fault.fromMs >= leaseMinMs &&
         fault.fromMs + leaseMinMs <= atMs &&
         atMs <= fault.toMs + noticeMs),
   )
   if (isZombie) return 'zombie'
-  const isDouble = faults.some((death) => {
-    if (death.kind !== 'kill' && death.kind !== 'freeze') return false
-    if (!owners.includes(death.gateway ?? '')) return false
-    const url = death.gateway ?? ''
-    const redisGone = faults.some(
-      (fault) =>
-        fault.kind === 'redis away' &&
-        concerns(fault, url) &&
-        fault.fromMs - sameSecondMs <= death.fromMs &&
-        death.fromMs <= fault.toMs + sameSecondMs,
-    )
-    if (!redisGone || atMs > death.fromMs + sameSecondMs) return false
-    const databaseGone = faults.filter(
-      (fault) =>
-        fault.kind === 'database away' &&
-        concerns(fault, url) &&
-        fault.fromMs <= death.fromMs &&
-        death.fromMs <= fault.toMs + checkpointAgeMs,
-    )
-    const newest = Math.min(death.fromMs, ...databaseGone.map(({ fromMs }) => fromMs))
-    return atMs >= newest - checkpointAgeMs
-  })
+  const isDouble = owners.some((owner) =>
+    faults.some((end) => {
+      const isEnd = end.kind === 'kill' || end.kind === 'freeze' || losesLease(end)
+      if (!isEnd || !concerns(end, owner)) return false
+      const databaseGone = faults.filter(
+        (fault) =>
+          fault.kind === 'database away' &&
+          concerns(fault, owner) &&
+          fault.fromMs <= end.fromMs &&
+          end.fromMs <= fault.toMs + checkpointAgeMs,
+      )
+      // While no database answers, nobody takes anything over.
+      const waitMs = faults
+        .filter(({ kind, gateway: of, fromMs }) => kind === 'database away' && of === undefined && fromMs >= end.fromMs)
+        .filter(({ fromMs }) => fromMs <= end.fromMs + takeoverMsMax)
+        .reduce((sum, { fromMs, toMs }) => sum + toMs - fromMs + noticeMs, 0)
+      // Away from the one that ended, or forgotten by all, or away from the one that took over.
+      const redisGone = faults.some(({ kind, gateway: of, fromMs, toMs }) => {
+        if (kind !== 'redis away' || (of !== undefined && !owners.includes(of))) return false
+        const isOwners = of === owner
+        const isBefore = fromMs - sameSecondMs <= end.fromMs + (isOwners ? 0 : takeoverMsMax + waitMs)
+        return isBefore && end.fromMs <= toMs + (of === undefined || isOwners ? sameSecondMs : 0)
+      })
+      const newest = Math.min(end.fromMs, ...databaseGone.map(({ fromMs }) => fromMs))
+      return (
+        redisGone && newest - checkpointAgeMs <= saidAtMs && saidAtMs <= Math.max(end.fromMs + sameSecondMs, end.toMs)
+      )
+    }),
+  )
   return isDouble ? 'double fault' : undefined
 }
 
@@ -499,14 +525,16 @@ function checkCalls(evidence: Evidence, watches: readonly Watch[], say: Say): vo
     const shownAt = runs
       .flatMap(({ id }) => watchesByRun.get(id) ?? [])
       .flatMap(({ deltas }) => deltas)
-      .find(({ atMs }) => atMs < second.atMs)?.atMs
-    if (shownAt !== undefined) {
+      .filter(({ atMs }) => atMs < second.atMs)
+      .toSorted((a, b) => a.atMs - b.atMs)[0]
+    const known = runs.flatMap(({ id }) => owners.get(id) ?? [])
+    // What was shown and then forgotten by all that could have told of it counts as never shown.
+    if (shownAt !== undefined && excuse(evidence, { ...shownAt, saidAtMs: shownAt.atMs }, known) !== 'double fault') {
       say(
         'P5 one call',
-        `${key} was asked again ${Math.round(second.atMs - shownAt)} ms after its first words were shown`,
+        `${key} was asked again ${Math.round(second.atMs - shownAt.atMs)} ms after its first words were shown`,
       )
     }
-    const known = runs.flatMap(({ id }) => owners.get(id) ?? [])
     const reason = evidence.faults.find(
       ({ kind, gateway, fromMs, toMs }) =>
         kind !== 'redis away' &&
@@ -550,7 +578,7 @@ function findWaited({ history, said, runs }: Evidence): Set<string> {
     runs
       .filter(({ id, idempotency_key: key }) => {
         const [accepted, asked] = [acceptedAt.get(id), askedAt.get(key ?? '')]
-        return accepted !== undefined && asked !== undefined && asked - accepted > sameSecondMs
+        return accepted !== undefined && asked !== undefined && asked - accepted > promptMs
       })
       .map(({ id }) => id),
   )
@@ -565,7 +593,9 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
   const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
   // Silence while a process is dead, frozen or taken over is measured as takeover.
   const deaths = evidence.faults.filter(({ kind }) => kind === 'kill' || kind === 'freeze' || kind === 'terminate')
+  const slow = new Set(evidence.history.flatMap((line) => (line.what === 'wants' && line.slow ? [line.viewer] : [])))
   for (const watch of watches) {
+    if (slow.has(watch.viewer)) continue
     const calls = saidByKey.get(keyOfRun.get(watch.runId) ?? '') ?? []
     const home = owners.get(watch.runId)?.[0]
     for (const { gateway, fromMs, toMs, wordsAtMs } of watch.visits) {
@@ -577,8 +607,14 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
           continue
         for (const spoken of calls.flatMap(stretchesOf)) {
           const stallMs = Math.min(toPlace, spoken.toMs) - Math.max(fromPlace, spoken.fromMs)
-          if (gateway === home) figures.worstStallMs = Math.max(figures.worstStallMs, stallMs)
-          else figures.worstStallElsewhereMs = Math.max(figures.worstStallElsewhereMs, stallMs)
+          if (gateway === home && stallMs > figures.worstStallMs) {
+            figures.worstStallMs = stallMs
+            const kinds = evidence.faults
+              .filter((fault) => fault.fromMs - sameSecondMs < toPlace && fromPlace < fault.toMs + sameSecondMs)
+              .map(({ kind, gateway: of }) => (of === undefined || of === home ? kind : `${kind} from another`))
+            figures.worstStallDuring = `${kinds.join(' and ') || 'nothing'}, ${watch.viewer}`
+          }
+          if (gateway !== home) figures.worstStallElsewhereMs = Math.max(figures.worstStallElsewhereMs, stallMs)
         }
       }
     }

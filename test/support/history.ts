@@ -11,6 +11,8 @@ export type HistoryLine = { readonly atMs: number; readonly viewer: string } & (
       readonly key: string | undefined
       readonly message: string | undefined
       readonly runId: string | undefined
+      /** It does not read for a while, again and again: its silences are its own. */
+      readonly slow: boolean
     }
   /** A connection was accepted: the response status is 200 and names the run. */
   | {

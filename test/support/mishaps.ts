@@ -50,8 +50,10 @@ const lengths: Readonly<Record<MishapKind, readonly [number, number]>> = {
   'gateway cut off from Postgres': [1_000, 14_000],
   'gateway cut off from Redis': [1_000, 10_000],
 }
-/** Between two mishaps. */
+/** Between two mishaps: they come on top of each other, or leave time for the one before to be got over. */
 const pauseMs = [1_000, 6_000] as const
+const lullMs = [15_000, 22_000] as const
+const lullChance = 0.4
 const stormMs = { redis: 200, postgres: 100 } as const
 const restartMs = 60_000
 /** From SIGTERM to the end of the process, with all that closing may wait for. */
@@ -62,7 +64,7 @@ export function planMishaps(random: Random, fromMs: number, toMs: number): Misha
   const mishaps: Mishap[] = []
   // Each kind comes once before any comes again, so that a short run sees as many as it can.
   let bag: MishapKind[] = []
-  for (let atMs = fromMs; atMs < toMs; atMs += between(pauseMs)) {
+  for (let atMs = fromMs; atMs < toMs; atMs += between(random.next() < lullChance ? lullMs : pauseMs)) {
     if (bag.length === 0) bag = [...mishapKinds]
     const [kind] = bag.splice(random.integer(bag.length), 1)
     if (kind === undefined) break

@@ -52,7 +52,7 @@ async function live(order: ViewerOrder, signal: AbortSignal, moves: Moves, recor
   const { viewer, silenceMs = silenceDefaultMs, giveUpMs = giveUpDefaultMs, slow } = order
   const random = createRandom(order.seed ?? 1)
   const note = (entry: HistoryEntry) => recorder.note(viewer, entry)
-  note({ what: 'wants', key: order.key, message: order.message, runId: order.runId })
+  note({ what: 'wants', key: order.key, message: order.message, runId: order.runId, slow: slow !== undefined })
   let runId = order.runId
   let lastId = order.after
   let gateway = order.gateway ?? ''
@@ -63,7 +63,13 @@ async function live(order: ViewerOrder, signal: AbortSignal, moves: Moves, recor
     if (signal.aborted) end = 'left'
     else if (nowMs() > giveUpAt) end = 'gave up'
     if (end !== undefined) break
-    if (gateway === '') gateway = random.pick(recorder.gateways.urls)
+    const { urls } = recorder.gateways
+    if (gateway === '' && urls.length > 0) gateway = random.pick(urls)
+    if (gateway === '') {
+      // All are gone for now.
+      await wait(pauseMaxMs, signal)
+      continue
+    }
     const moved = new AbortController()
     moves.cut = () => moved.abort()
     const present = AbortSignal.any([signal, moved.signal])

@@ -79,7 +79,7 @@ export interface ReaperOf {
 /** The reaper and the takeover of one process, as the gateway puts them together. */
 export function createReaperOf({ db, instanceId = randomUUID(), owned = createIdleRuns(), log, ...more }: ReaperOf) {
   const parts = { db, instanceId, owned, logger: silent, ...more }
-  const takeover = createTakeover({ ...parts, log: log ?? createMemoryLog() })
+  const takeover = createTakeover({ ...parts, log: log ?? createMemoryLog(), closing: new AbortController().signal })
   return createReaper({ ...parts, control: createSilentControl(), takeover })
 }
 

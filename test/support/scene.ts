@@ -17,9 +17,10 @@ import {
   type Verdict,
   type Violation,
 } from './checker.ts'
+import { createClient } from './client.ts'
 import { type Cluster, type ClusterGateway, type ClusterOptions, startCluster } from './cluster.ts'
-import { type HistoryLine, nowMs } from './history.ts'
-import { startViewers, type Viewers } from './viewers.ts'
+import { nowMs } from './history.ts'
+import { startViewers, type Viewer, type Viewers } from './viewers.ts'
 
 export interface Scene {
   readonly cluster: Cluster
@@ -55,7 +56,16 @@ const lineUnitsMax = 200
 
 export async function startScene(t: Pick<Test, 'teardown'>, options: SceneOptions = {}): Promise<Scene> {
   const cluster = await startCluster(t, options)
-  const viewers = await startViewers(t, options.folder)
+  const recorder = await startViewers(t, options.folder)
+  const sent: Sent[] = []
+  const viewers: Viewers = {
+    ...recorder,
+    view(order) {
+      const viewer = recorder.view(order)
+      if (order.key !== undefined) sent.push({ key: order.key, viewer })
+      return viewer
+    },
+  }
   const faults: Fault[] = []
   const open = new Set<() => void>()
   viewers.visit(cluster.urls)
@@ -109,26 +119,30 @@ export async function startScene(t: Pick<Test, 'teardown'>, options: SceneOption
         gateway.redis?.set('pass')
       }
       for (const end of open) end()
-      await untilSettled(cluster, options.settleMs ?? settleDefaultMs)
+      const giveUpAt = nowMs() + (options.settleMs ?? settleDefaultMs)
+      if (options.embedded !== true) await untilSettled(cluster, giveUpAt)
+      const rows = await (options.embedded === true ? readRowsOverHttp(cluster, sent, giveUpAt) : readRows(cluster))
       const history = await viewers.finish()
-      const evidence = await gather(cluster, history, faults)
+      const said = cluster.speaker.said
+      const evidence = { ...rows, history, said, faults, complaints: cluster.complaints() }
       return { ...check(evidence), evidence }
     },
   }
 }
 
-/** Resolves when nothing runs any more, or after the time: what is left then is the checker's to name. */
-async function untilSettled({ sql }: Cluster, settleMs: number): Promise<void> {
-  for (const giveUpAt = nowMs() + settleMs; nowMs() < giveUpAt; ) {
+/** Resolves when nothing runs any more, or when the time is up: what is left then is the checker's to name. */
+async function untilSettled({ sql }: Cluster, giveUpAt: number): Promise<void> {
+  while (nowMs() < giveUpAt) {
     const rows = await sql`select 1 from chat_runs where status in ('queued', 'running') limit 1`
     if (rows.length === 0) return
     await sleep(lookMs)
   }
 }
 
-async function gather(cluster: Cluster, history: readonly HistoryLine[], faults: readonly Fault[]): Promise<Evidence> {
-  const { sql } = cluster
-  const urls = new Map(cluster.gateways.map(({ instanceId, url }) => [instanceId, url]))
+type Rows = Pick<Evidence, 'runs' | 'messages' | 'sessions' | 'checkpointed'>
+
+async function readRows({ sql, gateways }: Cluster): Promise<Rows> {
+  const urls = new Map(gateways.map(({ instanceId, url }) => [instanceId, url]))
   const runs = await sql<(Omit<RunRow, 'gateway'> & { instance_id: string })[]>`
     select id, session_id, user_message_id, message_id, status, generation, attempts, last_seq, idempotency_key, instance_id
     from chat_runs order by created_at`
@@ -137,35 +151,67 @@ async function gather(cluster: Cluster, history: readonly HistoryLine[], faults:
   const sessions = await sql<SessionRow[]>`select id, message_count, active_run_id from chat_sessions`
   const checkpoints = await sql<{ run_id: string }[]>`select distinct run_id from run_checkpoints`
   return {
-    history,
     runs: runs.map(({ instance_id, ...run }) => ({ ...run, gateway: urls.get(instance_id) })),
     messages: [...messages],
     sessions: [...sessions],
     checkpointed: checkpoints.map(({ run_id }) => run_id),
-    said: cluster.speaker.said,
-    faults,
-    complaints: cluster.complaints(),
   }
+}
+
+interface Sent {
+  readonly key: string
+  readonly viewer: Viewer
+}
+
+/** The same for a database that only its gateway can open, as far as the API tells. */
+async function readRowsOverHttp({ urls }: Cluster, sent: readonly Sent[], giveUpAt: number): Promise<Rows> {
+  const rows = { runs: [] as RunRow[], messages: [] as MessageRow[], sessions: [] as SessionRow[], checkpointed: [] }
+  const [gateway = ''] = urls
+  for (const { key, viewer } of sent) {
+    const { runId, sessionId } = await viewer.accepted
+    const client = createClient(gateway, { 'x-visitor-token': viewer.visitor })
+    const readRun = async () => (await client.get(`/api/v1/runs/${runId}`)).body
+    let run = await readRun()
+    while (run.status === 'running' && nowMs() < giveUpAt) {
+      await sleep(lookMs)
+      run = await readRun()
+    }
+    const replay = await client.watch(`/api/v1/runs/${runId}/events`)
+    await replay.ended
+    const lastSeq = Number(replay.received.at(-1)?.id?.split('-')[1] ?? 0)
+    rows.runs.push({ ...run, last_seq: lastSeq, idempotency_key: key, gateway })
+    for (const message of await client.messages(sessionId)) rows.messages.push({ ...message, session_id: sessionId })
+    rows.sessions.push((await client.get(`/api/v1/sessions/${sessionId}`)).body)
+  }
+  return rows
 }
 
 /** The figures in one line for a person. */
 export function describeFigures(figures: Figures): string {
-  const most = (values: readonly number[]) => {
-    const sorted = values.toSorted((a, b) => a - b)
-    const [median, longest] = [sorted[Math.floor(sorted.length / 2)], sorted.at(-1)]
-    if (median === undefined || longest === undefined) return 'none'
-    return `${Math.round(longest)} ms (median ${Math.round(median)} ms of ${sorted.length})`
-  }
-  const { messages, acknowledged, lostMessages, lostUnits, duplicatedUnits, wrongEnds, excused } = figures
+  const { messages, acknowledged, lostMessages, lostUnits, duplicatedUnits, wrongEnds } = figures
   return [
     `${messages} messages, ${acknowledged} acknowledged`,
     `lost ${lostMessages} messages and ${lostUnits} units, duplicated ${duplicatedUnits} units, wrong ends ${wrongEnds}`,
     `worst stall ${Math.round(figures.worstStallMs)} ms (elsewhere ${Math.round(figures.worstStallElsewhereMs)} ms)`,
-    `takeover ${most(figures.takeoverMs)}, hand-over ${most(figures.handOverMs)}`,
-    ...(excused.length === 0
-      ? []
-      : [`taken back as promised: ${excused.map(({ why, units }) => `${units} units (${why})`).join(', ')}`]),
+    `takeover ${describeTimes(figures.takeoverMs)}`,
+    `hand-over ${describeTimes(figures.handOverMs)}`,
+    `taken back as promised ${describeExcused(figures)}`,
   ].join('; ')
+}
+
+export function describeTimes(times: readonly number[]): string {
+  const sorted = times.toSorted((a, b) => a - b)
+  const [median, longest] = [sorted[Math.floor(sorted.length / 2)], sorted.at(-1)]
+  if (median === undefined || longest === undefined) return 'none'
+  return `${sorted.length}, median ${Math.round(median)} ms, longest ${Math.round(longest)} ms`
+}
+
+export function describeExcused({ excused }: Figures): string {
+  if (excused.length === 0) return 'nothing'
+  const groups = Object.entries(Object.groupBy(excused, ({ why }) => why))
+  return groups
+    .map(([why, all]) => `${all?.reduce((sum, { units }) => sum + units, 0)} units of ${all?.length} viewers (${why})`)
+    .join(', ')
 }
 
 /** What a viewer named in a violation went through, in few lines: the first thing to look at. */
