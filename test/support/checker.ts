@@ -234,6 +234,7 @@ function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures
       if (line.event === 'reset') {
         const { parts } = line.data as { parts: { kind: string; text: string }[] }
         watch.resets.push(watch.shown.length)
+        visit?.newsAtMs.push(line.atMs)
         const before = held.length
         held = parts.map(({ kind, text }) => (kind === 'text' ? text : '')).join('')
         if (held.length > before) visit?.wordsAtMs.push(line.atMs)
@@ -581,6 +582,7 @@ function findWaited({ history, runs }: Evidence): Set<string> {
 
 function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
   const owners = ownersOf(evidence)
+  const waited = findWaited(evidence)
   const messages = new Map(evidence.messages.map(({ id, content }) => [id, content]))
   const keyOfRun = new Map(
     evidence.runs.map((run) => [run.id, run.idempotency_key ?? keyOf(messages.get(run.user_message_id) ?? '')]),
@@ -592,7 +594,8 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
   for (const watch of watches) {
     if (slow.has(watch.viewer)) continue
     const calls = saidByKey.get(keyOfRun.get(watch.runId) ?? '') ?? []
-    const home = owners.get(watch.runId)?.[0]
+    // Of a message that waited it is not known which process made the reply.
+    const home = waited.has(watch.runId) ? undefined : owners.get(watch.runId)?.[0]
     for (const { gateway, fromMs, toMs, wordsAtMs } of watch.visits) {
       const places = [fromMs, ...wordsAtMs, Math.min(toMs, watch.done?.atMs ?? toMs)]
       for (const [index, toPlace] of places.entries()) {
