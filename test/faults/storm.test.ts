@@ -127,11 +127,11 @@ async function countStatements({ sql }: Cluster, act: () => Promise<void>) {
   return { statements: (await read()) - before, tookMs: performance.now() - startedAt }
 }
 
-function describe({ tookMs, failures, cpuMs }: Return): string {
+function describe({ tookMs, failures, ended, cpuMs }: Return): string {
   const { p50, p99, max } = spread(tookMs)
   return (
     `${tookMs.length} viewers back in ${p50} ms (p50), ${p99} ms (p99), ${max} ms (max); ` +
-    `tried again ${JSON.stringify(failures)}; the crowd itself used ${Math.round(cpuMs)} ms of a CPU`
+    `tried again ${JSON.stringify(failures)}; ${ended} had seen the end before; the crowd itself used ${Math.round(cpuMs)} ms of a CPU`
   )
 }
 

@@ -118,8 +118,6 @@ const takeoverMsMax = 15_000
 const sameSecondMs = 1_000
 /** Checkpoints that were written at the very moment of a commit stay until the next sweep: of so many runs at most. */
 const leftoversMax = 0.05
-/** The provider is asked within this after an acceptance, except when the message waits in a queue. */
-const promptMs = 250
 /** How many of a message's calls to the provider there may be. */
 const callsMax = 2
 
@@ -566,22 +564,10 @@ function ownersOf(evidence: Evidence): Map<string, string[]> {
   return owners
 }
 
-/** Runs that waited in their session's queue: the provider was asked long after they had been accepted. */
-function findWaited({ history, said, runs }: Evidence): Set<string> {
-  const acceptedAt = new Map<string, number>()
-  for (const line of history) {
-    if (line.what === 'open' && !acceptedAt.has(line.runId)) acceptedAt.set(line.runId, line.atMs)
-  }
-  const askedAt = new Map<string, number>()
-  for (const { key, atMs } of said) if (!askedAt.has(key)) askedAt.set(key, atMs)
-  return new Set(
-    runs
-      .filter(({ id, idempotency_key: key }) => {
-        const [accepted, asked] = [acceptedAt.get(id), askedAt.get(key ?? '')]
-        return accepted !== undefined && asked !== undefined && asked - accepted > promptMs
-      })
-      .map(({ id }) => id),
-  )
+/** Runs that may have waited in their session's queue. */
+function findWaited({ history, runs }: Evidence): Set<string> {
+  const keys = new Set(history.flatMap((line) => (line.what === 'wants' && line.queues ? [line.key] : [])))
+  return new Set(runs.flatMap(({ id, idempotency_key: key }) => (keys.has(key ?? undefined) ? [id] : [])))
 }
 
 function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {

@@ -28,6 +28,8 @@ export interface Return {
   readonly tookMs: readonly number[]
   /** Attempts that were answered by something else than a stream that caught up, by what. */
   readonly failures: Readonly<Record<string, number>>
+  /** Viewers that saw the end before they were cut: they have nowhere to come back to. */
+  readonly ended: number
   /** What this process used of one CPU meanwhile, in ms. */
   readonly cpuMs: number
 }
@@ -136,6 +138,7 @@ interface Member extends Place {
 function main(): void {
   const members: Member[] = []
   const ends: Promise<void>[] = []
+  /** `tookMs` is undefined for one that was not cut. */
   let caughtUp: (member: Member, tookMs: number | undefined) => void = () => undefined
   let failed: (what: string) => void = () => undefined
   let expected: readonly string[] = []
@@ -225,17 +228,19 @@ function main(): void {
   function allBack(act: () => void): Promise<Return> {
     return new Promise((resolve) => {
       const before = process.cpuUsage()
+      const back = new Set<Member>()
       const tookMs: number[] = []
       const failures: Record<string, number> = {}
       failed = (what) => {
         failures[what] = (failures[what] ?? 0) + 1
       }
-      caughtUp = (_member, ms) => {
-        if (ms === undefined) return
-        tookMs.push(ms)
-        if (tookMs.length < members.length) return
+      caughtUp = (member, ms) => {
+        if (back.has(member) || (ms === undefined && !member.ended)) return
+        back.add(member)
+        if (ms !== undefined) tookMs.push(ms)
+        if (back.size < members.length) return
         const { user, system } = process.cpuUsage(before)
-        resolve({ tookMs, failures, cpuMs: (user + system) / 1000 })
+        resolve({ tookMs, failures, ended: back.size - tookMs.length, cpuMs: (user + system) / 1000 })
       }
       act()
     })
