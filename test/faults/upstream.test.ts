@@ -40,7 +40,7 @@ import { createRandom, type Random } from '../support/random.ts'
 import { trialsOf } from '../support/trials.ts'
 
 const words = 'Schön, 漢字 and 👩‍👩‍👧 so far'
-const idleMs = 400
+const idleMs = 2000
 /** Fourteen minutes of the product. */
 const connectionMs = 300
 const seeds = trialsOf(8)
