@@ -118,6 +118,8 @@ const takeoverMsMax = 15_000
 const sameSecondMs = 1_000
 /** Checkpoints that were written at the very moment of a commit stay until the next sweep: of so many runs at most. */
 const leftoversMax = 0.05
+/** Who has been there for so long was waiting, and not catching up. */
+const waitingMs = 250
 /** How many of a message's calls to the provider there may be. */
 const callsMax = 2
 
@@ -139,7 +141,13 @@ interface Watch {
   readonly visits: { readonly gateway: string; readonly fromMs: number; toMs: number; readonly wordsAtMs: number[] }[]
   done: { readonly atMs: number; readonly id: string; readonly status: string } | undefined
   end: string | undefined
-  firstOfGeneration: { readonly generation: number; readonly atMs: number }[]
+  firstOfGeneration: {
+    readonly generation: number
+    readonly atMs: number
+    readonly gateway: string
+    /** How long it had been there when it heard of it. */
+    readonly waitedMs: number
+  }[]
 }
 
 export function check(evidence: Evidence): Verdict {
@@ -218,7 +226,8 @@ function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures
         }
         const { generation } = id
         if (!watch.firstOfGeneration.some((first) => first.generation === generation)) {
-          watch.firstOfGeneration.push({ generation, atMs: line.atMs })
+          const waitedMs = line.atMs - (visit?.fromMs ?? line.atMs)
+          watch.firstOfGeneration.push({ generation, atMs: line.atMs, gateway, waitedMs })
         }
         last = id
       }
@@ -625,15 +634,18 @@ function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures
     if (run.generation < 2 || waited.has(run.id)) continue
     const seen = watchesByRun.get(run.id) ?? []
     const accepted = Math.min(...seen.flatMap(({ visits }) => visits.map(({ fromMs }) => fromMs)))
-    const successors = seen
-      .flatMap(({ firstOfGeneration }) => firstOfGeneration)
-      .filter(({ generation }) => generation === 2)
-      .map(({ atMs }) => atMs)
-    const heardAt = Math.min(...successors)
+    const owner = owners.get(run.id)?.[0]
+    // Who comes when it has long happened, or sits with the process that stands still, cannot tell when it was.
+    const heardAt = Math.min(
+      ...seen
+        .flatMap(({ firstOfGeneration }) => firstOfGeneration)
+        .filter(({ generation, gateway, waitedMs }) => generation === 2 && gateway !== owner && waitedMs >= waitingMs)
+        .map(({ atMs }) => atMs),
+    )
     const death = evidence.faults.findLast(
       ({ kind, gateway, fromMs }) =>
         (kind === 'kill' || kind === 'terminate' || kind === 'freeze') &&
-        gateway === owners.get(run.id)?.[0] &&
+        gateway === owner &&
         accepted <= fromMs &&
         fromMs <= heardAt,
     )
