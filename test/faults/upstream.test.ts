@@ -21,7 +21,6 @@ import {
   startFakeUpstream,
   usageChunk,
 } from '../../scripts/fake-upstream.ts'
-import { sql } from '../../src/db/drizzle.ts'
 import { replyUnitsMax } from '../../src/upstream/chat-chunks.ts'
 import {
   type Client,
@@ -41,7 +40,7 @@ import { createRandom, type Random } from '../support/random.ts'
 import { trialsOf } from '../support/trials.ts'
 
 const words = 'Schön, 漢字 and 👩‍👩‍👧 so far'
-const idleMs = 400
+const idleMs = 2000
 /** Fourteen minutes of the product. */
 const connectionMs = 300
 const seeds = trialsOf(8)
@@ -80,7 +79,7 @@ interface End {
  * Compares what was stored with what was shown, to a viewer from the beginning, to one that came in the middle, to one that comes back
  * after the first event it had, and to one that comes when all is over.
  */
-async function check(t: Test, gateway: Gateway, client: Client, viewers: readonly Stream[], end: End): Promise<void> {
+async function check(t: Test, client: Client, viewers: readonly Stream[], end: End): Promise<void> {
   const [first] = viewers
   if (first === undefined) throw new Error('somebody has to have seen it')
   for (const viewer of viewers) t.equal(await viewer.ended, 'clean')
@@ -117,8 +116,6 @@ async function check(t: Test, gateway: Gateway, client: Client, viewers: readonl
     t.strictSame(ends[0]?.data.error, run.error ?? undefined)
     t.equal(ends[0]?.data.status, end.status)
   }
-  const left = await gateway.app.db.rows(sql`select 1 from run_checkpoints where run_id = ${run.id}::uuid`)
-  t.same(left, [], 'no checkpoint is left')
 }
 
 for (const database of databases()) {
@@ -155,7 +152,7 @@ for (const database of databases()) {
       await t.test(`${title}: the text is kept, and the end is told`, async (t) => {
         const client = createClient(gateway.url)
         const viewers = await watchBoth(client, script)
-        await check(t, gateway, client, viewers, { ...end, text: words })
+        await check(t, client, viewers, { ...end, text: words })
       })
     }
 
@@ -172,7 +169,7 @@ for (const database of databases()) {
         const [first] = viewers
         await first?.ended
         if (shownText(first?.received ?? []) !== text) t.fail(`seed ${seed}`, { expected: text.slice(0, 300) })
-        await check(t, gateway, client, viewers, { status: 'completed', text })
+        await check(t, client, viewers, { status: 'completed', text })
       }
       t.same(complaints(), [], 'and the database refused nothing')
     })
@@ -202,7 +199,7 @@ for (const database of databases()) {
         const doneAt = performance.now()
         await upstream.calls.at(-1)?.aborted
         t.ok(performance.now() - doneAt < hangUpMsMax, 'the provider is hung up on')
-        await check(t, gateway, client, viewers, { status: 'interrupted', code: 'too_large', text: kept })
+        await check(t, client, viewers, { status: 'interrupted', code: 'too_large', text: kept })
         t.equal((await client.get('/api/v1/sessions')).status, 200)
         t.comment(`${said.length} units said, ${kept.length} kept`)
       })
@@ -211,7 +208,7 @@ for (const database of databases()) {
     await t.test('afterwards a reply is whole', async (t) => {
       const client = createClient(gateway.url)
       const viewers = await watchBoth(client, () => say({ text: words }))
-      await check(t, gateway, client, viewers, { status: 'completed', text: words })
+      await check(t, client, viewers, { status: 'completed', text: words })
       t.same(complaints(), [], 'a provider that fails is no fault of the gateway')
     })
   })
@@ -295,8 +292,8 @@ for (const database of databases()) {
       await Promise.all([sick.until(isDelta), well.until(isDelta)])
       breakOn(t, poison)
       gate.open()
-      await check(t, gateway, client, [well], { status: 'completed', text: 'Before and after' })
-      await check(t, gateway, client, [sick], { status: 'failed', code: 'internal', text: 'Before' })
+      await check(t, client, [well], { status: 'completed', text: 'Before and after' })
+      await check(t, client, [sick], { status: 'failed', code: 'internal', text: 'Before' })
       t.equal(lines.filter((line) => line.includes('nobody expected')).length, 1, 'and the log says so')
       t.notOk(
         lines.some((line) => line.includes(poison)),
@@ -319,14 +316,14 @@ for (const database of databases()) {
       sick.breakWrites()
       again.open()
       t.equal(await sick.stream.ended, 'cut', 'an end that does not look whole')
-      await check(t, gateway, client, [well], { status: 'completed', text: 'Before and after' })
+      await check(t, client, [well], { status: 'completed', text: 'Before and after' })
       t.equal(lines.filter((line) => line.includes('a viewer was cut after a fault of the gateway')).length, 1)
     })
 
     await t.test('and the gateway goes on', async (t) => {
       upstream.answer(() => say({ text: words }))
       const stream = await client.send({ message: 'Hello' })
-      await check(t, gateway, client, [stream], { status: 'completed', text: words })
+      await check(t, client, [stream], { status: 'completed', text: words })
       t.equal((await client.get('/health/ready')).status, 200)
     })
   })
