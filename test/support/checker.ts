@@ -234,7 +234,6 @@ function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures
       if (line.event === 'reset') {
         const { parts } = line.data as { parts: { kind: string; text: string }[] }
         watch.resets.push(watch.shown.length)
-        visit?.newsAtMs.push(line.atMs)
         const before = held.length
         held = parts.map(({ kind, text }) => (kind === 'text' ? text : '')).join('')
         if (held.length > before) visit?.wordsAtMs.push(line.atMs)
