@@ -80,7 +80,13 @@ async function main(): Promise<number> {
       interrupt.signal.addEventListener('abort', () => reject(interrupt.signal.reason))
     })
     interrupted.catch(() => undefined) // Listened to below.
-    const collector = { teardown: (end: () => unknown) => void endings.push(end) }
+    const collector = {
+      teardown(end: () => unknown) {
+        // What was being started when the interrupt came is ended as soon as it is there.
+        if (interrupt.signal.aborted) void end()
+        else endings.push(end)
+      },
+    }
     const plan = play(collector, { durationMs: minutes * 60_000, seed, gateways, folder })
     const broken = await Promise.race([plan, interrupted])
     isKept ||= broken
@@ -95,6 +101,8 @@ async function main(): Promise<number> {
     await endAll()
     if (isKept) say(`the history is in ${folder}`)
     else await rm(folder, { recursive: true, force: true })
+    // What the play still waits for would keep the process; there is nothing left to play on.
+    if (interrupt.signal.aborted) process.exit(1)
   }
 }
 

@@ -10,9 +10,18 @@ import { text } from 'node:stream/consumers'
 import { test } from 'tap'
 import { createFolder } from '../support/gateway.ts'
 import { skipFaults } from '../support/limits.ts'
+import { mishapKinds, planMishaps } from '../support/mishaps.ts'
+import { createRandom } from '../support/random.ts'
 
 const skip = skipFaults()
 const minutes = '0.25'
+
+test('the same seed is the same schedule, and another seed another', async (t) => {
+  const plan = (seed: number) => planMishaps(createRandom(seed), 0, 600_000)
+  t.same(plan(1), plan(1))
+  t.notSame(plan(1), plan(2))
+  t.same(new Set(plan(1).map(({ kind }) => kind)), new Set(mishapKinds), 'ten minutes see every kind')
+})
 
 test('a quarter of a minute of chaos breaks no promise, and leaves nothing behind', { skip }, async (t) => {
   const root = join(import.meta.dirname, '../..')

@@ -581,6 +581,7 @@ function findWaited({ history, runs }: Evidence): Set<string> {
 
 function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
   const owners = ownersOf(evidence)
+  const waited = findWaited(evidence)
   const messages = new Map(evidence.messages.map(({ id, content }) => [id, content]))
   const keyOfRun = new Map(
     evidence.runs.map((run) => [run.id, run.idempotency_key ?? keyOf(messages.get(run.user_message_id) ?? '')]),
@@ -592,7 +593,8 @@ function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: F
   for (const watch of watches) {
     if (slow.has(watch.viewer)) continue
     const calls = saidByKey.get(keyOfRun.get(watch.runId) ?? '') ?? []
-    const home = owners.get(watch.runId)?.[0]
+    // Of a message that waited it is not known which process made the reply.
+    const home = waited.has(watch.runId) ? undefined : owners.get(watch.runId)?.[0]
     for (const { gateway, fromMs, toMs, wordsAtMs } of watch.visits) {
       const places = [fromMs, ...wordsAtMs, Math.min(toMs, watch.done?.atMs ?? toMs)]
       for (const [index, toPlace] of places.entries()) {
