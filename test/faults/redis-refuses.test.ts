@@ -106,7 +106,7 @@ test('row 38: Redis is out of memory, cannot save, is a replica, loads: nothing 
       allow,
     }: { where?: ClusterGateway; refuse: () => Promise<unknown>; allow: () => Promise<unknown> },
   ): Promise<void> {
-    const talks = await scene.talk(what.replaceAll(' ', '-'))
+    const talks = await scene.talk(`${what.replaceAll(' ', '-')}-${scene.faults.length}`)
     const over = scene.begin('redis away')
     await refuse()
     scene.comeBack(talks, awayMs)
