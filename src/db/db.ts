@@ -10,7 +10,7 @@
  * `db_unavailable` when it cannot even be asked; the outcome of a write is then unknown until it is read back.
  */
 import { Problem } from '../errors.ts'
-import type { PgDatabase, PgQueryResultHKT, SQL } from './drizzle.ts'
+import { type PgDatabase, type PgQueryResultHKT, type SQL, type SQLWrapper, sql } from './drizzle.ts'
 
 export type Orm = PgDatabase<PgQueryResultHKT>
 
@@ -182,6 +182,14 @@ export function createGate(options: GateOptions): Gate {
 /** One shape for what `execute` answers: an array on postgres.js, `{ rows }` on PGlite. */
 export function toRows<Row>(result: unknown): Row[] {
   return Array.isArray(result) ? (result as Row[]) : (result as { rows: Row[] }).rows
+}
+
+/**
+ * A text exactly as it is stored. PGlite's driver takes a U+FEFF at the beginning of a text for a byte order mark, and drops
+ * it; as JSON the text begins with a quotation mark.
+ */
+export function exactText(text: SQL | SQLWrapper): SQL<string> {
+  return sql<string>`to_json(${text})`
 }
 
 const retryableStates: ReadonlySet<string> = new Set(['40001', '40P01'])

@@ -28,7 +28,7 @@ export const {
   uuid,
 } = pg
 
-export type { SQL } from 'drizzle-orm'
+export type { SQL, SQLWrapper } from 'drizzle-orm'
 export type { PgDatabase, PgQueryResultHKT } from 'drizzle-orm/pg-core'
 
 /** The drivers are loaded only by the adapter that needs them. */

@@ -6,7 +6,7 @@
  * grow with the reply. The place moves on only when the statement has succeeded: after a failure, or an answer that was
  * lost, the next one covers the same text again, and rows that are already there stay as they are.
  */
-import { type Db, DbError } from '../db/db.ts'
+import { type Db, DbError, exactText } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import type { EventId, Part } from '../log/event.ts'
 import { parseInput } from './draft.ts'
@@ -110,7 +110,7 @@ export interface Checkpoint {
 
 export async function readCheckpoint(db: Db, runId: string): Promise<Checkpoint> {
   const rows = await db.rows<CheckpointRow>(sql`
-    select run_id, generation, seq, part, kind, part_offset, text, detail from run_checkpoints
+    select run_id, generation, seq, part, kind, part_offset, ${exactText(sql`text`)} as text, detail from run_checkpoints
     where run_id = ${runId}::uuid order by generation, seq, part`)
   return foldCheckpoints(rows)
 }

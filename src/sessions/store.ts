@@ -3,7 +3,7 @@
  * there is no moment at which somebody else's row could slip through; what is not yours is simply not found.
  */
 import { v7 as uuidv7 } from 'uuid'
-import type { Db } from '../db/db.ts'
+import { type Db, exactText } from '../db/db.ts'
 import { and, desc, eq, isNull, type SQL, sql } from '../db/drizzle.ts'
 import { chatMessages, chatSessions } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
@@ -63,7 +63,7 @@ export const messageColumns = {
   parent_id: chatMessages.parentId,
   run_id: chatMessages.runId,
   role: sql<Message['role']>`${chatMessages.role}`,
-  content: chatMessages.content,
+  content: exactText(chatMessages.content),
   parts: sql<Message['parts']>`${chatMessages.parts}`,
   status: sql<Message['status']>`${chatMessages.status}`,
   agent_id: chatMessages.agentId,
@@ -242,7 +242,7 @@ export function createSessionStore(db: Db) {
           from chain join chat_messages m on m.id = chain.parent_id
           where chain.depth < ${messagesMax}::int
         )
-        select role, content from chain where content <> '' and role <> 'tool' order by depth desc`)
+        select role, ${exactText(sql`content`)} as content from chain where content <> '' and role <> 'tool' order by depth desc`)
       // Providers want the user to speak first; a window that begins inside an exchange loses its first half anyway.
       const first = rows.findIndex((row) => row.role !== 'assistant')
       return rows.slice(Math.max(0, first))

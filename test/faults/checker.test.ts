@@ -29,6 +29,7 @@ const wants = (atMs: number, viewer: string, key?: string): HistoryLine =>
     message: key === undefined ? undefined : `${key} please`,
     runId: undefined,
     slow: false,
+    queues: false,
   })
 const open = (atMs: number, viewer: string, gateway: string, after?: string, method: 'GET' | 'POST' = 'GET') =>
   line(atMs, viewer, { what: 'open', gateway, method, after, runId: 'r1', sessionId: 's1', messageId: 'reply' })

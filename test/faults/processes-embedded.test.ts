@@ -4,11 +4,13 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'tap'
-import { faultTrials } from '../support/limits.ts'
 import { createRandom } from '../support/random.ts'
 import { judgeIn, type Scene, startScene } from '../support/scene.ts'
+import { trialsOf } from '../support/trials.ts'
 
 const options = { embedded: true, gateways: 1, env: { CHECKPOINT_MS: '500' } } as const
+// Each makes a process of the embedded database start.
+const trials = trialsOf(2)
 /** Around the end of a reply: before its last word, in its commit, after its `done`. */
 const endMs = 12
 
@@ -17,7 +19,7 @@ test('row 4: embedded, a gateway killed in mid-stream: after its restart the rep
   const random = createRandom(4)
   // There is no log that outlives a process: to the checker, Redis is away all the time.
   const back = scene.begin('redis away')
-  for (let trial = 1; trial <= faultTrials; trial += 1) {
+  for (let trial = 1; trial <= trials; trial += 1) {
     const gateway = current(scene)
     const key = `r4-${trial}`
     scene.cluster.speaker.plan(key, { words: 3000, paceMs: 5 })
@@ -41,7 +43,7 @@ test('rows 5 and 6: embedded, a gateway killed around its commit: one end, and e
   const scene = await startScene(t, options)
   const random = createRandom(5)
   const back = scene.begin('redis away')
-  for (let trial = 1; trial <= faultTrials; trial += 1) {
+  for (let trial = 1; trial <= trials; trial += 1) {
     const gateway = current(scene)
     const key = `r5-${trial}`
     scene.cluster.speaker.plan(key, { words: 40, paceMs: 2, holdAfterWords: 39 })

@@ -11,14 +11,14 @@ import { type Test, test } from 'tap'
 import { begin, chunk, createGate, doneMarker, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { createClient, isDelta, shownText } from '../support/client.ts'
 import { createFolder, untilReady } from '../support/gateway.ts'
+import { openSocket } from '../support/raw.ts'
 
 const startMs = 30_000
 const lookMs = 20
 /** More lines than a pipe of 64 KiB and the gateway's own buffer hold. */
 const requests = 8000
-const requestsAtOnce = 20
 /** What a request may take on a machine that runs other tests. */
-const answerMsMax = 3000
+const answerMsMax = 5000
 const exitMsMax = 10_000
 
 /** A pipe as a shell makes them; `read` takes what is in it without waiting. */
@@ -76,21 +76,27 @@ async function start(t: Test, env: Record<string, string>) {
   throw new Error(`no start line; it said ${output.read()} ${errors.read()}`)
 }
 
+/** Fills the log, and goes on asking something else meanwhile. @returns the slowest answer to that */
 async function floodLog(url: string): Promise<number> {
   const client = createClient(url)
+  const socket = openSocket(url)
+  let over = false
+  const flooded = socket.closed.then((text) => {
+    over = true
+    return text.split('HTTP/1.1 200 OK').length - 1
+  })
+  // One behind the other on one connection: answers cost little then, and lines as much as ever.
+  socket.write('GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n'.repeat(requests - 1))
+  socket.write('GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
   let slowest = 0
-  let left = requests
-  await Promise.all(
-    Array.from({ length: requestsAtOnce }, async () => {
-      while (left > 0) {
-        left -= 1
-        const from = performance.now()
-        const { status } = await client.get('/health/live')
-        if (status !== 200) throw new Error(`status ${status}`)
-        slowest = Math.max(slowest, performance.now() - from)
-      }
-    }),
-  )
+  while (!over) {
+    const from = performance.now()
+    const { status } = await client.get('/api/v1/sessions')
+    if (status !== 200) throw new Error(`status ${status}`)
+    slowest = Math.max(slowest, performance.now() - from)
+  }
+  const answered = await flooded
+  if (answered !== requests) throw new Error(`${answered} of ${requests} answered`)
   return slowest
 }
 
@@ -175,6 +181,6 @@ test('row 74: npm start | head -1', async (t) => {
   while (!text.includes('\n')) await sleep(lookMs)
   const url = /Verbatim listens on (http:\/\/[^\s"]+)/.exec(text)?.[1] ?? ''
   const client = createClient(url)
-  for (let n = 0; n < 50; n += 1) t.equal((await client.get('/api/v1/sessions')).status, 200)
+  for (let n = 0; n < 20; n += 1) t.equal((await client.get('/api/v1/sessions')).status, 200)
   t.equal(text.trim().split('\n').length, 1)
 })

@@ -12,7 +12,7 @@ import { databases } from '../support/database.ts'
 import { createRandom, type Random } from '../support/random.ts'
 import { countRows, endingOf, openStore, textPart } from '../support/runs.ts'
 
-const pieces = ['a', 'word ', '世界', '👩‍👩‍👧', '\u2028', '\\u0000', '"', '{', '\n', ' '.repeat(500)]
+const pieces = ['a', 'word ', '世界', '👩‍👩‍👧', '\u2028', '\ufeff', '\\u0000', '"', '{', '\n', ' '.repeat(500)]
 
 /** Lets a reply grow: in the last text part, in any tool call, or by a new part. */
 function grow(parts: Part[], random: Random): void {

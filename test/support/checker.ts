@@ -118,8 +118,8 @@ const takeoverMsMax = 15_000
 const sameSecondMs = 1_000
 /** Checkpoints that were written at the very moment of a commit stay until the next sweep: of so many runs at most. */
 const leftoversMax = 0.05
-/** The provider is asked within this after an acceptance, except when the message waits in a queue. */
-const promptMs = 250
+/** Who has been there for so long was waiting, and not catching up. */
+const waitingMs = 250
 /** How many of a message's calls to the provider there may be. */
 const callsMax = 2
 
@@ -141,7 +141,13 @@ interface Watch {
   readonly visits: { readonly gateway: string; readonly fromMs: number; toMs: number; readonly wordsAtMs: number[] }[]
   done: { readonly atMs: number; readonly id: string; readonly status: string } | undefined
   end: string | undefined
-  firstOfGeneration: { readonly generation: number; readonly atMs: number }[]
+  firstOfGeneration: {
+    readonly generation: number
+    readonly atMs: number
+    readonly gateway: string
+    /** How long it had been there when it heard of it. */
+    readonly waitedMs: number
+  }[]
 }
 
 export function check(evidence: Evidence): Verdict {
@@ -220,7 +226,8 @@ function readWatches(history: readonly HistoryLine[], say: Say, figures: Figures
         }
         const { generation } = id
         if (!watch.firstOfGeneration.some((first) => first.generation === generation)) {
-          watch.firstOfGeneration.push({ generation, atMs: line.atMs })
+          const waitedMs = line.atMs - (visit?.fromMs ?? line.atMs)
+          watch.firstOfGeneration.push({ generation, atMs: line.atMs, gateway, waitedMs })
         }
         last = id
       }
@@ -566,22 +573,10 @@ function ownersOf(evidence: Evidence): Map<string, string[]> {
   return owners
 }
 
-/** Runs that waited in their session's queue: the provider was asked long after they had been accepted. */
-function findWaited({ history, said, runs }: Evidence): Set<string> {
-  const acceptedAt = new Map<string, number>()
-  for (const line of history) {
-    if (line.what === 'open' && !acceptedAt.has(line.runId)) acceptedAt.set(line.runId, line.atMs)
-  }
-  const askedAt = new Map<string, number>()
-  for (const { key, atMs } of said) if (!askedAt.has(key)) askedAt.set(key, atMs)
-  return new Set(
-    runs
-      .filter(({ id, idempotency_key: key }) => {
-        const [accepted, asked] = [acceptedAt.get(id), askedAt.get(key ?? '')]
-        return accepted !== undefined && asked !== undefined && asked - accepted > promptMs
-      })
-      .map(({ id }) => id),
-  )
+/** Runs that may have waited in their session's queue. */
+function findWaited({ history, runs }: Evidence): Set<string> {
+  const keys = new Set(history.flatMap((line) => (line.what === 'wants' && line.queues ? [line.key] : [])))
+  return new Set(runs.flatMap(({ id, idempotency_key: key }) => (keys.has(key ?? undefined) ? [id] : [])))
 }
 
 function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
@@ -639,15 +634,18 @@ function measureTakeovers(evidence: Evidence, watches: readonly Watch[], figures
     if (run.generation < 2 || waited.has(run.id)) continue
     const seen = watchesByRun.get(run.id) ?? []
     const accepted = Math.min(...seen.flatMap(({ visits }) => visits.map(({ fromMs }) => fromMs)))
-    const successors = seen
-      .flatMap(({ firstOfGeneration }) => firstOfGeneration)
-      .filter(({ generation }) => generation === 2)
-      .map(({ atMs }) => atMs)
-    const heardAt = Math.min(...successors)
+    const owner = owners.get(run.id)?.[0]
+    // Who comes when it has long happened, or sits with the process that stands still, cannot tell when it was.
+    const heardAt = Math.min(
+      ...seen
+        .flatMap(({ firstOfGeneration }) => firstOfGeneration)
+        .filter(({ generation, gateway, waitedMs }) => generation === 2 && gateway !== owner && waitedMs >= waitingMs)
+        .map(({ atMs }) => atMs),
+    )
     const death = evidence.faults.findLast(
       ({ kind, gateway, fromMs }) =>
         (kind === 'kill' || kind === 'terminate' || kind === 'freeze') &&
-        gateway === owners.get(run.id)?.[0] &&
+        gateway === owner &&
         accepted <= fromMs &&
         fromMs <= heardAt,
     )

@@ -67,7 +67,7 @@ export interface Cluster {
   spawn(env?: Readonly<Record<string, string>>): Promise<ClusterGateway>
   /** Straight to Postgres, past every proxy. */
   readonly sql: postgres.Sql
-  /** What a log may never say: an error that nobody caught, a bug that shows. */
+  /** What may never be: an error that nobody caught, a bug that shows, a process that ended without being told to. */
   complaints(): readonly string[]
 }
 
@@ -95,6 +95,7 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
   t.teardown(() => sql.end({ timeout: 1 }))
 
   const gateways: ClusterGateway[] = []
+  const endedAlone: string[] = []
   const instances = new Set<string>()
   // One after the other: a new row in `instances` is then the new gateway's.
   let starting: Promise<unknown> = Promise.resolve()
@@ -123,6 +124,9 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
     let up = true
     let terminatedAtMs = 0
     const { pid = 0 } = gateway.process
+    gateway.exited.then((code) => {
+      if (up) endedAlone.push(`g${gateways.indexOf(one) + 1}: ended by itself with ${code}`)
+    })
     const one: ClusterGateway = {
       name: `g${gateways.length + 1}`,
       url: gateway.url,
@@ -189,10 +193,12 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
       return next
     },
     sql,
-    complaints: () =>
-      gateways.flatMap(({ name, lines }) =>
+    complaints: () => [
+      ...endedAlone,
+      ...gateways.flatMap(({ name, lines }) =>
         lines.filter((line) => complaint.test(line)).map((line) => `${name}: ${line}`),
       ),
+    ],
   }
   for (let n = 0; n < count; n += 1) await cluster.spawn()
   return cluster

@@ -13,6 +13,8 @@ export type HistoryLine = { readonly atMs: number; readonly viewer: string } & (
       readonly runId: string | undefined
       /** It does not read for a while, again and again: its silences are its own. */
       readonly slow: boolean
+      /** Its message may wait for its turn. */
+      readonly queues: boolean
     }
   /** A connection was accepted: the response status is 200 and names the run. */
   | {

@@ -52,7 +52,14 @@ async function live(order: ViewerOrder, signal: AbortSignal, moves: Moves, recor
   const { viewer, silenceMs = silenceDefaultMs, giveUpMs = giveUpDefaultMs, slow } = order
   const random = createRandom(order.seed ?? 1)
   const note = (entry: HistoryEntry) => recorder.note(viewer, entry)
-  note({ what: 'wants', key: order.key, message: order.message, runId: order.runId, slow: slow !== undefined })
+  note({
+    what: 'wants',
+    key: order.key,
+    message: order.message,
+    runId: order.runId,
+    slow: slow !== undefined,
+    queues: order.body?.on_busy === 'queue',
+  })
   let runId = order.runId
   let lastId = order.after
   let gateway = order.gateway ?? ''

@@ -130,6 +130,22 @@ export async function startScene(t: Pick<Test, 'teardown'>, options: SceneOption
   }
 }
 
+/** Replies in mid-stream on one gateway, each with a viewer there and one elsewhere. */
+export async function streamReplies(scene: Scene, prefix: string, count: number, here: string, elsewhere: string) {
+  return Promise.all(
+    Array.from({ length: count }, async (_, index) => {
+      const key = `${prefix}-${index}`
+      scene.cluster.speaker.plan(key, { words: 3000, paceMs: 10 + index })
+      const sender = scene.viewers.view({ key, message: `${key} please`, gateway: here, tell: true })
+      const { runId } = await sender.accepted
+      const watcher = scene.viewers.view({ runId, visitor: sender.visitor, gateway: elsewhere, tell: true })
+      const seen = (event: { event: string }) => event.event === 'delta'
+      await Promise.all([sender.until(seen), watcher.until(seen)])
+      return { sender, watcher }
+    }),
+  )
+}
+
 /** Resolves when nothing runs any more, or when the time is up: what is left then is the checker's to name. */
 async function untilSettled({ sql }: Cluster, giveUpAt: number): Promise<void> {
   while (nowMs() < giveUpAt) {
