@@ -3,7 +3,7 @@
  * a replica, or loads its data (rows 37 and 38 of the table of faults). Nothing is lost by it, and the gateway says what
  * Redis says.
  */
-import { mkdir, rmdir } from 'node:fs/promises'
+import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
@@ -67,6 +67,8 @@ test('row 38: Redis is out of memory, cannot save, is a replica, loads: nothing 
     const inTheWay = join(folder, 'dump.rdb')
     await refused('cannot save', /MISCONF/, {
       async refuse() {
+        // A replica has kept there what its master sent.
+        await rm(inTheWay, { force: true })
         await mkdir(inTheWay)
         await order('CONFIG', 'SET', 'save', '3600 1')
         await order('BGSAVE')
@@ -74,7 +76,7 @@ test('row 38: Redis is out of memory, cannot save, is a replica, loads: nothing 
       },
       async allow() {
         await order('CONFIG', 'SET', 'save', '')
-        await rmdir(inTheWay)
+        await rm(inTheWay, { recursive: true })
       },
     })
 
@@ -106,7 +108,7 @@ test('row 38: Redis is out of memory, cannot save, is a replica, loads: nothing 
       allow,
     }: { where?: ClusterGateway; refuse: () => Promise<unknown>; allow: () => Promise<unknown> },
   ): Promise<void> {
-    const talks = await scene.talk(what.replaceAll(' ', '-'))
+    const talks = await scene.talk(`${what.replaceAll(' ', '-')}-${scene.faults.length}`)
     const over = scene.begin('redis away')
     await refuse()
     scene.comeBack(talks, awayMs)
