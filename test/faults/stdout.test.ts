@@ -158,7 +158,15 @@ for (const fate of ['gone', 'asleep'] as const) {
 test('row 74: npm start | head -1', async (t) => {
   const child = spawn('sh', ['-c', `"${process.execPath}" src/main.ts | head -1`], {
     cwd: new URL('../..', import.meta.url).pathname,
-    env: { PATH: process.env.PATH ?? '', PORT: '0', HOST: '127.0.0.1', DRAIN_MS: '0', DATA_DIR: 'memory:' },
+    env: {
+      PATH: process.env.PATH ?? '',
+      // A group of its own: by this the test command finds it when the test could not end it.
+      TEST_RUN: process.env.TEST_RUN ?? '',
+      PORT: '0',
+      HOST: '127.0.0.1',
+      DRAIN_MS: '0',
+      DATA_DIR: 'memory:',
+    },
     stdio: ['ignore', 'pipe', 'inherit'],
     detached: true,
   })
