@@ -27,6 +27,8 @@ const tapEndMs = 5_000
 const lastLinesMs = 1_000
 /** More files at once than this make timing tests unreliable without making the run shorter. */
 const jobsMax = 4
+/** Files at once beyond the processors: tests of faults mostly wait, for leases and limits. */
+const jobsMore = 1
 const root = join(import.meta.dirname, '..')
 
 const say = (line: string): void => {
@@ -170,7 +172,7 @@ function startTap(
     'run',
     '--reporter=tap',
     '--disable-coverage',
-    `--jobs=${Math.min(jobsMax, availableParallelism())}`,
+    `--jobs=${Math.min(jobsMax, availableParallelism() + jobsMore)}`,
     `--timeout=${fileTimeoutSeconds}`,
     // A skip is only honest where the run as a whole says that something is left out.
     ...(embeddedOnly ? [] : ['--fail-skip', '--fail-todo']),

@@ -13,6 +13,8 @@ const seed = 20_261_121
 const runs = 4
 const viewersPerRun = 25
 const eventsPerRun = 400
+/** What the twin needs to begin listening; meanwhile a few events are said. */
+const listeningMs = 20
 /** Long enough for all that is said, on a busy machine. */
 const patienceMs = 60_000
 
@@ -66,7 +68,7 @@ async function attachAll(owner: EventLog, other: EventLog): Promise<Seen[]> {
   ).flat()
 }
 
-/** A log whose second read goes on from where the log is then, and not from where the first one has ended. */
+/** A log whose second read goes on from where the log is when it has begun to listen, and not from where the first has ended. */
 function withSeam(log: EventLog): EventLog {
   const joined = new Set<string>()
   return {
@@ -75,6 +77,7 @@ function withSeam(log: EventLog): EventLog {
       const viewer = `${runId} ${after?.generation}-${after?.seq}`
       if (after === undefined || joined.has(viewer)) return log.read(runId, after, entriesMax)
       joined.add(viewer)
+      await sleep(listeningMs)
       const whole = await log.load(runId)
       const end = whole === 'unanswered' ? undefined : whole.at(-1)
       return log.read(runId, end ?? after, entriesMax)
