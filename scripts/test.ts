@@ -7,8 +7,8 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { globSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { globSync, mkdtempSync, rmSync } from 'node:fs'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join, relative, resolve, sep } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -111,7 +111,8 @@ async function runOn(
   say(`run       ${run}, ${selection.files.length} files, Node ${process.versions.node}`)
 
   const startedAt = performance.now()
-  const env = testEnvironment(services, run)
+  const compiled = mkdtempSync(join(tmpdir(), `${run}_`))
+  const env = { ...testEnvironment(services, run), NODE_COMPILE_CACHE: compiled }
   const sum = { passed: 0, failed: 0, skipped: [] as string[] }
   const leftovers: string[] = []
   let rest = selection.files
@@ -129,6 +130,7 @@ async function runOn(
     }
     rest = unheard
   }
+  rmSync(compiled, { recursive: true, force: true })
   if (services.databaseUrl !== undefined) leftovers.push(...(await dropDatabases(services.databaseUrl, run)))
   if (services.redisUrl !== undefined) leftovers.push(...(await deleteKeys(services.redisUrl, run)))
 

@@ -71,6 +71,9 @@ export interface SpawnedGateway {
 }
 
 const startMs = 30_000
+// What one process has compiled the next need not: a third of a gateway's start.
+const compileCache =
+  process.env.NODE_COMPILE_CACHE === undefined ? {} : { NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE }
 
 /**
  * A gateway as a process of its own; resolves when it listens, or when it has ended without.
@@ -79,7 +82,15 @@ const startMs = 30_000
 export async function spawnGateway(t: Teardown, env: Readonly<Record<string, string>>): Promise<SpawnedGateway> {
   const child = spawn(process.execPath, ['src/main.ts'], {
     cwd: new URL('../..', import.meta.url).pathname,
-    env: { PATH: process.env.PATH ?? '', PORT: '0', HOST: '127.0.0.1', DRAIN_MS: '0', CHECKPOINT_MS: '50', ...env },
+    env: {
+      ...compileCache,
+      PATH: process.env.PATH ?? '',
+      PORT: '0',
+      HOST: '127.0.0.1',
+      DRAIN_MS: '0',
+      CHECKPOINT_MS: '50',
+      ...env,
+    },
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   const exited = once(child, 'exit').then(([code, signal]) => (code ?? signal) as number | string)
