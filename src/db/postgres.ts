@@ -19,9 +19,9 @@ export interface PostgresOptions {
 
 const connectSeconds = 5
 const waitersPerConnectionMax = 50
-// With the deadline of the statement itself, a request is refused within 6 s, also on a busy machine. A full line takes
-// less than half of this when the database is well.
-const requestWaitMs = 500
+// With the deadline of the statement itself, a request is refused within 6 s, also on a busy machine. When the database is
+// well, a full line takes less than this.
+const requestWaitMs = 800
 /** Timers may be a little early. */
 const timerSlackMs = 20
 const reconnectSecondsMax = 0.5
