@@ -284,7 +284,11 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       for (const { run } of active.values()) run.stop(outOfTime)
       await waitForAll(commitGraceMs)
       if (active.size + released.size > 0) await checkpointNow()
-      if (handOver !== undefined && released.size > 0) await handOver([...released.keys()])
+      if (handOver !== undefined && released.size > 0) {
+        await handOver([...released.keys()]).catch((error: unknown) => {
+          logger.warn({ err: error, runs: released.size }, 'runs could not be released; they are found by their lease')
+        })
+      }
       closing.abort()
       await checkpointClock
       frames.close()
