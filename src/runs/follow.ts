@@ -149,17 +149,22 @@ const asBegun = ({ cursor, held }: Viewer): BegunViewer | undefined =>
 /** What every viewer is told first, whatever the rest comes from. */
 const firstEntry = (run: RunFacts): LogEntry => ({ generation: 1, seq: 1, event: runStarted(run) })
 
-/** @returns the page up to the entry that makes it long, and whether there is nothing behind it for now */
+/**
+ * A viewer's merged text is its own, and an event of the log is shared by all who are shown it: so a page ends before the
+ * event that would make it long, and a long event goes alone.
+ * @returns the page, and whether there is nothing behind it for now
+ */
 function shorten(page: LogPage): { readonly page: LogPage; readonly isLast: boolean } {
   if (page.kind !== 'entries') return { page, isLast: false }
   const { entries } = page
   let units = 0
   const end = entries.findIndex(({ event }) => {
     if (event.type === 'delta') units += event.data.text.length
-    return units >= pageUnitsMax
+    return units > pageUnitsMax
   })
-  if (end < 0 || end === entries.length - 1) return { page, isLast: entries.length < pageEntriesMax }
-  return { page: { ...page, entries: entries.slice(0, end + 1) }, isLast: false }
+  const length = Math.max(1, end)
+  if (end < 0 || length === entries.length) return { page, isLast: entries.length < pageEntriesMax }
+  return { page: { ...page, entries: entries.slice(0, length) }, isLast: false }
 }
 
 function isAtEnd(log: EventLog, run: RunFacts, cursor: EventId | undefined): boolean {
