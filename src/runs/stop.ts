@@ -28,8 +28,8 @@ export interface StopOptions {
 
 /** How long the answer waits for the run's end. */
 export const stopWaitMs = 2000
-/** How long another process has to follow, of that time. */
-const patienceMs = 1300
+/** How long another process has to follow, of that time; the rest is for taking the run from it. */
+const patienceMs = 1000
 const pollMs = 100
 
 export function createStop({ db, runs, owned, control, takeover }: StopOptions) {

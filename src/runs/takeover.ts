@@ -5,7 +5,7 @@
  * - its text is put together from the log and the checkpoints, whichever goes further: what a viewer was shown is in the
  *   log, and what the log has lost is, but for the last second, in a checkpoint. A log that does not answer at the moment
  *   is asked again for `logPatienceMs`: it may hold words that are nowhere else;
- * - asked to stop: it ends as `stopped`, with that text;
+ * - asked to stop: it ends as `stopped`, with the text that is known at once, because somebody waits for it;
  * - surely nothing was shown yet: the upstream is asked again, by this process, and the reply goes on as if nothing had
  *   happened; at most {@link attemptsMax} times in all, because what kills a process may be the run itself;
  * - else it ends as `interrupted`, with that text, and can be asked for again by a person.
@@ -64,9 +64,15 @@ export const claimedColumns = sql`
 export type Takeover = ReturnType<typeof createTakeover>
 
 export function createTakeover({ db, log, owned, instanceId, logger, closing }: TakeoverOptions) {
-  /** The furthest that is known of what the run has said; both sources end at an event of the same numbering. */
-  async function readText(runId: string): Promise<Known> {
-    const [entries, checkpoint] = await Promise.all([loadPatiently(runId), readCheckpoint(db, runId)])
+  /**
+   * The furthest that is known of what the run has said; both sources end at an event of the same numbering.
+   * @param isAwaited somebody waits for the answer, as with a stop: what is known at once has to do
+   */
+  async function readText(runId: string, isAwaited: boolean): Promise<Known> {
+    const [entries, checkpoint] = await Promise.all([
+      isAwaited ? log.load(runId) : loadPatiently(runId),
+      readCheckpoint(db, runId),
+    ])
     const isCertain = entries !== 'unanswered'
     const logged = isCertain ? joinEntries(entries) : undefined
     if (logged?.cursor === undefined) return { text: checkpoint, isCertain }
@@ -126,7 +132,7 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing }: 
      * @throws Problem `db_unavailable`: the run stays claimed, and is found again as one that nobody makes
      */
     async takeOver(run: ClaimedRun): Promise<void> {
-      const { text, isCertain } = await readText(run.id)
+      const { text, isCertain } = await readText(run.id, run.stop_requested)
       const isSilent = isCertain && text.parts.every((part) => part.text === '' && part.kind !== 'tool_call')
       if (isSilent && !run.stop_requested && !owned.isDraining && (await countAttempt(run))) {
         logger.warn({ run_id: run.id, generation: run.generation }, 'took over a run that had not begun; asking again')
