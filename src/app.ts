@@ -35,6 +35,9 @@ import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { readHistory } from './sessions/context.ts'
+import { createSessionList } from './sessions/list.ts'
+import { createMessageStore } from './sessions/messages.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
@@ -77,10 +80,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const closing = new AbortController()
 
   const sessions = createSessionStore(db)
+  const messages = createMessageStore(db)
   const runs = createRunStore(db)
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
-  const history = createSessionStore(runDb)
   const owned = createOwnedRuns({
     db: runDb,
     log,
@@ -89,7 +92,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     checkpointMs: config.checkpointMs,
     persistWaitMs: overrides.persistWaitMs,
     logger: server.log,
-    readHistory: (messageId) => history.readHistory(messageId, config.sessionMessagesMax),
+    readHistory: (messageId) => readHistory(runDb, messageId, config.sessionMessagesMax),
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
   })
   log.onFenced((runId) => owned.fence(runId))
@@ -162,8 +165,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
       })
       await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
-      registerSessions(api as Server, { store: sessions, readPartial })
-      registerRuns(api as Server, { chat, runs, sessions, owned, follow, stop })
+      registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
+      registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
       registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
     },
     { prefix: '/api/v1' },

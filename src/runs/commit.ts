@@ -16,7 +16,7 @@ import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import type { RunError } from '../errors.ts'
 import type { Part, TerminalStatus, Usage } from '../log/event.ts'
-import { messageBefore } from '../sessions/store.ts'
+import { messageBefore } from '../sessions/messages.ts'
 
 /** How a run ended, and with what. */
 export interface Ending {

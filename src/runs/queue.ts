@@ -18,7 +18,8 @@
  */
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
-import { isoTime, messageBefore } from '../sessions/store.ts'
+import { messageBefore } from '../sessions/messages.ts'
+import { isoTime } from '../sessions/store.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import type { RunFacts } from './model.ts'
 

@@ -6,6 +6,7 @@ import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
+import type { MessageStore } from '../sessions/messages.ts'
 import { IdParams, type Message } from '../sessions/model.ts'
 import type { SessionStore } from '../sessions/store.ts'
 import type { Chat } from './chat.ts'
@@ -19,6 +20,7 @@ export interface RunRoutesOptions {
   readonly chat: Chat
   readonly runs: RunStore
   readonly sessions: SessionStore
+  readonly messages: MessageStore
   readonly owned: OwnedRuns
   readonly follow: FollowDeps
   readonly stop: ReturnType<typeof createStop>
@@ -53,7 +55,7 @@ export const IdempotencyHeader = Type.Object({
 })
 
 export function registerRuns(app: Server, options: RunRoutesOptions): void {
-  const { chat, runs, sessions, owned, follow, stop } = options
+  const { chat, runs, sessions, messages, owned, follow, stop } = options
 
   app.get(
     '/runs/:id',
@@ -68,7 +70,7 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
   async function answerStopped(owner: Owner, run: RunRecord, reply: FastifyReply) {
     const stopped = await stop(run)
     reply.headers(runHeaders(run))
-    return { run: toRun(stopped), message: await sessions.getMessage(owner, run.message_id) }
+    return { run: toRun(stopped), message: await messages.getMessage(owner, run.message_id) }
   }
 
   app.post(
@@ -127,8 +129,8 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
     const run = await runs.getRun(owner, id)
     const [session, userMessage, message] = await Promise.all([
       sessions.getSession(owner, run.session_id),
-      sessions.getMessage(owner, run.user_message_id),
-      sessions.getMessage(owner, run.message_id),
+      messages.getMessage(owner, run.user_message_id),
+      messages.getMessage(owner, run.message_id),
     ])
     if (isTerminal(run.status)) refuseEmptyFailure(run, message)
     return { session, user_message: userMessage, message, run: toRun(run) }

@@ -20,7 +20,7 @@ import type { Done, EventId, LogEntry, RunEvent, TerminalStatus } from '../log/e
 import { resetEntry } from '../log/fold.ts'
 import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
-import type { HistoryMessage } from '../sessions/store.ts'
+import type { HistoryMessage } from '../sessions/context.ts'
 import type { Upstream } from '../upstream/upstream.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'

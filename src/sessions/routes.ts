@@ -5,6 +5,8 @@ import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
 import type { Part } from '../log/event.ts'
+import type { SessionList } from './list.ts'
+import type { MessageStore } from './messages.ts'
 import {
   CreateSessionBody,
   IdParams,
@@ -25,14 +27,16 @@ export interface PartialReply {
 }
 
 export interface SessionRoutesOptions {
-  readonly store: SessionStore
+  readonly sessions: SessionStore
+  readonly list: SessionList
+  readonly messages: MessageStore
   /** @returns undefined when the run has ended meanwhile, or has said nothing that is known here */
   readonly readPartial: (runId: string) => Promise<PartialReply | undefined>
 }
 
 const tags = ['sessions']
 
-export function registerSessions(app: Server, { store, readPartial }: SessionRoutesOptions): void {
+export function registerSessions(app: Server, { sessions, list, messages, readPartial }: SessionRoutesOptions): void {
   app.post(
     '/sessions',
     { schema: { tags, body: CreateSessionBody, response: { 200: Session, 201: Session, ...problemResponses } } },
@@ -43,7 +47,7 @@ export function registerSessions(app: Server, { store, readPartial }: SessionRou
       // What only looked like text: U+0000 is gone by now.
       if (body.external_id === '') throw new Problem('invalid_request', 'external_id is empty.')
       if (body.title?.trim() === '') throw new Problem('invalid_request', 'title is empty.')
-      const { session, created } = await store.createSession(request.owner, body)
+      const { session, created } = await sessions.createSession(request.owner, body)
       return reply
         .code(created ? 201 : 200)
         .header('Location', `/api/v1/sessions/${session.id}`)
@@ -54,13 +58,13 @@ export function registerSessions(app: Server, { store, readPartial }: SessionRou
   app.get(
     '/sessions',
     { schema: { tags, querystring: ListSessionsQuery, response: { 200: page(Session), ...problemResponses } } },
-    async (request) => store.listSessions(request.owner, cleanJson(request.query)),
+    async (request) => list.listSessions(request.owner, cleanJson(request.query)),
   )
 
   app.get(
     '/sessions/:id',
     { schema: { tags, params: IdParams, response: { 200: Session, ...problemResponses } } },
-    async (request) => store.getSession(request.owner, request.params.id),
+    async (request) => sessions.getSession(request.owner, request.params.id),
   )
 
   app.get(
@@ -74,15 +78,15 @@ export function registerSessions(app: Server, { store, readPartial }: SessionRou
       },
     },
     async (request) => {
-      const read = () => store.listMessages(request.owner, request.params.id, request.query)
-      const messages = await read()
-      const running = messages.data.find((message) => message.status === 'streaming')
-      if (running?.run_id == null) return messages
+      const read = () => messages.listMessages(request.owner, request.params.id, request.query)
+      const answer = await read()
+      const running = answer.data.find((message) => message.status === 'streaming')
+      if (running?.run_id == null) return answer
       const partial = await readPartial(running.run_id)
       // It ended between the two looks: now its text is in the row.
       if (partial === undefined) return read()
       Object.assign(running, partial)
-      return messages
+      return answer
     },
   )
 }

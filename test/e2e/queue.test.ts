@@ -10,7 +10,7 @@ import { createAccept } from '../../src/runs/accept.ts'
 import { commitRun } from '../../src/runs/commit.ts'
 import { promote } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
-import { createSessionStore } from '../../src/sessions/store.ts'
+import { createMessageStore } from '../../src/sessions/messages.ts'
 import { createClient, isDelta, isDone, type Received, type Stream, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { createFolder, startGateway } from '../support/gateway.ts'
@@ -229,7 +229,7 @@ for (const database of databases()) {
         const promoted = (await promote(db, dead.instanceId, before.session_id)).map(({ id }) => id)
         t.same(promoted, [taken.id])
         await lease(db, dead.instanceId, -1)
-        const messages = createSessionStore(db)
+        const messages = createMessageStore(db)
         await untilTrue(async () => (await messages.readReply(taken.message_id))?.status !== 'streaming')
         t.match(await messages.readReply(taken.message_id), { status: 'completed' })
         t.match(await createRunStore(db).reread(taken.id), { status: 'completed', generation: 2, attempts: 2 })

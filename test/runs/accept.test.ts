@@ -25,7 +25,7 @@ const codeOf = (error: unknown) => (error instanceof Problem ? error.code : Stri
 
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
-    const { db, url, runs, sessions } = await openStore(t, kind)
+    const { db, url, runs, messages } = await openStore(t, kind)
     // Two processes, each with its own connections; the embedded database has one.
     const second = url === undefined ? db : openPostgres({ url, unpooledUrl: url, poolSize: 5 })
     if (second !== db) t.teardown(() => second.close())
@@ -85,7 +85,7 @@ for (const kind of databases()) {
         )
         await db.rows(sql`update chat_runs set status = 'completed' where id = ${run.id}::uuid`)
       }
-      const { data } = await sessions.listMessages(owner, session_id, {})
+      const { data } = await messages.listMessages(owner, session_id, {})
       t.same(
         data.map(({ seq }) => seq),
         [1, 2, 3, 4, 5, 6, 7, 8],

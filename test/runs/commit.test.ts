@@ -13,12 +13,12 @@ const commitRun = async (...args: Parameters<typeof commit>) => (await commit(..
 
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
-    const { db, accept, runs, sessions } = await openStore(t, kind)
+    const { db, accept, runs, sessions, messages } = await openStore(t, kind)
     const owner = createOwner()
     const begin = () => accept({ owner })
     const stored = async (run: RunFacts) => ({
       run: await runs.reread(run.id),
-      message: await sessions.readReply(run.message_id),
+      message: await messages.readReply(run.message_id),
       session: await sessions.getSession(owner, run.session_id),
     })
 

@@ -18,6 +18,7 @@ import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
+import { readHistory } from '../../src/sessions/context.ts'
 import { databases } from '../support/database.ts'
 import { createOwner, endingOf, models, openStore, silent, textPart } from '../support/runs.ts'
 
@@ -26,7 +27,7 @@ const races = 20
 
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
-    const { db, url, runs, sessions } = await openStore(t, kind)
+    const { db, url, runs, sessions, messages } = await openStore(t, kind)
     // Two processes, each with its own connections; the embedded database has one.
     const second = url === undefined ? db : openPostgres({ url, unpooledUrl: url, poolSize: 5 })
     if (second !== db) t.teardown(() => second.close())
@@ -53,7 +54,7 @@ for (const kind of databases()) {
         active = await runs.findActive(owner, sessionId)
       }
     }
-    const seqOf = async ({ user_message_id }: RunFacts) => (await sessions.readReply(user_message_id))?.seq as number
+    const seqOf = async ({ user_message_id }: RunFacts) => (await messages.readReply(user_message_id))?.seq as number
 
     await t.test('a message to an idle session is not queued', async (t) => {
       const owner = createOwner()
@@ -74,7 +75,7 @@ for (const kind of databases()) {
         const queued = await two.accept(owner, { session_id, message: 'Second', client_message_id: 'k' })
         t.match(queued, { status: 'queued', instance_id: null, generation: 1 })
         t.match(await runs.reread(queued.id), { status: 'queued', instance_id: null, started_at: null })
-        t.match((await sessions.listMessages(owner, session_id, {})).data, [
+        t.match((await messages.listMessages(owner, session_id, {})).data, [
           { seq: 1, content: 'First' },
           { seq: 2, status: 'streaming' },
           { seq: 3, content: 'Second', parent_id: null, client_message_id: 'k', status: 'completed' },
@@ -137,7 +138,7 @@ for (const kind of databases()) {
       t.match(started, { ...next, status: 'running', instance_id: two.instanceId, stop_requested: false })
       t.match(await runs.reread(next.id), { status: 'running', instance_id: two.instanceId, started_at: String })
       t.match(await sessions.getSession(owner, session_id), { status: 'running', active_run_id: next.id })
-      t.same(await sessions.readHistory(next.user_message_id, 10), [
+      t.same(await readHistory(db, next.user_message_id, 10), [
         { role: 'user', content: 'One' },
         { role: 'assistant', content: 'Reply to one' },
         { role: 'user', content: 'Two' },
@@ -146,7 +147,7 @@ for (const kind of databases()) {
       await two.end(started as RunFacts, 'Reply to two')
       await one.promote(session_id)
       t.same(
-        (await sessions.readHistory(aside.user_message_id, 10)).map(({ content }) => content),
+        (await readHistory(db, aside.user_message_id, 10)).map(({ content }) => content),
         ['One', 'Reply to one', 'Three'],
         'a parent that the client named stays',
       )
@@ -197,7 +198,7 @@ for (const kind of databases()) {
           seqs.map((_, index) => 2 * index + 1),
         )
         t.ok(accepted.filter(({ status }) => status === 'running').length >= 1)
-        const { data } = await sessions.listMessages(owner, session_id, { limit: 100 })
+        const { data } = await messages.listMessages(owner, session_id, { limit: 100 })
         t.same(
           data.map(({ seq, parent_id }) => [seq, parent_id]),
           data.map((_, index) => [index + 1, data[index - 1]?.id ?? null]),
@@ -267,10 +268,10 @@ for (const kind of databases()) {
       const [out, stays] = [await one.accept(owner, { session_id }), await one.accept(owner, { session_id })]
       t.same(await stopQueued(second, out), { outcome: 'committed', nextMayWait: true })
       t.match(await runs.reread(out.id), { status: 'stopped', last_seq: 2, started_at: null, error: null })
-      t.match(await sessions.readReply(out.message_id), { status: 'stopped', content: '', parts: [] })
+      t.match(await messages.readReply(out.message_id), { status: 'stopped', content: '', parts: [] })
       t.match(await sessions.getSession(owner, session_id), { status: 'running', active_run_id: running.id })
       t.equal(
-        (await sessions.readReply(out.user_message_id))?.parent_id,
+        (await messages.readReply(out.user_message_id))?.parent_id,
         running.message_id,
         'later messages go back through it',
       )

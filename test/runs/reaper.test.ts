@@ -16,7 +16,7 @@ import { countRows, createIdleRuns, createReaperOf, endingOf, lease, openStore, 
 
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
-    const { db, url, accept, runs, sessions } = await openStore(t, kind)
+    const { db, url, accept, runs, messages } = await openStore(t, kind)
     const createOne = (owned = createIdleRuns(), on = db) => createReaperOf({ db: on, owned })
     /** One round. */
     async function reap(): Promise<void> {
@@ -40,7 +40,7 @@ for (const kind of databases()) {
         attempts: 1,
         error: { code: 'interrupted', retryable: true },
       })
-      t.match(await sessions.readReply(run.message_id), {
+      t.match(await messages.readReply(run.message_id), {
         status: 'interrupted',
         content: 'So far 👩‍👩‍👧',
         parts: [textPart('So far 👩‍👩‍👧')],
@@ -59,7 +59,7 @@ for (const kind of databases()) {
       t.match(await runs.reread(run.id), { status: 'running', generation: 2, attempts: 2 })
       await reap()
       t.match(await runs.reread(run.id), { status: 'interrupted', generation: 3, attempts: 2 }, 'not a third time')
-      t.match(await sessions.readReply(run.message_id), { status: 'interrupted', content: '', parts: [] })
+      t.match(await messages.readReply(run.message_id), { status: 'interrupted', content: '', parts: [] })
     })
 
     await t.test(
@@ -84,7 +84,7 @@ for (const kind of databases()) {
           const reaper = createReaperOf({ db, log })
           await reaper.start()
           await reaper.close()
-          t.match(await sessions.readReply(run.message_id), { status: 'interrupted', content })
+          t.match(await messages.readReply(run.message_id), { status: 'interrupted', content })
           t.match(appended, [
             {
               runId: run.id,
@@ -117,7 +117,7 @@ for (const kind of databases()) {
         const reaper = createReaperOf({ db, log })
         await reaper.start()
         await reaper.close()
-        t.match(await sessions.readReply(run.message_id), { status: 'interrupted', content: '1-2;1-3;' })
+        t.match(await messages.readReply(run.message_id), { status: 'interrupted', content: '1-2;1-3;' })
       },
     )
 
@@ -140,7 +140,7 @@ for (const kind of databases()) {
         if (record !== undefined) await runs.requestStop(record)
         await reap()
         t.match(await runs.reread(run.id), { status: 'stopped', error: null, attempts: 1 })
-        t.match(await sessions.readReply(run.message_id), { status: 'stopped', content: text })
+        t.match(await messages.readReply(run.message_id), { status: 'stopped', content: text })
       }
     })
 
@@ -205,11 +205,11 @@ for (const kind of databases()) {
       await say(run, 'So far')
       await lease(db, dead, -1)
       await reap()
-      const before = await sessions.readReply(run.message_id)
+      const before = await messages.readReply(run.message_id)
       t.match(await commitRun(db, run.id, 1, endingOf([textPart('I am back')])), { outcome: 'fenced' })
       await say(run, 'Still here')
       t.equal(await countRows(db, 'run_checkpoints', run.id), 0)
-      t.same(await sessions.readReply(run.message_id), before)
+      t.same(await messages.readReply(run.message_id), before)
       const twin = await accept({ instanceId: dead })
       const unfenced = await commitRun(db, twin.id, 1, endingOf([textPart('I am back')]))
       t.equal(unfenced.outcome, 'committed', 'without a takeover it is not')

@@ -21,7 +21,8 @@ import type { OwnedRuns } from '../../src/runs/owned.ts'
 import { createReaper } from '../../src/runs/reaper.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { createTakeover } from '../../src/runs/takeover.ts'
-import { createSessionStore } from '../../src/sessions/store.ts'
+import { createMessageStore, type MessageStore } from '../../src/sessions/messages.ts'
+import { createSessionStore, type SessionStore } from '../../src/sessions/store.ts'
 import { createTestDatabase, type DatabaseKind } from './database.ts'
 
 const choice = { provider: 'demo', model: 'demo' }
@@ -91,7 +92,8 @@ export function createOwner(): Owner {
 export interface Store {
   readonly db: Db
   readonly url: string | undefined
-  readonly sessions: ReturnType<typeof createSessionStore>
+  readonly sessions: SessionStore
+  readonly messages: MessageStore
   readonly runs: ReturnType<typeof createRunStore>
   /** Accepts a message for a process, by default one that nobody has heard of. */
   accept(options?: AcceptOptions): Promise<RunFacts>
@@ -115,6 +117,7 @@ export async function openStore(t: Pick<Test, 'teardown'>, kind: DatabaseKind): 
     url,
     runs,
     sessions: createSessionStore(db),
+    messages: createMessageStore(db),
     async accept({ owner = createOwner(), instanceId = randomUUID(), body = {} } = {}) {
       const { accept } = createAccept({ db, runs, instanceId, runsPerOwnerMax: 0 })
       return (await accept(owner, { message: 'Hello', ...body }, models)).run
