@@ -2,11 +2,14 @@
  * The environment, checked and frozen. Every default is here. A value that cannot be right stops the start with an
  * error that names the variable and never its value: it may be a secret.
  */
+import { isIP } from 'node:net'
 import { envSchema } from 'env-schema'
 import { type Static, Type } from 'typebox'
 
 const integer = (minimum: number, maximum: number, fallback: number, description: string) =>
   Type.Integer({ minimum, maximum, default: fallback, description })
+const flag = (description: string) =>
+  Type.Union([Type.Literal('true'), Type.Literal('false')], { default: 'true', description })
 const optional = (description: string) => Type.Optional(Type.String({ description }))
 
 /** Variable name -> shape, default and meaning. .env.example is tested against it. */
@@ -22,9 +25,18 @@ export const environmentSchema = Type.Object({
     description: 'folder of the embedded database; `memory:` keeps nothing',
   }),
   REDIS_URL: optional('redis://… or rediss://…, 6.2 or later; without it the event log is in the process'),
-  REDIS_TTL: integer(60, 2_592_000, 3600, 'seconds that the log of a run stays in Redis after its last event'),
-  JWT_SECRET: optional('own secret for HS256 tokens'),
+  REDIS_TTL: integer(
+    60,
+    2_592_000,
+    3600,
+    'seconds that the log of a run stays in Redis after its last event, and a cached history',
+  ),
+  ENABLE_REDIS_CACHE: flag('with Redis: keep the last messages of sessions there, for reading'),
+  ENABLE_REDIS_SESSIONS: flag('with Redis: keep the live state of sessions there, for lists'),
+  JWT_SECRET: optional('own secret for HS256 tokens, 32 bytes or more'),
   SUPABASE_JWT_SECRET: optional('Supabase secret for HS256 tokens, tried after JWT_SECRET'),
+  JWKS_URL: optional('address of the public keys for ES256, RS256 and EdDSA tokens'),
+  SUPABASE_URL: optional('https://<project>.supabase.co; its public keys are used when JWKS_URL is not set'),
   JWT_ISSUER: optional('required `iss` of a token'),
   JWT_AUDIENCE: optional('required `aud` of a token'),
   CORS_ORIGINS: Type.String({ default: '', description: 'origins, separated by commas, that browsers may call from' }),
@@ -44,6 +56,13 @@ export const environmentSchema = Type.Object({
   FRAME_MS: integer(1, 1000, 25, 'time over which new text is merged into one event'),
   CHECKPOINT_MS: integer(10, 60_000, 1000, 'time between two checkpoints of the running replies'),
   DRAIN_MS: integer(0, 600_000, 25_000, 'time that running replies get to end after SIGTERM'),
+  TRUST_PROXY: Type.String({
+    default: '',
+    description: 'addresses of proxies (CIDR, separated by commas) whose X-Forwarded-For is believed',
+  }),
+  RATE_LIMIT_RUNS: integer(0, 1_000_000, 60, 'new runs of one owner a minute; 0 for no limit'),
+  RATE_LIMIT_READS: integer(0, 1_000_000, 1200, 'other requests of one owner a minute; 0 for no limit'),
+  RATE_LIMIT_VISITORS: integer(0, 1_000_000, 60, 'new visitors from one address a minute; 0 for no limit'),
   RUNS_PER_OWNER: integer(0, 100_000, 20, 'runs of one owner at once; 0 for no limit'),
   VIEWERS_PER_OWNER: integer(0, 100_000, 100, 'open streams of one owner at once; 0 for no limit'),
   LOG_LEVEL: Type.Union(
@@ -65,10 +84,20 @@ export interface Config {
   readonly database:
     | { readonly kind: 'postgres'; readonly url: string; readonly unpooledUrl: string; readonly poolSize: number }
     | { readonly kind: 'pglite'; readonly dataDir: string }
-  readonly redis: { readonly url: string; readonly ttlMs: number } | undefined
+  readonly redis:
+    | {
+        readonly url: string
+        readonly ttlMs: number
+        /** Whether histories are cached there. */
+        readonly cache: boolean
+        /** Whether the live state of sessions is kept there. */
+        readonly sessions: boolean
+      }
+    | undefined
   readonly auth: {
     readonly jwtSecret: string | undefined
     readonly supabaseJwtSecret: string | undefined
+    readonly jwksUrl: string | undefined
     readonly issuer: string | undefined
     readonly audience: string | undefined
     readonly cookieSameSite: 'lax' | 'none'
@@ -85,6 +114,10 @@ export interface Config {
   readonly frameMs: number
   readonly checkpointMs: number
   readonly drainMs: number
+  /** CIDR ranges. */
+  readonly trustedProxies: readonly string[]
+  /** A minute; 0 for no limit. */
+  readonly rateLimits: { readonly runs: number; readonly reads: number; readonly visitors: number }
   readonly runsPerOwnerMax: number
   readonly viewersPerOwnerMax: number
   readonly logLevel: string
@@ -142,10 +175,13 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
         : {
             url: checkUrl('REDIS_URL', known.REDIS_URL, ['redis:', 'rediss:']),
             ttlMs: known.REDIS_TTL * 1000,
+            cache: known.ENABLE_REDIS_CACHE === 'true',
+            sessions: known.ENABLE_REDIS_SESSIONS === 'true',
           },
     auth: {
-      jwtSecret: known.JWT_SECRET,
-      supabaseJwtSecret: known.SUPABASE_JWT_SECRET,
+      jwtSecret: checkSecret('JWT_SECRET', known.JWT_SECRET),
+      supabaseJwtSecret: checkSecret('SUPABASE_JWT_SECRET', known.SUPABASE_JWT_SECRET),
+      jwksUrl: chooseJwksUrl(known),
       issuer: known.JWT_ISSUER,
       audience: known.JWT_AUDIENCE,
       cookieSameSite: known.COOKIE_SAMESITE,
@@ -166,6 +202,12 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     frameMs: known.FRAME_MS,
     checkpointMs: known.CHECKPOINT_MS,
     drainMs: known.DRAIN_MS,
+    trustedProxies: readRanges(known.TRUST_PROXY),
+    rateLimits: {
+      runs: known.RATE_LIMIT_RUNS,
+      reads: known.RATE_LIMIT_READS,
+      visitors: known.RATE_LIMIT_VISITORS,
+    },
     runsPerOwnerMax: known.RUNS_PER_OWNER,
     viewersPerOwnerMax: known.VIEWERS_PER_OWNER,
     logLevel: known.LOG_LEVEL,
@@ -201,6 +243,39 @@ function checkUrl(variable: string, value: string, schemes: readonly string[]): 
     throw new ConfigError(`${variable} must be a URL that begins with ${schemes.map((s) => `${s}//`).join(' or ')}`)
   }
   return value
+}
+
+// RFC 7518, section 3.2: a key of HS256 has the size of the hash at least.
+const secretBytesMin = 32
+
+function checkSecret(variable: string, value: string | undefined): string | undefined {
+  if (value !== undefined && Buffer.byteLength(value) < secretBytesMin) {
+    throw new ConfigError(`${variable} must have ${secretBytesMin} bytes or more`)
+  }
+  return value
+}
+
+function chooseJwksUrl({ JWKS_URL, SUPABASE_URL }: Environment): string | undefined {
+  if (JWKS_URL !== undefined) return checkUrl('JWKS_URL', JWKS_URL, ['http:', 'https:'])
+  if (SUPABASE_URL === undefined) return undefined
+  const base = checkUrl('SUPABASE_URL', SUPABASE_URL, ['http:', 'https:']).replace(/\/+$/, '')
+  return `${base}/auth/v1/.well-known/jwks.json`
+}
+
+function readRanges(list: string): readonly string[] {
+  const ranges = list
+    .split(',')
+    .map((range) => range.trim())
+    .filter((range) => range !== '')
+  for (const range of ranges) {
+    const [address = '', bits, ...rest] = range.split('/')
+    const family = isIP(address)
+    const bitsMax = family === 4 ? 32 : 128
+    if (family === 0 || rest.length > 0 || (bits !== undefined && !(/^\d{1,3}$/.test(bits) && +bits <= bitsMax))) {
+      throw new ConfigError('TRUST_PROXY must list addresses or ranges such as 10.0.0.0/8, separated by commas')
+    }
+  }
+  return ranges
 }
 
 function readOrigins(list: string): readonly string[] {

@@ -42,6 +42,18 @@ export const catalogue = {
     retryable: true,
     advice: 'Attach to stream_url, stop the run, or send again when it has ended.',
   },
+  conflict: {
+    status: 409,
+    title: 'It collides with something else of yours',
+    retryable: false,
+    advice: 'Read what is there. The detail says what stands in the way.',
+  },
+  precondition_failed: {
+    status: 412,
+    title: 'It has changed since you read it',
+    retryable: false,
+    advice: 'Read it again, and send the change with its new version in If-Match.',
+  },
   too_large: {
     status: 413,
     title: 'Too large',
@@ -96,6 +108,12 @@ export const catalogue = {
     title: 'This process is shutting down',
     retryable: true,
     advice: 'Try again: another process will answer.',
+  },
+  auth_unavailable: {
+    status: 503,
+    title: 'The keys that verify tokens cannot be had',
+    retryable: true,
+    advice: 'Try again as Retry-After says. The token may be good.',
   },
   interrupted: {
     status: 503,

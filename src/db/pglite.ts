@@ -12,6 +12,8 @@ import { mkdir } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { PGlite } from '@electric-sql/pglite'
+import { btree_gin } from '@electric-sql/pglite/contrib/btree_gin'
+import { pg_trgm } from '@electric-sql/pglite/contrib/pg_trgm'
 import { createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
 import { loadPglite } from './drizzle.ts'
 import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
@@ -33,6 +35,7 @@ export async function openPglite(dataDir: string): Promise<Db> {
   const client = await PGlite.create({
     dataDir: folder === undefined ? 'memory://' : join(folder, 'pglite'),
     // 345 -> 218 MB of memory, and nothing here needs a larger buffer.
+    extensions: { btree_gin, pg_trgm },
     startParams: [...PGlite.defaultStartParams, '-c', 'shared_buffers=16MB'],
   }).catch((error: unknown) => {
     lock?.close()

@@ -13,6 +13,7 @@ import {
   numeric,
   pgTable,
   primaryKey,
+  smallint,
   sql,
   text,
   timestamp,
@@ -70,7 +71,15 @@ export const chatSessions = pgTable(
       sql`${table.status} in ('created', 'running', 'completed', 'failed', 'killed', 'deleted')`,
     ),
     check('chat_sessions_title_source', sql`${table.titleSource} in ('message', 'client', 'model')`),
-    uniqueIndex('chat_sessions_owner_external_id').on(table.owner, table.externalId),
+    // A name that a deleted session had is free again.
+    uniqueIndex('chat_sessions_owner_external_id')
+      .on(table.owner, table.externalId)
+      .where(sql`${table.deletedAt} is null`),
+    index('chat_sessions_search')
+      .using('gin', table.owner, sql`search_text(${table.title}) gin_trgm_ops`)
+      .where(sql`${table.deletedAt} is null`),
+    // All of an owner's, deleted ones too: for claim, export and purge.
+    index('chat_sessions_owner').on(table.owner, table.id),
     index('chat_sessions_owner_activity')
       .on(table.owner, table.lastActivityAt.desc().nullsFirst(), table.id.desc().nullsFirst())
       .where(sql`${table.deletedAt} is null`),
@@ -91,6 +100,8 @@ export const chatMessages = pgTable(
       .notNull()
       .references(() => chatSessions.id, { onDelete: 'cascade' }),
     seq: integer('seq').notNull(),
+    /** Of its session, once more: search asks for owner and words in one index. */
+    owner: text('owner'),
     parentId: uuid('parent_id'),
     runId: uuid('run_id'),
     role: text('role').notNull(),
@@ -124,6 +135,8 @@ export const chatMessages = pgTable(
     index('chat_messages_run').on(table.runId),
     index('chat_messages_session_created').on(table.sessionId, table.createdAt),
     index('chat_messages_retrieved_docs').using('gin', table.retrievedDocs.op('jsonb_path_ops')),
+    // search_text() takes no more than 200 000 characters, so that no message is too long for the index.
+    index('chat_messages_search').using('gin', table.owner, sql`search_text(${table.content}) gin_trgm_ops`),
   ],
 )
 
@@ -153,6 +166,10 @@ export const chatRuns = pgTable(
     attempts: integer('attempts').notNull().default(1),
     lastSeq: integer('last_seq').notNull().default(0),
     stopRequestedAt: time('stop_requested_at'),
+    /** The stop that was asked for is a kill: the session is then `killed`. */
+    killRequestedAt: time('kill_requested_at'),
+    /** While it is queued: whether its message follows the one before it, which may be out of sight as yet. */
+    parentPending: boolean('parent_pending').notNull().default(true),
     onDisconnect: text('on_disconnect').notNull().default('continue'),
     owner: text('owner').notNull(),
     idempotencyKey: text('idempotency_key'),
@@ -204,3 +221,56 @@ export const instances = pgTable('instances', {
   draining: boolean('draining').notNull().default(false),
   startedAt: time('started_at').notNull().defaultNow(),
 })
+
+/** Everybody who has come with a verified token. What somebody owns is found by `subject`; no password is kept anywhere. */
+export const users = pgTable(
+  'users',
+  {
+    id: uuid('id').primaryKey(),
+    /** `iss` of the token; empty when it names none. */
+    issuer: text('issuer').notNull(),
+    subject: text('subject').notNull(),
+    createdAt: time('created_at').notNull().defaultNow(),
+  },
+  (table) => [unique('users_subject_issuer').on(table.subject, table.issuer)],
+)
+
+/**
+ * Documents of a session, a row per version. The highest version of a name is what the document is now: `ready`,
+ * `generating` while somebody makes it (until `lease_until`), `deleted`. Version numbers are never used twice.
+ */
+export const artifacts = pgTable(
+  'artifacts',
+  {
+    sessionId: uuid('session_id')
+      .notNull()
+      .references(() => chatSessions.id, { onDelete: 'cascade' }),
+    name: text('name').notNull(),
+    version: integer('version').notNull(),
+    status: text('status').notNull().default('ready'),
+    contentType: text('content_type').notNull(),
+    /** Text, also of JSON: jsonb would not give back what was written. */
+    body: text('body').notNull().default(''),
+    leaseUntil: time('lease_until'),
+    createdAt: time('created_at').notNull().defaultNow(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.sessionId, table.name, table.version] }),
+    check('artifacts_status', sql`${table.status} in ('generating', 'ready', 'deleted')`),
+  ],
+)
+
+/** What a person thinks of a message: one opinion a message, because a session has one owner. */
+export const feedback = pgTable(
+  'feedback',
+  {
+    messageId: uuid('message_id')
+      .primaryKey()
+      .references(() => chatMessages.id, { onDelete: 'cascade' }),
+    rating: smallint('rating').notNull(),
+    comment: text('comment'),
+    createdAt: time('created_at').notNull().defaultNow(),
+    updatedAt: time('updated_at').notNull().defaultNow(),
+  },
+  (table) => [check('feedback_rating', sql`${table.rating} in (-1, 1)`)],
+)

@@ -195,16 +195,17 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
         returning session_id, status, mode, provider, model, created_at
       ), user_message as (
         insert into chat_messages (
-          id, session_id, seq, parent_id, run_id, role, content, parts, status, client_message_id, metadata, completed_at
+          id, session_id, owner, seq, parent_id, run_id, role, content, parts, status, client_message_id, metadata,
+          completed_at
         )
         select
-          ${ids.userMessage}::uuid, session.id, session.message_count - 1, request.parent_id, ${ids.run}::uuid, 'user',
+          ${ids.userMessage}::uuid, session.id, ${owner.key}, session.message_count - 1, request.parent_id, ${ids.run}::uuid, 'user',
           ${body.message}, ${parts}::jsonb, 'completed', ${key}::text, ${JSON.stringify(body.metadata ?? {})}::jsonb, now()
         from session, request
       ), reply as (
-        insert into chat_messages (id, session_id, seq, parent_id, run_id, role, status, model, agent_id)
+        insert into chat_messages (id, session_id, owner, seq, parent_id, run_id, role, status, model, agent_id)
         select
-          ${ids.message}::uuid, session.id, session.message_count, ${ids.userMessage}::uuid, ${ids.run}::uuid,
+          ${ids.message}::uuid, session.id, ${owner.key}, session.message_count, ${ids.userMessage}::uuid, ${ids.run}::uuid,
           'assistant', 'streaming', run.model, ${body.agent_id ?? null}::text
         from session, run
       ), stopping as (

@@ -27,6 +27,9 @@ export interface Gateway {
   close(): Promise<void>
 }
 
+/** Tests ask faster than any person; those of the limits set their own. */
+export const noRateLimits = { RATE_LIMIT_RUNS: '0', RATE_LIMIT_READS: '0', RATE_LIMIT_VISITORS: '0' } as const
+
 type Teardown = Pick<Test, 'teardown'>
 
 /** The variables that point a gateway at a database of the test's own. */
@@ -47,7 +50,14 @@ export async function startGateway(t: Teardown, options: GatewayOptions = {}): P
   const { database = 'pglite', env = {}, ...overrides } = options
   // Teardowns run last to first: the database must be dropped after the gateway has let go of it.
   const store = await databaseEnv(t, database)
-  const config = readConfig({ LOG_LEVEL: 'silent', DRAIN_MS: '0', CHECKPOINT_MS: '50', ...store, ...env })
+  const config = readConfig({
+    LOG_LEVEL: 'silent',
+    DRAIN_MS: '0',
+    CHECKPOINT_MS: '50',
+    ...noRateLimits,
+    ...store,
+    ...env,
+  })
   const app = await buildApp(config, overrides)
   let closed: Promise<void> | undefined
   const close = () => {
@@ -89,6 +99,7 @@ export async function spawnGateway(t: Teardown, env: Readonly<Record<string, str
       HOST: '127.0.0.1',
       DRAIN_MS: '0',
       CHECKPOINT_MS: '50',
+      ...noRateLimits,
       ...env,
     },
     stdio: ['ignore', 'pipe', 'pipe'],
