@@ -35,6 +35,7 @@ import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { createSessionChanges } from './sessions/changes.ts'
 import { readHistory } from './sessions/context.ts'
 import { createSessionList } from './sessions/list.ts'
 import { createMessageStore } from './sessions/messages.ts'
@@ -79,7 +80,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 
   const closing = new AbortController()
 
-  const sessions = createSessionStore(db)
+  const changes = createSessionChanges()
+  const sessions = createSessionStore(db, changes)
   const messages = createMessageStore(db)
   const runs = createRunStore(db)
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.

@@ -8,6 +8,7 @@ import { and, eq, isNull, type SQL, sql } from '../db/drizzle.ts'
 import { chatSessions } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
+import type { SessionChanges } from './changes.ts'
 import type { CreateSessionBody, Session } from './model.ts'
 
 export type SessionStore = ReturnType<typeof createSessionStore>
@@ -48,7 +49,8 @@ export const sessionColumns = {
 /** The condition that stands in every statement about a session. */
 export const mine = (owner: Owner) => and(eq(chatSessions.owner, owner.key), isNull(chatSessions.deletedAt))
 
-export function createSessionStore(db: Db) {
+/** @param changes is told of what is written here */
+export function createSessionStore(db: Db, changes?: SessionChanges) {
   async function findSession(owner: Owner, id: string): Promise<Session | undefined> {
     const [session] = await db.run((orm) =>
       orm
@@ -93,7 +95,10 @@ export function createSessionStore(db: Db) {
           .onConflictDoNothing()
           .returning({ id: chatSessions.id }),
       )
-      if (inserted.length > 0) return { session: await getSession(owner, id), created: true }
+      if (inserted.length > 0) {
+        changes?.changed(id)
+        return { session: await getSession(owner, id), created: true }
+      }
 
       const byId = await findSession(owner, id)
       if (byId !== undefined) {
