@@ -35,12 +35,21 @@ import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { registerArtifacts } from './sessions/artifact-routes.ts'
+import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
 import { readHistory } from './sessions/context.ts'
+import {
+  type ArtifactGenerator,
+  createArtifactMaker,
+  createGenerators,
+  type MakingLimits,
+} from './sessions/generators.ts'
 import { createSessionList } from './sessions/list.ts'
 import { createMessageStore } from './sessions/messages.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
+import { transcript } from './sessions/transcript.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
@@ -50,6 +59,9 @@ export interface Overrides {
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
   readonly tickets?: Omit<TicketOptions, 'db'>
   readonly persistWaitMs?: number
+  /** Makers of artifacts, beside the built-in ones. */
+  readonly generators?: readonly ArtifactGenerator[]
+  readonly making?: Partial<MakingLimits>
 }
 
 export interface App {
@@ -83,6 +95,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const changes = createSessionChanges()
   const sessions = createSessionStore(db, changes)
   const messages = createMessageStore(db)
+  const artifacts = createArtifactStore(db, changes)
+  const maker = createArtifactMaker({
+    artifacts,
+    generators: createGenerators([transcript, ...(overrides.generators ?? [])]),
+    sessions,
+    messages,
+    logger: server.log,
+    limits: overrides.making,
+  })
   const runs = createRunStore(db)
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
@@ -168,6 +189,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       })
       await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
       registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
+      registerArtifacts(api as Server, { artifacts, maker })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
       registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
     },
@@ -176,6 +198,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 
   server.addHook('preClose', async () => {
     closing.abort()
+    await maker.close()
     await owned.drain(config.drainMs, async () => {
       // A database that does not answer knows of nobody either.
       const peers = await reaper.readPeers().catch(() => [])

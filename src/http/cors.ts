@@ -12,6 +12,7 @@ const allowedHeaders = [
   'Idempotency-Key',
   'X-Visitor-Token',
   'If-Match',
+  'If-None-Match',
   'Accept',
   'Cache-Control',
 ]
@@ -22,6 +23,7 @@ const exposedHeaders = [
   'X-Visitor-Token',
   'X-Request-Id',
   'Location',
+  'ETag',
   'Retry-After',
 ]
 const preflightSeconds = 7200

@@ -21,6 +21,8 @@ export type Server = FastifyInstance<
 
 /** A message of 100 000 characters, each escaped as a surrogate pair, is 1.2 MB; metadata comes on top. */
 export const bodyBytesMax = 2 * 1024 * 1024
+/** The name of an artifact has 128 characters, and a client may escape each of them. */
+const pathPartBytesMax = 3 * 128
 const headerBytesMax = 16 * 1024
 /** How long a client may take to send a whole request. */
 const requestMs = 30_000
@@ -47,6 +49,7 @@ export function createServer({ logLevel, logStream }: ServerOptions): Server {
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUUID(),
     bodyLimit: bodyBytesMax,
+    routerOptions: { maxParamLength: pathPartBytesMax },
     requestTimeout: requestMs,
     http: { maxHeaderSize: headerBytesMax },
     // A HEAD on a stream route would start a run.

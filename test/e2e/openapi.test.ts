@@ -37,6 +37,10 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'GET /api/v1/sessions': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/messages': ['200', '4XX', '5XX'],
+  'GET /api/v1/sessions/{id}/artifacts': ['200', '4XX', '5XX'],
+  'GET /api/v1/sessions/{id}/artifacts/{name}': ['200', '304', '4XX', '5XX'],
+  'PUT /api/v1/sessions/{id}/artifacts/{name}': ['200', '201', '4XX', '5XX'],
+  'DELETE /api/v1/sessions/{id}/artifacts/{name}': ['204', '4XX', '5XX'],
   'POST /api/v1/sessions/{id}/stop': ['200', '204', '4XX', '5XX'],
   'POST /api/v1/chat/stream': ['200', '4XX', '5XX'],
   'GET /api/v1/chat/stream': ['200', '204', '4XX', '5XX'],
@@ -147,6 +151,17 @@ for (const database of databases()) {
       check(t, 'post', '/api/v1/sessions', created, 201)
       check(t, 'post', '/api/v1/sessions', await client.post('/api/v1/sessions', { external_id: 'e' }), 200)
       check(t, 'post', '/api/v1/sessions', await client.post('/api/v1/sessions', { color: 'red' }), 400)
+
+      const artifacts = `/api/v1/sessions/${created.body.id}/artifacts`
+      const artifactPath = '/api/v1/sessions/{id}/artifacts/{name}'
+      for (const status of [201, 200]) {
+        check(t, 'put', artifactPath, await client.put(`${artifacts}/a`, { body: { a: [1] } }), status)
+      }
+      check(t, 'put', artifactPath, await client.put(`${artifacts}/a`, { body: 1 }, { 'if-match': '"1"' }), 412)
+      check(t, 'get', artifactPath, await client.get(`${artifacts}/a`), 200)
+      check(t, 'get', artifactPath, await client.get(`${artifacts}/transcript?generate=1`), 200)
+      check(t, 'get', '/api/v1/sessions/{id}/artifacts', await client.get(artifacts), 200)
+      check(t, 'delete', artifactPath, await client.delete(`${artifacts}/a`), 204)
 
       upstream.answer(() => say({ text: 'Hello there' }))
       const session_id = created.body.id
