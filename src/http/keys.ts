@@ -42,6 +42,8 @@ export interface KeySetOptions {
   readonly logger: Pick<FastifyBaseLogger, 'warn'>
   /** Milliseconds that only rise; injected by tests. */
   readonly now?: () => number
+  /** For connection, status and body together. */
+  readonly fetchMs?: number
 }
 
 /** Age from which on new keys are looked for. */
@@ -50,15 +52,15 @@ export const freshMs = 600_000
 export const unknownKidPauseMs = 30_000
 /** Between a fetch that failed and the next one. */
 export const retryPauseMs = 5000
-/** Connection, status and body together. */
-export const fetchMs = 5000
+const fetchMsDefault = 5000
 export const setBytesMax = 256 * 1024
 export const keysMax = 100
 /** Less is within reach of a state. More than the maximum only keeps this process busy. */
 const rsaBits = { min: 2048, max: 8192 } as const
 
 /** Returns at once; the first fetch has begun then. */
-export function openKeySet({ url, logger, now = () => performance.now() }: KeySetOptions): KeySet {
+export function openKeySet(options: KeySetOptions): KeySet {
+  const { url, logger, now = () => performance.now(), fetchMs = fetchMsDefault } = options
   // undici follows no redirect unless it is told to.
   const agent = new Agent({ connections: 1, maxResponseSize: setBytesMax })
   const closing = new AbortController()
