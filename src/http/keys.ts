@@ -47,7 +47,7 @@ export interface KeySetOptions {
 }
 
 /** Age from which on new keys are looked for. */
-export const freshMs = 600_000
+const freshMs = 600_000
 /** Between two fetches that unknown kids have caused. */
 export const unknownKidPauseMs = 30_000
 /** Between a fetch that failed and the next one. */

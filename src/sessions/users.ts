@@ -19,7 +19,7 @@ const waitMs = 250
 export function createUsers(db: Db) {
   // In the order in which they came last: a Map keeps the order of insertion.
   const seen = new Map<string, true>()
-  /** At most as many as there are requests under way. */
+  /** Bounded by the database's gate, which refuses statements that are too many. */
   const writing = new Map<string, Promise<void>>()
 
   function remember(key: string): void {
