@@ -17,6 +17,7 @@ import { Problem } from './errors.ts'
 import { registerCors } from './http/cors.ts'
 import { registerHealth } from './http/health.ts'
 import { identity } from './http/identity.ts'
+import { type KeySetOptions, openKeySet } from './http/keys.ts'
 import { registerOpenapi } from './http/openapi.ts'
 import { page } from './http/page.ts'
 import { createServer, type Server } from './http/server.ts'
@@ -38,6 +39,7 @@ import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
+import { registerClaim } from './sessions/claim.ts'
 import { readHistory } from './sessions/context.ts'
 import {
   type ArtifactGenerator,
@@ -50,6 +52,7 @@ import { createMessageStore } from './sessions/messages.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { transcript } from './sessions/transcript.ts'
+import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
@@ -62,6 +65,7 @@ export interface Overrides {
   /** Makers of artifacts, beside the built-in ones. */
   readonly generators?: readonly ArtifactGenerator[]
   readonly making?: Partial<MakingLimits>
+  readonly keys?: Pick<KeySetOptions, 'now'>
 }
 
 export interface App {
@@ -86,6 +90,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, ...overrides })
   const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
+  const { jwksUrl } = config.auth
+  const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
@@ -187,7 +193,14 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         reply.header('Cache-Control', 'no-store')
         if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
       })
-      await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
+      await api.register(identity, {
+        auth: config.auth,
+        corsOrigins: config.corsOrigins,
+        readTicket: tickets.read,
+        keys,
+        noteUser: createUsers(db).note,
+      })
+      registerClaim(api as Server, { db, changes })
       registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
       registerArtifacts(api as Server, { artifacts, maker })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
@@ -213,6 +226,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     setTimeout(() => server.server.closeAllConnections(), lastAnswersMs).unref()
   })
   server.addHook('onClose', async () => {
+    await keys?.close()
     await catalog.close()
     await log.close()
     await db.close()

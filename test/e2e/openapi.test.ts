@@ -35,6 +35,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'GET /health/db': ['200', '503'],
   'POST /api/v1/sessions': ['200', '201', '4XX', '5XX'],
   'GET /api/v1/sessions': ['200', '4XX', '5XX'],
+  'POST /api/v1/sessions/claim': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/messages': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/artifacts': ['200', '4XX', '5XX'],
