@@ -81,6 +81,8 @@ export const notYet = 'it has not answered yet'
 const mendRunsMax = 16
 const mendBytesMax = 1024 * 1024
 const mendPauseMs = 10
+/** Streams that are removed in one pipeline. */
+const eraseRunsMax = 500
 /** Commands are of use for moments. Their stream is trimmed, and goes by itself when its process is gone. */
 const controlTtlMs = 60_000
 const controlEntriesMax = 1000
@@ -259,6 +261,18 @@ export function createWriter(options: WriterOptions) {
       runs.delete(runId)
     },
 
+    /**
+     * Removes streams, on the connection that wrote them: what was said before is there first. Each batch is waited for,
+     * at most as long as any command. A stream that Redis does not remove now goes by its expiry.
+     */
+    async erase(runIds: readonly string[]): Promise<void> {
+      for (let start = 0; start < runIds.length && problem === undefined && !closed; start += eraseRunsMax) {
+        const batch = createBatch(redis, ttlMs)
+        batch.erase(runIds.slice(start, start + eraseRunsMax).map(keys.log))
+        await batch.send()
+      }
+    },
+
     /** Best effort: what is not delivered at once is lost. */
     command(target: string, command: Command): void {
       if (problem !== undefined) return
@@ -362,6 +376,11 @@ function createBatch(redis: Redis, ttlMs: number) {
       const to = pipeline.length
       if (ended) pipeline.pexpire(key, ttlMs)
       readers.push((results) => settle(readAll(results.slice(from, to))))
+    },
+
+    /** A command each: in a cluster, keys of several slots are refused in one. */
+    erase(names: readonly string[]): void {
+      for (const name of names) pipeline.unlink(name)
     },
 
     /** Asks for the id of a stream's last entry. */
