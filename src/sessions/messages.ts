@@ -59,7 +59,7 @@ export const messageBefore = sql`(
 export const parentOf = sql`coalesce(m.parent_id, (
   select before.id from chat_runs pending
   join chat_messages before on before.session_id = m.session_id and before.seq < m.seq
-  where pending.id = m.run_id and pending.parent_pending
+  where m.role = 'user' and pending.id = m.run_id and pending.parent_pending
   order by before.seq desc limit 1
 ))`
 
