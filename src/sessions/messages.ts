@@ -4,7 +4,7 @@
  * message (the highest `seq`) to the beginning.
  */
 import { type Db, exactText } from '../db/db.ts'
-import { and, desc, eq, type SQL, sql } from '../db/drizzle.ts'
+import { and, desc, eq, type SQL, type SQLWrapper, sql } from '../db/drizzle.ts'
 import { chatMessages, chatSessions, feedback } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
@@ -63,8 +63,12 @@ export const parentOf = sql`coalesce(m.parent_id, (
   order by before.seq desc limit 1
 ))`
 
-/** Ids of the messages on the way from a session's newest one to its beginning. The seq falls on it, so it has an end. */
-const activeBranch = (sessionId: string) => sql`
+/**
+ * Ids of a page of the messages on the way from a session's newest one to its beginning. The seq falls on it, so it has an
+ * end. Newest first, it is walked no further than the page goes; oldest first, all of it (3 µs a message).
+ * @param after the condition on `seq` behind the cursor
+ */
+const activeBranch = (sessionId: string, after: SQL, isFalling: boolean, rowsMax: number) => sql`
   with recursive way as (
     (
       select m.id, m.seq, ${parentOf} as parent_id from chat_messages m
@@ -74,7 +78,7 @@ const activeBranch = (sessionId: string) => sql`
     select m.id, m.seq, ${parentOf} from way
     join chat_messages m on m.id = way.parent_id and m.session_id = ${sessionId}::uuid and m.seq < way.seq
   )
-  select id from way`
+  select id from way where ${after} ${isFalling ? sql`` : sql`order by seq`} limit ${rowsMax}::int`
 
 export function createMessageStore(db: Db) {
   const { getSession } = createSessionStore(db)
@@ -89,18 +93,19 @@ export function createMessageStore(db: Db) {
      */
     async listMessages(owner: Owner, sessionId: string, query: ListMessagesQuery): Promise<Page<Message>> {
       const limit = query.limit ?? 50
-      const { seq } = chatMessages
       const isFalling = query.order === 'desc'
       const place = query.cursor === undefined ? undefined : readMessageCursor(query.cursor)
-      const after = place === undefined ? undefined : isFalling ? sql`${seq} < ${place}` : sql`${seq} > ${place}`
-      const onBranch = query.branch === 'active' ? sql`${chatMessages.id} in (${activeBranch(sessionId)})` : undefined
+      const afterPlace = (seq: SQLWrapper) =>
+        place === undefined ? sql`true` : isFalling ? sql`${seq} < ${place}::int` : sql`${seq} > ${place}::int`
+      const way = activeBranch(sessionId, afterPlace(sql`seq`), isFalling, limit + 1)
+      const onBranch = query.branch === 'active' ? sql`${chatMessages.id} in (${way})` : undefined
       const rows: Message[] = await db.run((orm) =>
         orm
           .select(messageColumns)
           .from(chatMessages)
           .innerJoin(chatSessions, eq(chatSessions.id, chatMessages.sessionId))
-          .where(and(eq(chatMessages.sessionId, sessionId), after, onBranch, mine(owner)))
-          .orderBy(isFalling ? desc(seq) : seq)
+          .where(and(eq(chatMessages.sessionId, sessionId), afterPlace(chatMessages.seq), onBranch, mine(owner)))
+          .orderBy(isFalling ? desc(chatMessages.seq) : chatMessages.seq)
           .limit(limit + 1),
       )
       if (rows.length === 0) await getSession(owner, sessionId)

@@ -1,13 +1,16 @@
 /** What the owner of a session adds to a reply: an opinion, and what was retrieved for it. */
 import { randomUUID } from 'node:crypto'
 import { type Test, test } from 'tap'
+import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { type Client, createClient } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
 
 for (const database of databases()) {
   test(`on ${database}`, async (t) => {
-    const gateway = await startGateway(t, { database })
+    const upstream = await startFakeUpstream({ script: () => say({ text: 'Hello to you' }) })
+    t.teardown(() => upstream.close())
+    const gateway = await startGateway(t, { database, env: { OPENAI_BASE_URL: upstream.url } })
     const client = createClient(gateway.url)
     const { body: first } = await client.post('/api/v1/chat/message', { message: 'Hello' })
     const [userMessage, reply, sessionId] = [first.user_message.id, first.message.id, first.session.id]
