@@ -262,13 +262,15 @@ export function createWriter(options: WriterOptions) {
     },
 
     /**
-     * Removes streams, on the connection that wrote them: what was said before is there first. Each batch is waited for,
-     * at most as long as any command. A stream that Redis does not remove now goes by its expiry.
+     * Removes streams, on the connection that wrote them: what was said before is there first. The first batch that is not
+     * answered, in the time of any command, is the last one: a stream that is not removed now goes by its expiry.
      */
     async erase(runIds: readonly string[]): Promise<void> {
       for (let start = 0; start < runIds.length && problem === undefined && !closed; start += eraseRunsMax) {
         const batch = createBatch(redis, ttlMs)
-        batch.erase(runIds.slice(start, start + eraseRunsMax).map(keys.log))
+        batch.erase(runIds.slice(start, start + eraseRunsMax).map(keys.log), (outcome) => {
+          if (outcome instanceof Error) open(describeError(outcome))
+        })
         await batch.send()
       }
     },
@@ -379,8 +381,11 @@ function createBatch(redis: Redis, ttlMs: number) {
     },
 
     /** A command each: in a cluster, keys of several slots are refused in one. */
-    erase(names: readonly string[]): void {
+    erase(names: readonly string[], settle: (outcome: Outcome) => void): void {
+      const from = pipeline.length
       for (const name of names) pipeline.unlink(name)
+      const to = pipeline.length
+      readers.push((results) => settle(readAll(results.slice(from, to))))
     },
 
     /** Asks for the id of a stream's last entry. */

@@ -234,12 +234,13 @@ export function openRedisLog(options: RedisLogOptions): {
     },
     forget: letGo,
     async erase(runIds) {
+      for (const runId of runIds) letGo(runId)
+      await writer.erase(runIds)
+      // Not before: whoever is woken copies what is still there.
       for (const runId of runIds) {
-        letGo(runId)
         reader.release(runId)
         watchers.wake(runId)
       }
-      await writer.erase(runIds)
     },
     onFenced: (listener) => void fencedListeners.push(listener),
     onUnshared: (listener) => void unsharedListeners.push(listener),

@@ -86,6 +86,7 @@ export function createStopSession({ db, runs, owned, stop, changes }: StopSessio
   async function endAll(asked: readonly RunRecord[], sessionId: string): Promise<void> {
     const begun = asked.filter(({ status }) => status === 'running')
     const waiting = asked.filter(({ status }) => status === 'queued')
+    // By the time in their ids: nearly always the order of the queue, and no other is wrong.
     waiting.sort((a, b) => (a.message_id < b.message_id ? 1 : -1))
     let nextMayWait = false
     for (const run of waiting) {
@@ -98,7 +99,9 @@ export function createStopSession({ db, runs, owned, stop, changes }: StopSessio
     // A message that came in after the wish may stand behind those that have left.
     if (nextMayWait) await owned.startNext(sessionId)
     for (const runId of owned.ofSession(sessionId)) {
-      if ((await runs.reread(runId)) === undefined) owned.fence(runId)
+      if ((await runs.reread(runId)) !== undefined) continue
+      owned.fence(runId)
+      await owned.ended(runId)
     }
   }
 

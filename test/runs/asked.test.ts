@@ -3,6 +3,7 @@
  * do at the same instant, there is one run, in its place, and a root stays a root.
  */
 import { randomUUID } from 'node:crypto'
+import postgres from 'postgres'
 import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
@@ -107,6 +108,49 @@ for (const kind of databases()) {
         await end(winner!)
       }
     })
+
+    if (url !== undefined) {
+      await t.test('what saw an idle session and waits for its row is refused when that has changed', async (t) => {
+        // Without the index, so that it is not what keeps two from running.
+        await db.rows(sql`drop index chat_runs_one_running`)
+        const holder = postgres(url, { max: 1, onnotice: () => undefined })
+        t.teardown(() => holder.end())
+        const owner = createOwner()
+        const first = await ask(owner, { message: 'One' })
+        await end(first)
+        await db.rows(sql`update chat_sessions set input = 'Go' where id = ${first.session_id}::uuid`)
+        const asks: Asked[] = [
+          { regenerate: first.message_id },
+          { edit: first.user_message_id, message: 'Uno' },
+          { start: first.session_id },
+        ]
+        const pending: Promise<unknown>[] = []
+        await holder.begin(async (hold) => {
+          await hold`select 1 from chat_sessions where id = ${first.session_id} for update`
+          for (const [n, asked] of asks.entries()) {
+            pending.push(ask(owner, asked, n).catch((error: unknown) => error))
+            await untilWaiting(n + 1)
+          }
+        })
+        const [winner, ...others] = (await Promise.all(pending)) as [RunFacts, ...Problem[]]
+        t.equal(winner.status, 'running', 'who came first')
+        const busy = { code: 'session_busy', members: { run_id: winner.id } }
+        t.match(others, [busy, busy])
+        t.match(await sessions.getSession(owner, first.session_id), { message_count: 3 })
+        await end(winner)
+        await db.rows(sql`create unique index chat_runs_one_running on chat_runs (session_id) where status = 'running'`)
+      })
+    }
+
+    async function untilWaiting(count: number): Promise<void> {
+      for (const giveUpAt = Date.now() + 4000; Date.now() < giveUpAt; ) {
+        const [row] = await db.rows<{ count: number }>(sql`
+          select count(*)::int as count from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock'`)
+        if (row?.count === count) return
+      }
+      throw new Error(`there are not ${count} statements that wait for the row`)
+    }
 
     await t.test(
       'what waits is started in the order of its replies, and an old message does not go first',
