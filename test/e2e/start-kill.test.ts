@@ -8,7 +8,7 @@ import { begin, createGate, forever, say, startFakeUpstream } from '../../script
 import { sql } from '../../src/db/drizzle.ts'
 import { type Client, createClient, isDelta, type Stream } from '../support/client.ts'
 import { databases } from '../support/database.ts'
-import { startGateway } from '../support/gateway.ts'
+import { databaseEnv, startGateway } from '../support/gateway.ts'
 
 /** How long whatever shows a purged run may need to end. */
 const goneMsMax = 3000
@@ -19,11 +19,14 @@ for (const database of databases()) {
     const upstream = await startFakeUpstream()
     t.teardown(() => upstream.close())
     const lines: string[] = []
-    const gateway = await startGateway(t, {
-      database,
-      env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', LOG_LEVEL: 'info' },
-      logStream: { write: (line) => void lines.push(line) },
-    })
+    const store = await databaseEnv(t, database)
+    const options = {
+      env: { ...store, OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', LOG_LEVEL: 'info' },
+      logStream: { write: (line: string) => void lines.push(line) },
+    }
+    const gateway = await startGateway(t, options)
+    // Another process, which shows the first one's replies from the database.
+    const elsewhere = database === 'postgres' ? await startGateway(t, options) : gateway
     const { db } = gateway.app
 
     /** Speaks a little, and then never again. */
@@ -180,13 +183,15 @@ for (const database of databases()) {
         const runId = stream.headers.get('x-run-id') ?? ''
         const attached = await client.watch(`/api/v1/runs/${runId}/events`)
         await attached.until(isDelta)
+        const far = await createClient(elsewhere.url, client.identity).watch(`/api/v1/runs/${runId}/events`)
+        await far.until(isDelta)
         const waiting = await client.send({ message: 'Next', session_id, on_busy: 'queue' })
         const whole = client.post('/api/v1/chat/message', { message: 'Whole', session_id, on_busy: 'queue' })
         for (let stored = 0; stored < 6; ) stored = (await client.messages(session_id)).length
         lines.length = 0
         const purgedAt = performance.now()
         await db.rows(sql`delete from chat_sessions where id = ${session_id}::uuid`)
-        for (const viewer of [stream, attached, waiting]) {
+        for (const viewer of [stream, attached, far, waiting]) {
           t.equal(await viewer.ended, 'cut', 'an end without an end')
           t.notMatch(viewer.text(), /event: done/)
         }
