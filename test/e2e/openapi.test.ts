@@ -241,7 +241,7 @@ for (const database of databases()) {
       const edited = await client.post(`/api/v1/messages/${whole.body.user_message.id}/edit`, queued)
       check(t, 'post', of('edit'), edited, 202)
       check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`), 202)
-      check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${session_id}/start`), 400)
+      check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`, queued), 400)
       check(t, 'post', '/api/v1/sessions/{id}/kill', await client.post(`/api/v1/sessions/${session_id}/kill`), 200)
 
       const stranger = createClient(gateway.url, { authorization: 'Bearer x' })

@@ -16,6 +16,9 @@ import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
 import { createOwner, openStore, silent } from '../support/runs.ts'
 
+/** A machine that does other things, too. */
+const marginMs = 500
+
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
     const { db, accept, runs, sessions } = await openStore(t, kind)
@@ -120,8 +123,21 @@ for (const kind of databases()) {
       owned.stop(run.id)
       await said.promise
       t.equal(asked.at(-1), next.id)
+      t.same(told, Array(4).fill(run.session_id), 'two ends and two beginnings')
       t.match(await sessions.getSession(owner, run.session_id), { status: 'running', active_run_id: next.id })
       await stopSession(owner, run.session_id)
+    })
+
+    await t.test('what a process makes that does not answer is killed all the same', async (t) => {
+      const owner = createOwner()
+      const run = await accept({ owner, instanceId: randomUUID() })
+      told.length = 0
+      const askedAt = performance.now()
+      await stopSession(owner, run.session_id, true)
+      t.ok(performance.now() - askedAt < stopWaitMs + marginMs)
+      t.match(await runs.reread(run.id), { status: 'stopped', generation: 2 })
+      t.match(await sessions.getSession(owner, run.session_id), { status: 'killed', active_run_id: null })
+      t.same(told, [run.session_id])
     })
 
     await t.test('a run whose session is gone is let go at once, without a word to the database', async (t) => {
