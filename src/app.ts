@@ -25,13 +25,14 @@ import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
+import { registerBranches } from './runs/branches.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
-import { createStop } from './runs/stop.ts'
+import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
@@ -47,7 +48,9 @@ import {
   createGenerators,
   type MakingLimits,
 } from './sessions/generators.ts'
+import { createFeedback } from './sessions/feedback.ts'
 import { createSessionList } from './sessions/list.ts'
+import { registerMessages } from './sessions/message-routes.ts'
 import { createMessageStore } from './sessions/messages.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
@@ -120,6 +123,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     checkpointMs: config.checkpointMs,
     persistWaitMs: overrides.persistWaitMs,
+    changes,
     logger: server.log,
     readHistory: (messageId) => readHistory(runDb, messageId, config.sessionMessagesMax),
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
@@ -132,11 +136,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     logger: server.log,
     closing: closing.signal,
+    changes,
   })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
-  const stop = createStop({ db, runs, owned, control, takeover })
-  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
+  const stop = createStop({ db, runs, owned, control, takeover, changes })
+  const stopSession = createStopSession({ db, runs, owned, stop, changes })
+  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes })
   const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({
     accept,
@@ -205,6 +211,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       registerArtifacts(api as Server, { artifacts, maker })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
       registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
+      registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
+      const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
+      registerBranches(api as Server, { chat, runs, messages, answerWithStream })
+      registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })
     },
     { prefix: '/api/v1' },
   )

@@ -60,6 +60,11 @@ export const MessageStatus = Type.Union([
   Type.Literal('interrupted'),
 ])
 
+export const Feedback = Type.Object({
+  rating: Type.Union([Type.Literal(1), Type.Literal(-1)]),
+  comment: nullable(Type.String()),
+})
+
 export const Message = Type.Object({
   id: Uuid,
   session_id: Uuid,
@@ -83,6 +88,7 @@ export const Message = Type.Object({
   finish_reason: nullable(Type.String()),
   error: nullable(RunErrorSchema),
   metadata: JsonObject,
+  feedback: nullable(Feedback),
   created_at: Time,
   completed_at: nullable(Time),
   cursor: Type.Optional(
@@ -134,10 +140,47 @@ export const ListMessagesQuery = Type.Object(
   {
     cursor: Type.Optional(Type.String({ maxLength: 512 })),
     limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: 50 })),
+    order: Type.Optional(Type.Union([Type.Literal('asc'), Type.Literal('desc')], { default: 'asc' })),
+    branch: Type.Optional(
+      Type.Union([Type.Literal('all'), Type.Literal('active')], {
+        default: 'all',
+        description: 'active: only what is on the way from the newest message to the beginning',
+      }),
+    ),
   },
   { additionalProperties: false },
 )
 export type ListMessagesQuery = Static<typeof ListMessagesQuery>
+
+export const commentCharactersMax = 2000
+export const retrievedDocsMax = 100
+export const retrievedDocsBytesMax = 64 * 1024
+
+export const FeedbackBody = Type.Object(
+  {
+    rating: Feedback.properties.rating,
+    comment: Type.Optional(Type.String({ maxLength: commentCharactersMax })),
+  },
+  { additionalProperties: false },
+)
+export type FeedbackBody = Static<typeof FeedbackBody>
+
+export const MessageFeedback = Type.Object({
+  message_id: Uuid,
+  ...Feedback.properties,
+  created_at: Time,
+  updated_at: Time,
+})
+export type MessageFeedback = Static<typeof MessageFeedback>
+
+export const RetrievalBody = Type.Object(
+  {
+    retrieved_docs: Type.Array(JsonObject, { maxItems: retrievedDocsMax }),
+    reranker_used: Type.Optional(Type.Boolean()),
+  },
+  { additionalProperties: false },
+)
+export type RetrievalBody = Static<typeof RetrievalBody>
 
 export const IdParams = Type.Object({ id: Uuid })
 

@@ -78,9 +78,12 @@ export function registerSessions(app: Server, { sessions, list, messages, readPa
       },
     },
     async (request) => {
-      const read = () => messages.listMessages(request.owner, request.params.id, request.query)
+      const { query } = request
+      const read = () => messages.listMessages(request.owner, request.params.id, query)
       const answer = await read()
-      const running = answer.data.find((message) => message.status === 'streaming')
+      // Of several, the others are queued, and have said nothing.
+      const streaming = answer.data.filter((message) => message.status === 'streaming')
+      const running = query.order === 'desc' ? streaming.at(-1) : streaming[0]
       if (running?.run_id == null) return answer
       const partial = await readPartial(running.run_id)
       // It ended between the two looks: now its text is in the row.

@@ -43,6 +43,12 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'PUT /api/v1/sessions/{id}/artifacts/{name}': ['200', '201', '4XX', '5XX'],
   'DELETE /api/v1/sessions/{id}/artifacts/{name}': ['204', '4XX', '5XX'],
   'POST /api/v1/sessions/{id}/stop': ['200', '204', '4XX', '5XX'],
+  'POST /api/v1/sessions/{id}/start': ['202', '4XX', '5XX'],
+  'POST /api/v1/sessions/{id}/kill': ['200', '4XX', '5XX'],
+  'POST /api/v1/messages/{id}/regenerate': ['200', '202', '4XX', '5XX'],
+  'POST /api/v1/messages/{id}/edit': ['200', '202', '4XX', '5XX'],
+  'PUT /api/v1/messages/{id}/feedback': ['200', '4XX', '5XX'],
+  'PUT /api/v1/messages/{id}/retrieval': ['200', '4XX', '5XX'],
   'POST /api/v1/chat/stream': ['200', '4XX', '5XX'],
   'GET /api/v1/chat/stream': ['200', '204', '4XX', '5XX'],
   'POST /api/v1/chat/message': ['200', '4XX', '5XX'],
@@ -237,6 +243,22 @@ for (const database of databases()) {
       await long.until(isDelta)
       check(t, 'post', '/api/v1/sessions/{id}/stop', await client.post(`/api/v1/sessions/${session_id}/stop`), 200)
       await long.ended
+
+      upstream.answer(() => say({ text: 'Again' }))
+      const idle = (await client.post('/api/v1/sessions', { input: 'Go' })).body.id
+      const messagePath = `/api/v1/messages/${whole.body.message.id}`
+      const of = (what: string) => `/api/v1/messages/{id}/${what}`
+      check(t, 'put', of('feedback'), await client.put(`${messagePath}/feedback`, { rating: 1 }), 200)
+      check(t, 'put', of('feedback'), await client.put(`${messagePath}/feedback`, { rating: 2 }), 400)
+      check(t, 'put', of('retrieval'), await client.put(`${messagePath}/retrieval`, { retrieved_docs: [{}] }), 200)
+      check(t, 'post', of('edit'), await client.post(`${messagePath}/edit`, { message: 'x' }), 400)
+      check(t, 'post', of('regenerate'), await client.post(`${messagePath}/regenerate`), 202)
+      const queued = { message: 'x', on_busy: 'queue' }
+      const edited = await client.post(`/api/v1/messages/${whole.body.user_message.id}/edit`, queued)
+      check(t, 'post', of('edit'), edited, 202)
+      check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`), 202)
+      check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`, queued), 400)
+      check(t, 'post', '/api/v1/sessions/{id}/kill', await client.post(`/api/v1/sessions/${session_id}/kill`), 200)
 
       const stranger = createClient(gateway.url, { authorization: 'Bearer x' })
       check(t, 'get', '/api/v1/sessions', await stranger.get('/api/v1/sessions'), 401)
