@@ -42,13 +42,13 @@ import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
 import { registerClaim } from './sessions/claim.ts'
 import { readHistory } from './sessions/context.ts'
+import { createFeedback } from './sessions/feedback.ts'
 import {
   type ArtifactGenerator,
   createArtifactMaker,
   createGenerators,
   type MakingLimits,
 } from './sessions/generators.ts'
-import { createFeedback } from './sessions/feedback.ts'
 import { createSessionList } from './sessions/list.ts'
 import { registerMessages } from './sessions/message-routes.ts'
 import { createMessageStore } from './sessions/messages.ts'
@@ -209,8 +209,6 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       registerClaim(api as Server, { db, changes })
       registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
       registerArtifacts(api as Server, { artifacts, maker })
-      registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
-      registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
       const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
       registerBranches(api as Server, { chat, runs, messages, answerWithStream })
