@@ -16,7 +16,7 @@ import { sql } from './db/drizzle.ts'
 import { Problem } from './errors.ts'
 import { registerCors } from './http/cors.ts'
 import { registerHealth } from './http/health.ts'
-import { identity } from './http/identity.ts'
+import { identity, type Owner } from './http/identity.ts'
 import { registerOpenapi } from './http/openapi.ts'
 import { page } from './http/page.ts'
 import { createServer, type Server } from './http/server.ts'
@@ -39,8 +39,13 @@ import { createSessionChanges } from './sessions/changes.ts'
 import { readHistory } from './sessions/context.ts'
 import { createSessionList } from './sessions/list.ts'
 import { createMessageStore } from './sessions/messages.ts'
+import { createRemoval } from './sessions/removal.ts'
+import { registerRemoval } from './sessions/removal-routes.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
+import { createExportReader } from './sessions/transfer-export.ts'
+import { createImporter } from './sessions/transfer-import.ts'
+import { registerTransfer } from './sessions/transfer-routes.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
@@ -68,6 +73,8 @@ const startPauseFirstMs = 250
 const startPauseMaxMs = 2000
 /** At the end of a shutdown, what an answer under way may still take. */
 const lastAnswersMs = 2000
+/** Runs of one session, active and queued, that are stopped when it is deleted. */
+const stopsMax = 100
 
 export async function buildApp(config: Config, overrides: Overrides = {}): Promise<App> {
   const instanceId = uuidv7()
@@ -130,6 +137,22 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     return { parts, content: contentOf(parts), cursor: formatEventId(cursor) }
   }
 
+  async function stopRuns(owner: Owner, sessionId: string): Promise<void> {
+    for (let left = stopsMax; left > 0; left -= 1) {
+      const run = await runs.findActive(owner, sessionId)
+      if (run === undefined) return
+      await stop(run)
+    }
+  }
+  const removal = createRemoval({
+    db,
+    sessions,
+    changes,
+    stopRuns,
+    eraseLogs: async () => undefined,
+    logger: server.log,
+  })
+
   let state: 'starting' | 'ready' = 'starting'
 
   async function start(): Promise<void> {
@@ -168,6 +191,11 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       })
       await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
       registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
+      registerRemoval(api as Server, removal)
+      registerTransfer(api as Server, {
+        reader: createExportReader({ db, readPartial }),
+        importer: createImporter(db, changes),
+      })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
       registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
     },

@@ -101,6 +101,7 @@ export async function commitRun(
       update chat_sessions set
         -- A message that is stopped in the queue is not what the session is doing.
         status = case
+          when chat_sessions.deleted_at is not null then chat_sessions.status
           when chat_sessions.active_run_id <> run.id then chat_sessions.status
           when run.status in ('completed', 'stopped') then 'completed'
           else 'failed'
