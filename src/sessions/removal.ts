@@ -7,7 +7,7 @@
  * that was being accepted at that very moment has a run without the wish: it is found when the runs are stopped here,
  * or, if this process dies just then, it ends by itself in a session that nobody sees.
  *
- * Erasing is hiding, stopping (for `stopWaitMs` at most: what a run says later finds no row), and then one statement
+ * Erasing is hiding, stopping (for two seconds at most: what a run says later finds no row), and then one statement
  * for the row and all that hangs on it. If the process or the database dies before it, the session is there, hidden, and
  * can be purged again; after it, everything is gone but the event logs of its runs, which are let go by their age. When
  * the answer is lost, asking again is answered with `not_found` once it has happened.
@@ -32,16 +32,17 @@ export interface RemovalOptions {
   /** Erases the event logs of runs that are gone. */
   readonly eraseLogs: (runIds: readonly string[]) => Promise<void>
   readonly logger: FastifyBaseLogger
+  /** How long an answer waits for runs to end. */
+  readonly stopWaitMs?: number
 }
 
 export type Removal = ReturnType<typeof createRemoval>
 
-/** How long an answer waits for runs to end. */
-const stopWaitMs = 2000
+const stopWaitDefaultMs = 2000
 // Edges cut a response after five minutes without a byte.
 const eraseAllMsMax = 4 * 60_000
 /** Rows of one statement that erases: a batch is as many sessions as have about so many messages, and one at least. */
-const batchMessagesMax = 2000
+const batchMessagesMax = 5000
 const batchSessionsMax = 100
 /** Each try that fails means that a run has just begun or ended in the session. */
 const restoreAttemptsMax = 8
@@ -49,7 +50,9 @@ const restoreAttemptsMax = 8
 /** The condition that finds what can be restored. */
 export const deletedOf = (owner: Owner) => and(eq(chatSessions.owner, owner.key), isNotNull(chatSessions.deletedAt))
 
-export function createRemoval({ db, sessions, changes, stopRuns, eraseLogs, logger }: RemovalOptions) {
+export function createRemoval(options: RemovalOptions) {
+  const { db, sessions, changes, stopRuns, eraseLogs, logger, stopWaitMs = stopWaitDefaultMs } = options
+
   /**
    * Hides sessions, and stores the wish that their runs stop.
    * @param chosen a query for ids

@@ -18,12 +18,14 @@ import { writeMarkdown } from './transfer-markdown.ts'
 export interface TransferRoutesOptions {
   readonly reader: ExportReader
   readonly importer: Importer
+  /** How long a client may read nothing. */
+  readonly stalledMs?: number
 }
 
 const tags = ['sessions']
 const linesType = 'application/x-ndjson'
 const chunkUnits = 64 * 1024
-const stalledMs = 30_000
+const stalledDefaultMs = 30_000
 /** Imports that one process checks or writes at the same time. */
 const importsMax = 4
 const titleCharactersMax = 60
@@ -56,7 +58,18 @@ const contentTypes = {
 
 const lines = { schema: Type.String({ description: 'One JSON object a line, as in docs/protocol.md' }) }
 
-export function registerTransfer(app: Server, { reader, importer }: TransferRoutesOptions): void {
+export function registerTransfer(app: Server, options: TransferRoutesOptions): void {
+  const { reader, importer, stalledMs = stalledDefaultMs } = options
+
+  function sendFile(reply: FastifyReply, pieces: AsyncIterable<string>, type: string, name: string): FastifyReply {
+    const response = reply.raw
+    response.setTimeout(stalledMs, () => response.destroy())
+    return reply
+      .type(type)
+      .header('Content-Disposition', disposition(name))
+      .send(Readable.from(inChunks(pieces), { objectMode: false, highWaterMark: chunkUnits }))
+  }
+
   app.get(
     '/sessions/:id/export',
     {
@@ -157,15 +170,6 @@ function registerImport(app: Server, importer: Importer): void {
       return reply.code(201).send({ imported: await importer.importAll(request.owner, conversations) })
     },
   )
-}
-
-function sendFile(reply: FastifyReply, pieces: AsyncIterable<string>, type: string, name: string): FastifyReply {
-  const response = reply.raw
-  response.setTimeout(stalledMs, () => response.destroy())
-  return reply
-    .type(type)
-    .header('Content-Disposition', disposition(name))
-    .send(Readable.from(inChunks(pieces), { objectMode: false, highWaterMark: chunkUnits }))
 }
 
 /** The same text in fewer pieces. */
