@@ -49,9 +49,10 @@ export const pageBytesMax = 4 * 1024 * 1024
 /** Sessions can hold a hundred thousand characters of input, and as much in state and context. */
 const sessionRowsMax = 20
 
-// Without reading what is stored apart: the length of a text is at hand, that of packed JSON has to be guessed at.
+// Without reading what is stored apart: the length of a text is at hand, and the parts hold it once more; that of packed
+// JSON has to be guessed at.
 const unpacked = 4
-const messageBytes = sql`(octet_length(content) + ${sql.raw(String(unpacked))} * (
+const messageBytes = sql`(2 * octet_length(content) + ${sql.raw(String(unpacked))} * (
   pg_column_size(parts) + pg_column_size(metadata) + coalesce(pg_column_size(retrieved_docs), 0)
 ))`
 

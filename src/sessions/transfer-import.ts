@@ -22,9 +22,9 @@ import { contentOf } from '../log/event.ts'
 import type { SessionChanges } from './changes.ts'
 import { metadataBytesMax } from './model.ts'
 import {
-  type ExportedArtifact,
-  type ExportedMessage,
-  type ExportedSession,
+  ExportedArtifact,
+  ExportedMessage,
+  ExportedSession,
   type ExportLine,
   importedArtifactsMax,
   importedJsonBytesMax,
@@ -60,7 +60,21 @@ const namespace = '5b0c1d6e-3f0a-4a53-9d0e-0c6f1f5c2a77'
 const metadataBytesSlack = 2048
 const attemptsMax = 8
 
-const checkDocument = Compile(SessionDocument)
+// Row by row: a list of what is wrong with ten thousand messages would take seconds to make.
+const checkDocument = Compile(
+  Type.Object(
+    {
+      ...SessionDocument.properties,
+      session: Type.Unknown(),
+      messages: Type.Array(Type.Unknown(), { maxItems: importedMessagesMax }),
+      artifacts: Type.Array(Type.Unknown(), { maxItems: importedArtifactsMax }),
+    },
+    { additionalProperties: false },
+  ),
+)
+const checkSession = Compile(ExportedSession)
+const checkMessage = Compile(ExportedMessage)
+const checkArtifact = Compile(ExportedArtifact)
 const checkType = Compile(Type.Object({ type: Type.Enum(Object.keys(lineSchemas) as (keyof typeof lineSchemas)[]) }))
 const checkLine = {
   export: Compile(lineSchemas.export),
@@ -76,8 +90,17 @@ const checkLine = {
  */
 export function readDocument(body: unknown): Conversation {
   assertValid(checkDocument, body, 'body')
-  const { session, messages, artifacts } = body
-  return settle({ session, messages, artifacts }, 'body', (list, index) => `body/${list}/${index}`)
+  const { session } = body
+  assertValid(checkSession, session, 'body/session')
+  const messages = body.messages.map((message, index) => {
+    assertValid(checkMessage, message, `body/messages/${index}`)
+    return message
+  })
+  const artifacts = body.artifacts.map((artifact, index) => {
+    assertValid(checkArtifact, artifact, `body/artifacts/${index}`)
+    return artifact
+  })
+  return settle({ session, messages, artifacts }, 'body/session', (list, index) => `body/${list}/${index}`)
 }
 
 /**
@@ -290,7 +313,8 @@ export function createImporter(db: Db, changes: SessionChanges) {
           case when title is not null then 'client' end, mode, model, phase, round_number, ${messages.length}::int,
           (select coalesce(sum(total_tokens), 0) from message), total_cost_usd, tags,
           case when is_named_twice then jsonb_build_object('external_id', external_id) || metadata else metadata end,
-          least(created_at, now()), least(updated_at, now()), least(last_activity_at, now()), least(ended_at, now()),
+          least(created_at, now()), least(updated_at, now()), least(last_activity_at, now()),
+          case when ended_at is not null then least(ended_at, now()) end,
           case when status = 'deleted' then least(coalesce(deleted_at, now()), now()) end
         from incoming
         on conflict (id) do nothing
@@ -304,7 +328,8 @@ export function createImporter(db: Db, changes: SessionChanges) {
         select
           message.id, session.id, ${owner.key}, seq, parent_id, role, status, content, parts, agent_id, model,
           client_message_id, retrieved_docs, reranker_used, input_tokens, output_tokens, total_tokens, latency_ms,
-          ttft_ms, finish_reason, error, metadata, least(created_at, now()), least(completed_at, now())
+          ttft_ms, finish_reason, error, metadata, least(created_at, now()),
+          case when completed_at is not null then least(completed_at, now()) end
         from session, message
       ), opinion as (
         insert into feedback (message_id, rating, comment, created_at, updated_at)

@@ -35,7 +35,6 @@ const nameUnitsMax = 255
 const labelUnitsMax = 1000
 const artifactNameUnitsMax = 128
 export const jsonType = 'application/json'
-const artifactTypes = [jsonType, 'text/plain', 'text/markdown', 'text/html', 'text/csv', 'application/xml'] as const
 
 const closed = <Properties extends TProperties>(properties: Properties) =>
   Type.Object(properties, { additionalProperties: false })
@@ -116,7 +115,14 @@ export type ExportedMessage = Static<typeof ExportedMessage>
 export const ExportedArtifact = closed({
   name: Type.String({ pattern: `^(?!\\.{1,2}$)[A-Za-z0-9._:-]{1,${artifactNameUnitsMax}}$` }),
   version: Type.Integer({ minimum: 1, maximum: 2_147_483_647 }),
-  content_type: Type.Union(artifactTypes.map((type) => Type.Literal(type))),
+  content_type: Type.Union([
+    Type.Literal(jsonType),
+    Type.Literal('text/plain'),
+    Type.Literal('text/markdown'),
+    Type.Literal('text/html'),
+    Type.Literal('text/csv'),
+    Type.Literal('application/xml'),
+  ]),
   body: Type.String({ maxLength: importedJsonBytesMax, description: 'the document as text, also when it is JSON' }),
   created_at: Time,
 })
