@@ -52,9 +52,14 @@ import {
 import { createSessionList } from './sessions/list.ts'
 import { registerMessages } from './sessions/message-routes.ts'
 import { createMessageStore } from './sessions/messages.ts'
+import { createRemoval } from './sessions/removal.ts'
+import { registerRemoval } from './sessions/removal-routes.ts'
 import { registerSessions } from './sessions/routes.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { transcript } from './sessions/transcript.ts'
+import { createExportReader } from './sessions/transfer-export.ts'
+import { createImporter } from './sessions/transfer-import.ts'
+import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
@@ -163,6 +168,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     return { parts, content: contentOf(parts), cursor: formatEventId(cursor) }
   }
 
+  const removal = createRemoval({
+    db,
+    sessions,
+    changes,
+    stopRuns: stopSession,
+    eraseLogs: log.erase,
+    logger: server.log,
+  })
+
   let state: 'starting' | 'ready' = 'starting'
 
   async function start(): Promise<void> {
@@ -213,6 +227,11 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
       registerBranches(api as Server, { chat, runs, messages, answerWithStream })
       registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })
+      registerRemoval(api as Server, removal)
+      registerTransfer(api as Server, {
+        reader: createExportReader({ db, readPartial }),
+        importer: createImporter(db, changes),
+      })
     },
     { prefix: '/api/v1' },
   )

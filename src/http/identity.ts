@@ -38,6 +38,10 @@ declare module 'fastify' {
   interface FastifyRequest {
     owner: Owner
   }
+  interface FastifyReply {
+    /** Takes the visitor's cookie away. */
+    clearVisitor(): void
+  }
   interface FastifyContextConfig {
     /** Set on a route that a stream ticket opens, whose parameter `id` is the run's. */
     readonly takesTicket?: true
@@ -75,6 +79,9 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
   await app.register(fastifyCookie)
 
   app.decorateRequest('owner', null as never)
+  app.decorateReply('clearVisitor', function clearVisitor() {
+    this.clearCookie(visitorCookie, cookieAttributes(this.request))
+  })
   app.addHook('onRequest', async (request, reply) => {
     refuseForeignSite(request, corsOrigins)
     const { ticket } = request.query as { ticket?: unknown }

@@ -5,6 +5,7 @@ import { chatSessions } from '../db/schema.ts'
 import type { Owner } from '../http/identity.ts'
 import { type Page, readSessionCursor, toPage } from './cursor.ts'
 import type { ListSessionsQuery, Session } from './model.ts'
+import { deletedOf } from './removal.ts'
 import { mine, sessionColumns } from './store.ts'
 
 export type SessionList = ReturnType<typeof createSessionList>
@@ -21,7 +22,7 @@ export function createSessionList(db: Db) {
           .from(chatSessions)
           .where(
             and(
-              mine(owner),
+              query.status === 'deleted' ? deletedOf(owner) : mine(owner),
               query.status === undefined ? undefined : eq(chatSessions.status, query.status),
               query.kind === undefined ? undefined : eq(chatSessions.kind, query.kind),
               query.mode === undefined ? undefined : eq(chatSessions.mode, query.mode),
