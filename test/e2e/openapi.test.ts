@@ -36,6 +36,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'POST /api/v1/sessions': ['200', '201', '4XX', '5XX'],
   'GET /api/v1/sessions': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
+  'PATCH /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/messages': ['200', '4XX', '5XX'],
   'POST /api/v1/sessions/{id}/stop': ['200', '204', '4XX', '5XX'],
   'POST /api/v1/chat/stream': ['200', '4XX', '5XX'],
