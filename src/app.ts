@@ -221,7 +221,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         noteUser: createUsers(db).note,
       })
       registerClaim(api as Server, { db, changes })
-      registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
+      registerSessions(api as Server, {
+        sessions,
+        list: createSessionList(db),
+        messages,
+        readPartial,
+        listArtifacts: artifacts.listArtifacts,
+      })
       registerArtifacts(api as Server, { artifacts, maker })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
       const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })

@@ -117,7 +117,31 @@ export const CreateSessionBody = Type.Object(
 )
 export type CreateSessionBody = Static<typeof CreateSessionBody>
 
+export const tagsMax = 50
+export const tagUnitsMax = 100
+export const stateBytesMax = 64 * 1024
+
+export const PatchSessionBody = Type.Object(
+  {
+    title: Type.Optional(nullable(Type.String({ minLength: 1, maxLength: titleUnitsMax }))),
+    mode: Type.Optional(Mode),
+    metadata: Type.Optional(JsonObject),
+    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: tagUnitsMax }), { maxItems: tagsMax })),
+    state: Type.Optional(Type.Unknown({ description: 'any JSON; null is none' })),
+    ended: Type.Optional(Type.Boolean()),
+  },
+  { additionalProperties: false, minProperties: 1 },
+)
+export type PatchSessionBody = Static<typeof PatchSessionBody>
+
+export const IfMatch = Type.Object({
+  'if-match': Type.Optional(Type.String({ description: 'the ETag of the session as it was read; `*` is any' })),
+})
+
 export const pageRowsMax = 100
+export const pageRowsDefault = 50
+export const searchUnitsMax = 200
+export const listOffsetMax = 10_000
 
 export const ListSessionsQuery = Type.Object(
   {
@@ -128,9 +152,16 @@ export const ListSessionsQuery = Type.Object(
     from: Type.Optional(Type.String({ format: 'date-time', description: 'last activity at or after' })),
     to: Type.Optional(Type.String({ format: 'date-time', description: 'last activity before' })),
     archived: Type.Optional(Type.Boolean()),
+    q: Type.Optional(
+      Type.String({
+        maxLength: searchUnitsMax,
+        description:
+          'words, each of which is in the title or a message, also as a part of a word; capitals do not matter',
+      }),
+    ),
     cursor: Type.Optional(Type.String({ maxLength: 512 })),
-    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: 50 })),
-    offset: Type.Optional(Type.Integer({ minimum: 0, maximum: 10_000 })),
+    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: pageRowsDefault })),
+    offset: Type.Optional(Type.Integer({ minimum: 0, maximum: listOffsetMax })),
   },
   { additionalProperties: false },
 )
@@ -181,6 +212,15 @@ export const RetrievalBody = Type.Object(
   { additionalProperties: false },
 )
 export type RetrievalBody = Static<typeof RetrievalBody>
+
+export const SessionInclude = Type.Object(
+  {
+    include: Type.Optional(
+      Type.String({ pattern: '^(messages|artifacts)(,(messages|artifacts))*$', description: 'messages, artifacts' }),
+    ),
+  },
+  { additionalProperties: false },
+)
 
 export const IdParams = Type.Object({ id: Uuid })
 

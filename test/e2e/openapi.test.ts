@@ -43,6 +43,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'POST /api/v1/sessions/import': ['201', '4XX', '5XX'],
   'GET /api/v1/me/export': ['200', '4XX', '5XX'],
   'DELETE /api/v1/me': ['204', '4XX', '5XX'],
+  'PATCH /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/messages': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/artifacts': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/artifacts/{name}': ['200', '304', '4XX', '5XX'],
