@@ -15,8 +15,11 @@ import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
 import { Problem } from './errors.ts'
 import { registerCors } from './http/cors.ts'
+import { registerHeaders } from './http/headers.ts'
 import { registerHealth } from './http/health.ts'
 import { identity } from './http/identity.ts'
+import { createLimits, type SharedCounters } from './http/limits.ts'
+import { createMetrics, registerMetrics } from './http/metrics.ts'
 import { registerOpenapi } from './http/openapi.ts'
 import { page } from './http/page.ts'
 import { createServer, type Server } from './http/server.ts'
@@ -50,6 +53,7 @@ export interface Overrides {
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
   readonly tickets?: Omit<TicketOptions, 'db'>
   readonly persistWaitMs?: number
+  readonly counters?: SharedCounters
 }
 
 export interface App {
@@ -72,7 +76,7 @@ const lastAnswersMs = 2000
 export async function buildApp(config: Config, overrides: Overrides = {}): Promise<App> {
   const instanceId = uuidv7()
   const db = await openDatabase(config)
-  const server = createServer({ logLevel: config.logLevel, ...overrides })
+  const server = createServer({ logLevel: config.logLevel, trustedProxies: config.trustedProxies, ...overrides })
   const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
@@ -152,6 +156,11 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     // The next request of this client should find another process.
     if (owned.isDraining) reply.header('Connection', 'close')
   })
+  const metrics = createMetrics()
+  metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
+  metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
+  registerMetrics(server, metrics)
+  await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
   await registerOpenapi(server, readVersion())
   await server.register(page)
@@ -166,7 +175,19 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         reply.header('Cache-Control', 'no-store')
         if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
       })
-      await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
+      const limits = await createLimits(api, {
+        rateLimits: config.rateLimits,
+        trustedProxies: config.trustedProxies,
+        shared: overrides.counters,
+        onRefused: metrics.countRateLimited,
+      })
+      await api.register(identity, {
+        auth: config.auth,
+        corsOrigins: config.corsOrigins,
+        readTicket: tickets.read,
+        admitVisitor: limits.admitVisitor,
+      })
+      api.addHook('onRequest', limits.spend)
       registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
       registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })

@@ -12,6 +12,7 @@ const allowedHeaders = [
   'Idempotency-Key',
   'X-Visitor-Token',
   'If-Match',
+  'If-None-Match',
   'Accept',
   'Cache-Control',
 ]
@@ -23,6 +24,9 @@ const exposedHeaders = [
   'X-Request-Id',
   'Location',
   'Retry-After',
+  'ETag',
+  'Content-Disposition',
+  'WWW-Authenticate',
 ]
 const preflightSeconds = 7200
 

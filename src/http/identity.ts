@@ -43,6 +43,8 @@ export interface IdentityOptions {
   readonly auth: Config['auth']
   readonly corsOrigins: readonly string[]
   readonly readTicket: TicketReader
+  /** Called before a visitor token is issued. @throws Problem when there may be no more visitors now */
+  readonly admitVisitor?: (request: FastifyRequest) => Promise<void>
 }
 
 const visitorTokenPattern = /^vst_[A-Za-z0-9_-]{43}$/
@@ -55,7 +57,7 @@ const issuedAheadSecondsMax = 60
 
 /** Decorates every request of the scope it is registered in with its owner, or refuses the request. */
 export const identity = fastifyPlugin(async (app: FastifyInstance, options: IdentityOptions) => {
-  const { auth, corsOrigins, readTicket } = options
+  const { auth, corsOrigins, readTicket, admitVisitor } = options
   // The algorithm is pinned to the key: a token cannot choose how it is verified.
   const secrets = [auth.jwtSecret, auth.supabaseJwtSecret].filter((secret) => secret !== undefined)
   const requiredClaims = ['exp', 'sub']
@@ -70,7 +72,7 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
   app.addHook('onRequest', async (request, reply) => {
     refuseForeignSite(request, corsOrigins)
     const { ticket } = request.query as { ticket?: unknown }
-    request.owner = ticket === undefined ? authenticate(request, reply) : await readTicketHolder(request, ticket)
+    request.owner = ticket === undefined ? await authenticate(request, reply) : await readTicketHolder(request, ticket)
   })
 
   async function readTicketHolder(request: FastifyRequest, ticket: unknown): Promise<Owner> {
@@ -82,13 +84,16 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
     return ownerOf(ownerKey)
   }
 
-  function authenticate(request: FastifyRequest, reply: FastifyReply): Owner {
+  async function authenticate(request: FastifyRequest, reply: FastifyReply): Promise<Owner> {
     const { authorization } = request.headers
     if (authorization !== undefined) return readUser(authorization)
     const header = request.headers['x-visitor-token']
     if (header !== undefined) return readVisitor(String(header))
     const cookie = request.cookies[visitorCookie]
-    if (cookie === undefined) return issueVisitor(request, reply)
+    if (cookie === undefined) {
+      await admitVisitor?.(request)
+      return issueVisitor(request, reply)
+    }
     // A browser cannot mend a broken HttpOnly cookie by itself: refuse it, and take it away.
     if (!visitorTokenPattern.test(cookie)) reply.clearCookie(visitorCookie, cookieAttributes(request))
     return readVisitor(cookie)

@@ -27,11 +27,13 @@ const requestMs = 30_000
 
 export interface ServerOptions {
   readonly logLevel: string
+  /** CIDR ranges of the proxies whose X-Forwarded-For, -Host and -Proto are believed. */
+  readonly trustedProxies?: readonly string[]
   /** Where log lines go; standard output when absent. */
   readonly logStream?: { write(line: string): void }
 }
 
-export function createServer({ logLevel, logStream }: ServerOptions): Server {
+export function createServer({ logLevel, trustedProxies = [], logStream }: ServerOptions): Server {
   const app = fastify({
     logger: {
       level: logLevel,
@@ -46,6 +48,8 @@ export function createServer({ logLevel, logStream }: ServerOptions): Server {
     // The stock lines print query strings and addresses; one line of our own says what an operator needs.
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUUID(),
+    // Ranges only: `true` would take whatever address a client writes, and a number of hops is ignored by the framework.
+    trustProxy: trustedProxies.length === 0 ? false : [...trustedProxies],
     bodyLimit: bodyBytesMax,
     requestTimeout: requestMs,
     http: { maxHeaderSize: headerBytesMax },

@@ -104,6 +104,7 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
         body: ChatBody,
         response: { 200: WholeReply, ...problemResponses },
       },
+      config: { budget: 'runs' },
     },
     async (request, reply) => {
       const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])

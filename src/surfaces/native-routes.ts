@@ -108,7 +108,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
 
   app.post(
     '/chat/stream',
-    { schema: { tags: ['chat'], headers: CursorAndKeyHeaders, body: ChatBody, response } },
+    { schema: { tags: ['chat'], headers: CursorAndKeyHeaders, body: ChatBody, response }, config: { budget: 'runs' } },
     async (request, reply) => {
       // Clients on fetch repeat their POST when they reconnect, key and cursor included.
       const after = readCursor(request.headers['last-event-id'])
@@ -126,6 +126,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     '/chat/stream',
     {
       schema: { tags: ['chat'], headers: CursorHeader, querystring: ChatQuery, response: responseToGet },
+      config: { budget: 'runs' },
       errorHandler: turnReconnectAway,
     },
     async (request, reply) => {

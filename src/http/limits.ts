@@ -1,0 +1,264 @@
+/**
+ * How much one owner may ask in a minute, and how many visitors one address may become. Three budgets: `runs` for the
+ * routes that start one (they cost money), `reads` for everything else under /api/v1, `visitors` for tokens issued. What
+ * is over a budget is `rate_limited` with the time until the window ends; nothing is remembered beyond that.
+ *
+ * Windows are fixed: one begins with the first request and lasts a minute. So a minute that lies across two windows can
+ * hold twice the limit; a sliding one would keep every request's time, for a limit that is a guard and no bill.
+ *
+ * Every process counts by itself, always: it never lets more than the limit through, whatever happens elsewhere. With
+ * Redis it asks for the count of all processes too, and the greater of the two decides. Redis is waited for
+ * `sharedWaitMs` at most; after a miss it is left alone for `sharedRestMs`, so that a slow one delays one request a
+ * second and no others. It never refuses a request, and never makes one fail.
+ *
+ * Owners and addresses are kept only as HMACs with a random salt: of this process for its own counts, of the day for those
+ * in Redis. An IPv6 address counts as its /64, which is what one household gets. Neither is stored elsewhere, nor logged.
+ *
+ * An EventSource repeats its GET when it reconnects, with Last-Event-ID. That is a read, when this process has seen the
+ * message's key before; otherwise it may as well be a new run with an invented header, and costs one. If the budget is
+ * spent, an honest one is told to come back (surfaces/native-routes.ts), and does so until the window has ended.
+ *
+ * State, owned here: the windows of this process and the keys seen, both with a bound; they go with the process.
+ */
+import { createHmac, randomBytes } from 'node:crypto'
+import fastifyRateLimit, {
+  type FastifyRateLimitStore,
+  type FastifyRateLimitStoreCtor,
+  normalizeIP,
+} from '@fastify/rate-limit'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { Config } from '../config.ts'
+import { Problem } from '../errors.ts'
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Set on a route that starts a run. */
+    readonly budget?: 'runs'
+  }
+}
+
+export type Budget = 'runs' | 'reads' | 'visitors'
+
+interface Count {
+  /** Including this one. */
+  readonly count: number
+  /** Until the window ends. */
+  readonly ttlMs: number
+}
+
+/** Counters of all processes. Answers undefined instead of an outage. */
+export interface SharedCounters {
+  increment(key: string, windowMs: number): Promise<Count | undefined>
+  /** Keeps `fresh` unless another process was earlier. @returns what all processes use */
+  agree(key: string, fresh: string, ttlMs: number): Promise<string | undefined>
+}
+
+export interface LimitsOptions {
+  /** A minute; 0 for no limit. */
+  readonly rateLimits: Config['rateLimits']
+  readonly trustedProxies: readonly string[]
+  /** Absent: this process counts for itself alone. */
+  readonly shared?: SharedCounters | undefined
+  readonly onRefused: (budget: Budget) => void
+  readonly sharedWaitMs?: number
+  readonly sharedRestMs?: number
+  /** Owners and addresses that this process counts at once, in all budgets together. */
+  readonly windowsMax?: number
+  /** Milliseconds of a clock that never goes back. */
+  readonly now?: () => number
+}
+
+export interface Limits {
+  /** For requests whose owner is known. @throws Problem `rate_limited` */
+  spend(request: FastifyRequest): Promise<void>
+  /** Before a visitor token is issued. @throws Problem `rate_limited` */
+  admitVisitor(request: FastifyRequest): Promise<void>
+}
+
+const windowMs = 60_000
+/** A salt is used for a day; processes whose clocks differ may ask for the one before. */
+const saltTtlMs = 2 * 24 * 3600 * 1000
+const reconnectsMax = 10_000
+
+const names: Readonly<Record<Budget, string>> = {
+  runs: 'runs',
+  reads: 'requests',
+  visitors: 'new visitors from one address',
+}
+
+/** @param app must have no limits yet; the routes under it are limited by whoever calls `spend` */
+export async function createLimits(app: FastifyInstance, options: LimitsOptions): Promise<Limits> {
+  const { rateLimits, trustedProxies, onRefused } = options
+  const countShared = createSharedCount(options)
+  const seen = createSeen(reconnectsMax)
+  const salt = randomBytes(32)
+  let toldOfProxy = false
+
+  const windows = createWindows(options)
+  const store = createStore(async (key, max) => {
+    const own = windows.count(hash(salt, key))
+    // Whatever the others have counted, it is too much.
+    if (own.count > max) return own
+    const all = await countShared(key)
+    return all === undefined || all.count < own.count ? own : all
+  })
+  await app.register(fastifyRateLimit, { global: false, store })
+
+  /** @returns undefined when there is no limit */
+  function createBudget(budget: Budget, keyOf: (request: FastifyRequest) => string) {
+    const max = rateLimits[budget]
+    if (max === 0) return undefined
+    const check = app.createRateLimit({
+      max,
+      timeWindow: windowMs,
+      keyGenerator: (request) => `${budget} ${keyOf(request)}`,
+    })
+    return async (request: FastifyRequest): Promise<void> => {
+      const result = await check(request)
+      if (result.isAllowed || !result.isExceeded) return
+      onRefused(budget)
+      throw new Problem('rate_limited', `At most ${max} ${names[budget]} a minute.`, {
+        retryAfterSeconds: Math.max(1, result.ttlInSeconds),
+      })
+    }
+  }
+
+  const runs = createBudget('runs', (request) => request.owner.key)
+  const reads = createBudget('reads', (request) => request.owner.key)
+  const visitors = createBudget('visitors', addressOf)
+
+  function startsRun(request: FastifyRequest): boolean {
+    if (request.routeOptions.config.budget !== 'runs') return false
+    if (request.method !== 'GET') return true
+    const { client_message_id: key } = request.query as { client_message_id?: unknown }
+    const before = seen.add(hash(salt, JSON.stringify([request.owner.key, key])))
+    return !before || request.headers['last-event-id'] === undefined
+  }
+
+  return {
+    async spend(request) {
+      await (startsRun(request) ? runs : reads)?.(request)
+    },
+    async admitVisitor(request) {
+      if (trustedProxies.length === 0 && request.headers['x-forwarded-for'] !== undefined && !toldOfProxy) {
+        toldOfProxy = true
+        app.log.warn(
+          'a proxy forwards requests, and TRUST_PROXY does not name it: all visitors behind it share the budget of its address',
+        )
+      }
+      await visitors?.(request)
+    },
+  }
+}
+
+/** Of the client, as far as trusted proxies tell; an IPv6 address as its /64. Never leaves this file as it is. */
+function addressOf(request: FastifyRequest): string {
+  // A link-local address brings the name of an interface.
+  const [address = ''] = request.ip.split('%')
+  return normalizeIP(address, 64)
+}
+
+function hash(key: string | Buffer, text: string): string {
+  return createHmac('sha256', key).update(text).digest('base64url')
+}
+
+/** The store that the plugin asks: one for all budgets, because their keys differ. */
+function createStore(count: (key: string, max: number) => Promise<Count>): FastifyRateLimitStoreCtor {
+  return class Store implements FastifyRateLimitStore {
+    incr(
+      key: string,
+      done: (error: Error | null, result?: { current: number; ttl: number }) => void,
+      _windowMs: number,
+      max: number,
+    ): void {
+      count(key, max).then((result) => done(null, { current: result.count, ttl: result.ttlMs }), done)
+    }
+    child(): this {
+      return this
+    }
+  }
+}
+
+/** Counts by key, each in its own minute. Over the bound the oldest are forgotten: they get a new budget. */
+function createWindows({ windowsMax = 100_000, now: readNow = () => performance.now() }: LimitsOptions) {
+  // In the order in which they began, which is the order in which they end.
+  const windows = new Map<string, { count: number; readonly endsAt: number }>()
+
+  function makeRoom(now: number): void {
+    for (const [key, { endsAt }] of windows) {
+      if (endsAt > now && windows.size < windowsMax) return
+      windows.delete(key)
+    }
+  }
+
+  return {
+    count(key: string): Count {
+      const now = readNow()
+      let window = windows.get(key)
+      if (window === undefined || window.endsAt <= now) {
+        makeRoom(now)
+        window = { count: 0, endsAt: now + windowMs }
+        windows.set(key, window)
+      }
+      window.count += 1
+      return { count: window.count, ttlMs: window.endsAt - now }
+    },
+  }
+}
+
+/** The last `max` keys. `add` says whether the key was there. */
+function createSeen(max: number) {
+  const keys = new Set<string>()
+  return {
+    add(key: string): boolean {
+      const before = keys.delete(key)
+      keys.add(key)
+      for (const oldest of keys) {
+        if (keys.size <= max) break
+        keys.delete(oldest)
+      }
+      return before
+    },
+  }
+}
+
+/** The count of all processes; undefined without them, and when it cannot be had in time. */
+function createSharedCount(options: LimitsOptions) {
+  const { shared, sharedWaitMs = 250, sharedRestMs = 1000, now = () => performance.now() } = options
+  let daily: { readonly day: string; readonly salt: string } | undefined
+  let restUntil = 0
+
+  async function readSalt(counters: SharedCounters): Promise<string | undefined> {
+    const day = new Date().toISOString().slice(0, 10)
+    if (daily?.day === day) return daily.salt
+    const salt = await counters.agree(`salt:${day}`, randomBytes(32).toString('base64url'), saltTtlMs)
+    if (salt !== undefined) daily = { day, salt }
+    return salt
+  }
+
+  async function ask(counters: SharedCounters, key: string): Promise<Count | undefined> {
+    const salt = await readSalt(counters)
+    return salt === undefined ? undefined : counters.increment(hash(salt, key), windowMs)
+  }
+
+  return async (key: string): Promise<Count | undefined> => {
+    if (shared === undefined || now() < restUntil) return undefined
+    // An answer that comes too late, or an error, is a miss like any other.
+    const answer = await within(
+      sharedWaitMs,
+      ask(shared, key).catch(() => undefined),
+    )
+    if (answer === undefined) restUntil = now() + sharedRestMs
+    return answer
+  }
+}
+
+async function within<T>(waitMs: number, answer: Promise<T>): Promise<T | undefined> {
+  const late = Promise.withResolvers<undefined>()
+  const timer = setTimeout(() => late.resolve(undefined), waitMs)
+  try {
+    return await Promise.race([answer, late.promise])
+  } finally {
+    clearTimeout(timer)
+  }
+}
