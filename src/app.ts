@@ -159,10 +159,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const metrics = createMetrics()
   metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
   metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
-  registerMetrics(server, metrics)
   await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
   await registerOpenapi(server, readVersion())
+  registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {
     readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded }),

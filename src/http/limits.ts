@@ -243,11 +243,8 @@ function createSharedCount(options: LimitsOptions) {
 
   return async (key: string): Promise<Count | undefined> => {
     if (shared === undefined || now() < restUntil) return undefined
-    // An answer that comes too late, or an error, is a miss like any other.
-    const answer = await within(
-      sharedWaitMs,
-      ask(shared, key).catch(() => undefined),
-    )
+    const miss = () => undefined // an error, like an answer that comes too late, is a miss
+    const answer = await within(sharedWaitMs, ask(shared, key).catch(miss))
     if (answer === undefined) restUntil = now() + sharedRestMs
     return answer
   }

@@ -22,6 +22,7 @@ export type Server = FastifyInstance<
 /** A message of 100 000 characters, each escaped as a surrogate pair, is 1.2 MB; metadata comes on top. */
 export const bodyBytesMax = 2 * 1024 * 1024
 const headerBytesMax = 16 * 1024
+const messageUnitsMax = 300
 /** How long a client may take to send a whole request. */
 const requestMs = 30_000
 
@@ -111,7 +112,7 @@ function describeError(error: Error & { code?: unknown; sqlstate?: unknown }) {
   const cause = error.cause as { name?: unknown; code?: unknown } | undefined
   return {
     type: error.name,
-    message: error.message,
+    message: withoutQuotes(error.message),
     code: error.code,
     sqlstate: error.sqlstate,
     cause: cause === undefined ? undefined : { type: cause.name, code: cause.code },
@@ -121,4 +122,9 @@ function describeError(error: Error & { code?: unknown; sqlstate?: unknown }) {
       .slice(0, 8)
       .join('\n'),
   }
+}
+
+/** Engines and libraries quote what they could not read: `Unexpected token 'x', "what somebody wrote" is not valid JSON`. */
+function withoutQuotes(message: string): string {
+  return message.replace(/["'`].*["'`]/s, '…').slice(0, messageUnitsMax)
 }
