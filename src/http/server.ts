@@ -22,6 +22,7 @@ export type Server = FastifyInstance<
 /** A message of 100 000 characters, each escaped as a surrogate pair, is 1.2 MB; metadata comes on top. */
 export const bodyBytesMax = 2 * 1024 * 1024
 const headerBytesMax = 16 * 1024
+const foreignCharset = /;\s*charset\s*=(?!\s*"?(utf-?8|us-ascii)"?\s*(;|$))/i
 const messageUnitsMax = 300
 /** How long a client may take to send a whole request. */
 const requestMs = 30_000
@@ -53,7 +54,8 @@ export function createServer({ logLevel, trustedProxies = [], logStream }: Serve
     trustProxy: trustedProxies.length === 0 ? false : [...trustedProxies],
     bodyLimit: bodyBytesMax,
     requestTimeout: requestMs,
-    http: { maxHeaderSize: headerBytesMax },
+    // Node's own refusal of a request without Host is an empty 400; ours is a problem document.
+    http: { maxHeaderSize: headerBytesMax, requireHostHeader: false },
     // A HEAD on a stream route would start a run.
     exposeHeadRoutes: false,
     // While draining, viewers still come to read.
@@ -74,14 +76,25 @@ export function createServer({ logLevel, trustedProxies = [], logStream }: Serve
   const parseJson = app.getDefaultJsonParser('error', 'error')
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
+    const { 'content-encoding': coding = 'identity', 'content-type': type = '' } = request.headers
     // A POST without a body often comes with the type all the same.
     if (body === '') done(null, undefined)
+    else if (coding.toLowerCase() !== 'identity')
+      done(new Problem('invalid_request', 'The body must not be compressed.'))
+    // Read as UTF-8 it would be other words, and nobody would notice.
+    else if (foreignCharset.test(type)) done(new Problem('invalid_request', 'JSON is sent as UTF-8.'))
     else parseJson(request, body as string, done)
   })
+
+  // An expectation that nobody knows may be ignored (RFC 9110, section 10.1.1); Node's 417 has no body.
+  app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
 
   app.register(problems)
   app.addHook('onRequest', async (request, reply) => {
     reply.header('X-Request-Id', request.id)
+    if (request.headers.host === undefined && request.raw.httpVersion !== '1.0') {
+      throw new Problem('invalid_request', 'The request has no Host header.')
+    }
   })
   app.addHook('onResponse', async (request, reply) => {
     // Orchestrators ask every few seconds.

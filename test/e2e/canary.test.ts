@@ -19,9 +19,9 @@ const stream = '/api/v1/chat/stream'
 const whole = '/api/v1/chat/message'
 const visitorToken = `vst_${'canary'.padEnd(43, 'x')}`
 
-/** What no line may hold. */
+/** What no line may hold; the stack of an injected fault names this file. */
 const canaries: readonly RegExp[] = [
-  /canary/i,
+  /canary(?!\.test\.ts)/i,
   /203\.0\.113/,
   /2001:db8/,
   /127\.0\.0\.1|::1/,

@@ -148,10 +148,31 @@ test('headers of a gateway', async (t) => {
     }
   })
 
-  await t.test('what is not even a request is answered without a word about the server', async (t) => {
-    const { status, headers } = await sendRaw(url, 'nonsense\r\n\r\n')
-    t.equal(status, 400)
-    t.equal(headers.server, undefined)
+  await t.test('a request that is none, or says what cannot be, is refused with a problem document', async (t) => {
+    const post = (headers: string) =>
+      `POST ${sessions} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n${headers}\r\n\r\n{}`
+    const json = 'Content-Type: application/json'
+    for (const [name, bytes, status] of [
+      ['nonsense', 'nonsense\r\n\r\n', 400],
+      ['no Host', `GET ${sessions} HTTP/1.1\r\nConnection: close\r\n\r\n`, 400],
+      ['a body that says it is compressed', post(`${json}\r\nContent-Encoding: gzip`), 400],
+      ['another charset', post(`${json}; charset=latin1`), 400],
+      ['another charset in quotes', post(`${json}; charset="utf-16"`), 400],
+    ] as const) {
+      const answer = await sendRaw(url, bytes)
+      t.equal(answer.status, status, name)
+      t.match(answer.headers['content-type'], /^application\/problem\+json/, name)
+      t.match(JSON.parse(answer.body), { code: 'invalid_request' }, name)
+      t.equal(answer.headers.server, undefined)
+    }
+    for (const headers of [
+      `${json}; charset="UTF-8"`,
+      `${json};charset=utf8\r\nContent-Encoding: identity`,
+      `${json}\r\nExpect: x`,
+    ]) {
+      t.equal((await sendRaw(url, post(headers))).status, 201, headers)
+    }
+    t.equal((await sendRaw(url, 'GET /health/live HTTP/1.0\r\n\r\n')).status, 200, 'HTTP/1.0 knows no Host')
   })
 
   await t.test('numbers, for whoever reaches the port, say nothing of anybody', async (t) => {
