@@ -1,7 +1,12 @@
 /**
  * How much one owner may ask in a minute, and how many visitors one address may become. Three budgets: `runs` for the
- * routes that start one (they cost money), `reads` for everything else under /api/v1, `visitors` for tokens issued. What
- * is over a budget is `rate_limited` with the time until the window ends; nothing is remembered beyond that.
+ * routes that start one (they cost money), `reads` for everything else under /api/v1, `visitors` for new visitors: when a
+ * token is issued, and when one comes that a frontend has made itself, or else whoever makes one up for each request would
+ * have no limit at all. What is over a budget is `rate_limited` with the time until the window ends.
+ *
+ * A visitor is new who has nothing stored and has not been seen by this process. So people who come back are never counted
+ * by their address, however many share it, unless they never wrote anything. The question whether something is stored is
+ * asked once for a visitor, and waits `sharedWaitMs` for the database; without an answer the visitor is let in.
  *
  * Windows are fixed: one begins with the first request and lasts a minute. So a minute that lies across two windows can
  * hold twice the limit; a sliding one would keep every request's time, for a limit that is a guard and no bill.
@@ -18,7 +23,9 @@
  * message's key before; otherwise it may as well be a new run with an invented header, and costs one. If the budget is
  * spent, an honest one is told to come back (surfaces/native-routes.ts), and does so until the window has ended.
  *
- * State, owned here: the windows of this process and the keys seen, both with a bound; they go with the process.
+ * State, owned here: the windows of this process, and the visitors and keys seen, each with a bound; they go with the
+ * process. No await here is followed by anything that would have to be undone: a count that was for nothing ends with its
+ * window.
  */
 import { createHmac, randomBytes } from 'node:crypto'
 import fastifyRateLimit, {
@@ -59,7 +66,10 @@ export interface LimitsOptions {
   readonly trustedProxies: readonly string[]
   /** Absent: this process counts for itself alone. */
   readonly shared?: SharedCounters | undefined
+  /** Whether the visitor has anything stored. */
+  readonly isKnown: (ownerKey: string) => Promise<boolean>
   readonly onRefused: (budget: Budget) => void
+  /** Longest wait for what is not in this process. */
   readonly sharedWaitMs?: number
   readonly sharedRestMs?: number
   /** Owners and addresses that this process counts at once, in all budgets together. */
@@ -76,9 +86,11 @@ export interface Limits {
 }
 
 const windowMs = 60_000
+const sharedWaitDefaultMs = 250
 /** A salt is used for a day; processes whose clocks differ may ask for the one before. */
 const saltTtlMs = 2 * 24 * 3600 * 1000
 const reconnectsMax = 10_000
+const visitorsMax = 50_000
 
 const names: Readonly<Record<Budget, string>> = {
   runs: 'runs',
@@ -88,9 +100,11 @@ const names: Readonly<Record<Budget, string>> = {
 
 /** @param app must have no limits yet; the routes under it are limited by whoever calls `spend` */
 export async function createLimits(app: FastifyInstance, options: LimitsOptions): Promise<Limits> {
-  const { rateLimits, trustedProxies, onRefused } = options
+  const { rateLimits, trustedProxies, isKnown, onRefused, sharedWaitMs = sharedWaitDefaultMs } = options
   const countShared = createSharedCount(options)
-  const seen = createSeen(reconnectsMax)
+  const reconnects = createSeen(reconnectsMax)
+  const known = createSeen(visitorsMax)
+  const admitted = new WeakSet<FastifyRequest>()
   const salt = randomBytes(32)
   let toldOfProxy = false
 
@@ -131,22 +145,40 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
     if (request.routeOptions.config.budget !== 'runs') return false
     if (request.method !== 'GET') return true
     const { client_message_id: key } = request.query as { client_message_id?: unknown }
-    const before = seen.add(hash(salt, JSON.stringify([request.owner.key, key])))
+    const before = reconnects.add(hash(salt, JSON.stringify([request.owner.key, key])))
     return !before || request.headers['last-event-id'] === undefined
+  }
+
+  function warnOfProxy(request: FastifyRequest): void {
+    if (toldOfProxy || trustedProxies.length > 0 || request.headers['x-forwarded-for'] === undefined) return
+    toldOfProxy = true
+    app.log.warn(
+      'a proxy forwards requests, and TRUST_PROXY does not name it: all visitors behind it share the budget of its address',
+    )
+  }
+
+  async function admit(request: FastifyRequest): Promise<void> {
+    warnOfProxy(request)
+    await visitors?.(request)
+  }
+
+  async function admitVisitorSeen(request: FastifyRequest): Promise<void> {
+    const { kind, key } = request.owner
+    if (visitors === undefined || kind !== 'visitor' || known.has(key)) return
+    const letIn = () => true // the request itself will meet what is wrong with the database
+    const isNew = !admitted.has(request) && (await within(sharedWaitMs, isKnown(key).catch(letIn))) === false
+    if (isNew) await admit(request)
+    known.add(key)
   }
 
   return {
     async spend(request) {
+      await admitVisitorSeen(request)
       await (startsRun(request) ? runs : reads)?.(request)
     },
     async admitVisitor(request) {
-      if (trustedProxies.length === 0 && request.headers['x-forwarded-for'] !== undefined && !toldOfProxy) {
-        toldOfProxy = true
-        app.log.warn(
-          'a proxy forwards requests, and TRUST_PROXY does not name it: all visitors behind it share the budget of its address',
-        )
-      }
-      await visitors?.(request)
+      await admit(request)
+      admitted.add(request)
     },
   }
 }
@@ -210,6 +242,7 @@ function createWindows({ windowsMax = 100_000, now: readNow = () => performance.
 function createSeen(max: number) {
   const keys = new Set<string>()
   return {
+    has: (key: string) => keys.has(key),
     add(key: string): boolean {
       const before = keys.delete(key)
       keys.add(key)
@@ -224,7 +257,7 @@ function createSeen(max: number) {
 
 /** The count of all processes; undefined without them, and when it cannot be had in time. */
 function createSharedCount(options: LimitsOptions) {
-  const { shared, sharedWaitMs = 250, sharedRestMs = 1000, now = () => performance.now() } = options
+  const { shared, sharedWaitMs = sharedWaitDefaultMs, sharedRestMs = 1000, now = () => performance.now() } = options
   let daily: { readonly day: string; readonly salt: string } | undefined
   let restUntil = 0
 

@@ -47,14 +47,15 @@ async function openBed(t: Test, options: Options): Promise<Bed> {
     const limits = await createLimits(api, {
       rateLimits: noLimits,
       trustedProxies,
+      isKnown: async () => false,
       onRefused: (budget) => refused.push(budget),
       ...rest,
     })
     api.decorateRequest('owner', null as never)
     api.addHook('onRequest', async (request) => {
-      const key = request.headers['x-owner']
+      const key = request.headers['x-owner']?.toString()
       if (key === undefined) await limits.admitVisitor(request)
-      request.owner = { key: key ?? 'visitor:new' } as Owner
+      request.owner = { key: key ?? 'visitor:new', kind: key?.startsWith('visitor:') ? 'visitor' : 'user' } as Owner
     })
     api.addHook('onRequest', limits.spend)
     api.get('/read', async () => ({}))
@@ -124,8 +125,36 @@ test('new visitors are counted by address, and only they', async (t) => {
   const bed = await openBed(t, { rateLimits: { ...noLimits, visitors: 2 } })
   t.same(await bed.repeat(3, '/read'), [200, 200, 429])
   t.same(bed.refused, ['visitors'])
-  t.equal((await bed.get('/read', { owner: 'visitor:known' })).status, 200)
+  t.equal((await bed.get('/read', { owner: 'user:a' })).status, 200)
   t.equal((await bed.get('/read', { from: '192.0.2.2' })).status, 200)
+})
+
+test('who makes up a visitor for each request is counted by address; who comes back is not', async (t) => {
+  const stored = new Set(['visitor:old', 'visitor:older'])
+  let asked = 0
+  const bed = await openBed(t, {
+    rateLimits: { ...noLimits, visitors: 2 },
+    isKnown: async (key) => {
+      asked += 1
+      return stored.has(key)
+    },
+  })
+  const status = async (owner: string) => (await bed.get('/read', { owner })).status
+  t.same([await status('visitor:1'), await status('visitor:2'), await status('visitor:3')], [200, 200, 429])
+  t.equal(await status('visitor:3'), 429, 'also when it asks again')
+  t.same([await status('visitor:1'), await status('visitor:2')], [200, 200], 'those are in')
+  t.same([await status('visitor:old'), await status('visitor:older')], [200, 200], 'and so are those with sessions')
+  t.equal(asked, 6, 'asked once for each that is in')
+})
+
+test('a database that does not answer refuses no visitor, and delays the first request of one by a quarter of a second', async (t) => {
+  const never = new Promise<never>(() => undefined)
+  for (const isKnown of [() => never, () => Promise.reject(new Error('down'))]) {
+    const bed = await openBed(t, { rateLimits: { ...noLimits, visitors: 1 }, isKnown, sharedWaitMs: 10 })
+    for (const owner of ['visitor:1', 'visitor:2', 'visitor:3']) {
+      t.same(await bed.repeat(2, '/read', { owner }), [200, 200])
+    }
+  }
 })
 
 test('an IPv6 address counts as its /64, and an IPv4 one in IPv6 as itself', async (t) => {
