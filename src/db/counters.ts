@@ -12,15 +12,15 @@ import type { Redis } from 'ioredis'
 import type { RedisStore } from './redis.ts'
 
 export interface Count {
-  /** Including this one. */
+  /** Including what was just added. */
   readonly count: number
   /** Until the window ends. */
   readonly ttlMs: number
 }
 
 export interface Counters {
-  /** @returns undefined when Redis does not answer */
-  increment(key: string, windowMs: number): Promise<Count | undefined>
+  /** @param windowMs from the first increment on. @returns undefined when Redis does not answer */
+  increment(key: string, by: number, windowMs: number): Promise<Count | undefined>
   /** Keeps `fresh` under `key` unless there is a value already. @returns the value that counts; undefined as above */
   agree(key: string, fresh: string, ttlMs: number): Promise<string | undefined>
 }
@@ -28,13 +28,13 @@ export interface Counters {
 export function createCounters(store: Pick<RedisStore, 'ask' | 'prefix'>): Counters {
   const keyOf = (key: string) => `${store.prefix}:rate:${key}`
   return {
-    increment: (key, windowMs) => store.ask((redis) => increment(redis, keyOf(key), windowMs)),
+    increment: (key, by, windowMs) => store.ask((redis) => increment(redis, keyOf(key), by, windowMs)),
     agree: (key, fresh, ttlMs) => store.ask((redis) => agree(redis, keyOf(key), fresh, ttlMs)),
   }
 }
 
-async function increment(redis: Redis, key: string, windowMs: number): Promise<Count> {
-  const answers = await redis.pipeline().set(key, 0, 'PX', windowMs, 'NX').incr(key).pttl(key).exec()
+async function increment(redis: Redis, key: string, by: number, windowMs: number): Promise<Count> {
+  const answers = await redis.pipeline().set(key, 0, 'PX', windowMs, 'NX').incrby(key, by).pttl(key).exec()
   const count = Number(readAnswer(answers, 1))
   const ttlMs = Number(readAnswer(answers, 2))
   if (ttlMs >= 0) return { count, ttlMs }

@@ -304,9 +304,30 @@ test('through Redis', { skip: withoutRedis }, async (t) => {
     }
   })
 
+  await t.test('a larger budget is taken in shares, and all of them together never let more through', async (t) => {
+    let asked = 0
+    const counters = createCounters(storeOf(redis, createPrefix(t, url)))
+    const shared: SharedCounters = {
+      ...counters,
+      increment: (...args) => {
+        asked += 1
+        return counters.increment(...args)
+      },
+    }
+    const rateLimits = { ...noLimits, reads: 200 }
+    const beds = [await openBed(t, { rateLimits, shared }), await openBed(t, { rateLimits, shared })] as const
+    const owner = 'user:busy'
+    const answers = await Promise.all(Array.from({ length: 300 }, (_, i) => beds[i % 2]!.get('/read', { owner })))
+    const passed = answers.filter(({ status }) => status === 200).length
+    t.ok(passed <= 200 && passed >= 197, `${passed} of 200`)
+    t.ok(asked <= 60, `asked ${asked} times`)
+    t.same(await beds[0].repeat(5, '/read', { owner }), Array(5).fill(429))
+    t.ok(asked <= 60, 'and not for what is known to be spent')
+  })
+
   await t.test('a hundred at once get a hundred numbers', async (t) => {
     const counters = createCounters(storeOf(redis, createPrefix(t, url)))
-    const counts = await Promise.all(Array.from({ length: 100 }, () => counters.increment('k', 60_000)))
+    const counts = await Promise.all(Array.from({ length: 100 }, () => counters.increment('k', 1, 60_000)))
     t.same(
       counts.map((one) => one?.count).toSorted((a, b) => a! - b!),
       Array.from({ length: 100 }, (_, i) => i + 1),
@@ -318,7 +339,7 @@ test('through Redis', { skip: withoutRedis }, async (t) => {
     const prefix = createPrefix(t, url)
     const counters = createCounters(storeOf(redis, prefix))
     await redis.set(`${prefix}:rate:k`, 7)
-    t.same(await counters.increment('k', 5000), { count: 8, ttlMs: 5000 })
+    t.same(await counters.increment('k', 1, 5000), { count: 8, ttlMs: 5000 })
     t.ok((await redis.pttl(`${prefix}:rate:k`)) > 0)
   })
 
