@@ -18,8 +18,8 @@
  * ends. Redis is waited for `sharedWaitMs` at most; after a miss it is left alone for `sharedRestMs`, so that a slow one
  * delays one request a second. It never makes a request fail, and while it is away each process goes by its own count.
  *
- * Owners and addresses are kept only as HMACs with a random salt: of this process for its own counts, of the day for those
- * in Redis. An IPv6 address counts as its /64, which is what one household gets. Neither is stored elsewhere, nor logged.
+ * Owners and addresses are kept only as hashes with a random salt, addresses and all in Redis as HMACs: a salt of this
+ * process for its own counts, of the day for those in Redis. An IPv6 address counts as its /64, which is what one household gets. Neither is stored elsewhere, nor logged.
  *
  * An EventSource repeats its GET when it reconnects, with Last-Event-ID. That is a read, when this process has seen the
  * message's key before; otherwise it may as well be a new run with an invented header, and costs one. If the budget is
@@ -29,7 +29,7 @@
  * process. No await here is followed by anything that would have to be undone: a count that was for nothing ends with its
  * window.
  */
-import { createHmac, randomBytes } from 'node:crypto'
+import { createHmac, hash, randomBytes } from 'node:crypto'
 import fastifyRateLimit, {
   type FastifyRateLimitStore,
   type FastifyRateLimitStoreCtor,
@@ -118,14 +118,14 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
   const reconnects = createSeen(reconnectsMax)
   const known = createSeen(visitorsMax)
   const admitted = new WeakSet<FastifyRequest>()
-  const salt = randomBytes(32)
+  const salt = createSalt()
   let toldOfProxy = false
 
   const windows = createWindows(options)
   await app.register(fastifyRateLimit, { global: false, store: createStore(count) })
 
   async function count(key: string, max: number): Promise<Count> {
-    const window = windows.open(hash(salt, key))
+    const window = windows.open(isAddress(key) ? seal(salt, key) : digest(salt, key))
     window.count += 1
     const own = { count: window.count, ttlMs: window.endsAt - now() }
     // Whatever the others have counted, it is too much.
@@ -179,7 +179,7 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
     if (request.routeOptions.config.budget !== 'runs') return false
     if (request.method !== 'GET') return true
     const { client_message_id: key } = request.query as { client_message_id?: unknown }
-    const before = reconnects.add(hash(salt, JSON.stringify([request.owner.key, key])))
+    const before = reconnects.add(digest(salt, JSON.stringify([request.owner.key, key])))
     return !before || request.headers['last-event-id'] === undefined
   }
 
@@ -217,6 +217,9 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
   }
 }
 
+/** Of a key with its budget in front. */
+const isAddress = (key: string): boolean => key.startsWith('visitors ')
+
 /** Of the client, as far as trusted proxies tell; an IPv6 address as its /64. Never leaves this file as it is. */
 function addressOf(request: FastifyRequest): string {
   // A link-local address brings the name of an interface.
@@ -224,9 +227,13 @@ function addressOf(request: FastifyRequest): string {
   return normalizeIP(address, 64)
 }
 
-function hash(key: string | Buffer, text: string): string {
-  return createHmac('sha256', key).update(text).digest('base64url')
-}
+const createSalt = (): string => randomBytes(32).toString('base64url')
+
+/** For addresses, and for what leaves the process. */
+const seal = (salt: string, text: string): string => createHmac('sha256', salt).update(text).digest('base64url')
+
+/** For owners, in this process, on every request: 0.5 us where an HMAC takes 12. */
+const digest = (salt: string, text: string): string => hash('sha256', `${salt} ${text}`, 'base64url')
 
 /** The store that the plugin asks: one for all budgets, because their keys differ. */
 function createStore(count: (key: string, max: number) => Promise<Count>): FastifyRateLimitStoreCtor {
@@ -307,14 +314,14 @@ function createSharedCount(options: LimitsOptions) {
   async function readSalt(counters: SharedCounters): Promise<string | undefined> {
     const day = new Date().toISOString().slice(0, 10)
     if (daily?.day === day) return daily.salt
-    const salt = await counters.agree(`salt:${day}`, randomBytes(32).toString('base64url'), saltTtlMs)
+    const salt = await counters.agree(`salt:${day}`, createSalt(), saltTtlMs)
     if (salt !== undefined) daily = { day, salt }
     return salt
   }
 
   async function ask(counters: SharedCounters, key: string, by: number): Promise<Count | undefined> {
     const salt = await readSalt(counters)
-    return salt === undefined ? undefined : counters.increment(hash(salt, key), by, windowMs)
+    return salt === undefined ? undefined : counters.increment(seal(salt, key), by, windowMs)
   }
 
   return async (key: string, by: number): Promise<Count | undefined> => {
