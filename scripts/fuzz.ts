@@ -9,15 +9,14 @@
  */
 import { randomInt } from 'node:crypto'
 import { parseArgs } from 'node:util'
-import { describeReport, fuzz } from '../test/support/fuzz.ts'
+import { describeReport, fuzz, sayQuickly } from '../test/support/fuzz.ts'
 import { spawnGateway, untilReady } from '../test/support/gateway.ts'
 import { inSeconds, makeToken } from '../test/support/tokens.ts'
-import { say as sayReply, startFakeUpstream } from './fake-upstream.ts'
+import { startFakeUpstream } from './fake-upstream.ts'
 
 const help = 'Usage: npm run fuzz -- [--requests=20000] [--seed=N] [--only=INDEX] [--url=http://localhost:3000]\n'
 const say = (line: string): void => void process.stdout.write(`${line}\n`)
 const secret = 'a secret that only the fuzzer and its gateway know'
-const replyText = 'Fuzzed, and none the worse.'
 
 async function main(): Promise<number> {
   const { values } = parseArgs({
@@ -67,7 +66,7 @@ async function main(): Promise<number> {
 
 /** @param died is aborted when the gateway ends by itself */
 async function startOwn(teardown: (end: () => unknown) => void, died: AbortController): Promise<string> {
-  const upstream = await startFakeUpstream({ script: () => sayReply({ text: replyText }) })
+  const upstream = await startFakeUpstream({ script: sayQuickly })
   teardown(() => upstream.close())
   const { DATABASE_URL } = process.env
   const gateway = await spawnGateway(

@@ -13,13 +13,13 @@
  *
  * Every process counts by itself, always: it never lets more than the limit through, whatever happens elsewhere. With
  * Redis it also takes what it lets through from a budget that all processes share: a fiftieth of the limit at a time
- * (24 of 1200 reads, one of 60 runs), because a round trip for each request costs more than many a request does. Together
- * they never let more than the limit through; what a process has taken and not used is lost to the others until the window
+ * (24 of 1200 reads, one of 60 runs), because a round trip costs more than many a request does. Together they never let more than the limit through; what a process has taken and not used is lost to the others until the window
  * ends. Redis is waited for `sharedWaitMs` at most; after a miss it is left alone for `sharedRestMs`, so that a slow one
  * delays one request a second. It never makes a request fail, and while it is away each process goes by its own count.
  *
- * Owners and addresses are kept only as hashes with a random salt, addresses and all in Redis as HMACs: a salt of this
- * process for its own counts, of the day for those in Redis. An IPv6 address counts as its /64, which is what one household gets. Neither is stored elsewhere, nor logged.
+ * Owners and addresses are kept only as salted hashes: an address, and whatever goes to Redis, as an HMAC. The salt is
+ * random: this process's own for its own counts, one of the day for those in Redis. An IPv6 address counts as its /64,
+ * which is what one household gets. Neither is stored elsewhere, nor logged.
  *
  * An EventSource repeats its GET when it reconnects, with Last-Event-ID. That is a read, when this process has seen the
  * message's key before; otherwise it may as well be a new run with an invented header, and costs one. If the budget is
