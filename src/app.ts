@@ -15,9 +15,12 @@ import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
 import { Problem } from './errors.ts'
 import { registerCors } from './http/cors.ts'
+import { registerHeaders } from './http/headers.ts'
 import { registerHealth } from './http/health.ts'
 import { identity } from './http/identity.ts'
 import { type KeySetOptions, openKeySet } from './http/keys.ts'
+import { createLimits, type SharedCounters } from './http/limits.ts'
+import { createMetrics, registerMetrics } from './http/metrics.ts'
 import { registerOpenapi } from './http/openapi.ts'
 import { page } from './http/page.ts'
 import { createServer, type Server } from './http/server.ts'
@@ -74,6 +77,7 @@ export interface Overrides {
   readonly generators?: readonly ArtifactGenerator[]
   readonly making?: Partial<MakingLimits>
   readonly keys?: Pick<KeySetOptions, 'now'>
+  readonly counters?: SharedCounters
 }
 
 export interface App {
@@ -96,7 +100,7 @@ const lastAnswersMs = 2000
 export async function buildApp(config: Config, overrides: Overrides = {}): Promise<App> {
   const instanceId = uuidv7()
   const db = await openDatabase(config)
-  const server = createServer({ logLevel: config.logLevel, ...overrides })
+  const server = createServer({ logLevel: config.logLevel, trustedProxies: config.trustedProxies, ...overrides })
   const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
@@ -199,8 +203,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     // The next request of this client should find another process.
     if (owned.isDraining) reply.header('Connection', 'close')
   })
+  const metrics = createMetrics()
+  metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
+  metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
+  await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
   await registerOpenapi(server, readVersion())
+  registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {
     readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded }),
@@ -213,13 +222,23 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         reply.header('Cache-Control', 'no-store')
         if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
       })
+      const limits = await createLimits(api, {
+        rateLimits: config.rateLimits,
+        trustedProxies: config.trustedProxies,
+        shared: overrides.counters,
+        isKnown: async (key) =>
+          (await db.rows(sql`select 1 from chat_sessions where owner = ${key} limit 1`)).length > 0,
+        onRefused: metrics.countRateLimited,
+      })
       await api.register(identity, {
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
         keys,
         noteUser: createUsers(db).note,
+        admitVisitor: limits.admitVisitor,
       })
+      api.addHook('onRequest', limits.spend)
       registerClaim(api as Server, { db, changes })
       registerSessions(api as Server, {
         sessions,

@@ -168,3 +168,44 @@ t.test('the address of the keys is JWKS_URL, or that of the Supabase project', a
     audience: 'verbatim',
   })
 })
+
+t.test('proxies are named as ranges, and nobody is trusted by default', async (t) => {
+  t.same(readConfig({}).trustedProxies, [])
+  t.same(readConfig({ TRUST_PROXY: ' 10.0.0.0/8, 2001:db8::/32 ,192.0.2.1, ::1 ' }).trustedProxies, [
+    '10.0.0.0/8',
+    '2001:db8::/32',
+    '192.0.2.1',
+    '::1',
+  ])
+  // A number of hops and `true` believe whoever writes the header.
+  for (const value of [
+    'true',
+    '1',
+    '*',
+    'loopback',
+    'proxy.internal',
+    '10.0.0.0/33',
+    '10.0.0/8',
+    '::/129',
+    '10.0.0.0/',
+    '10.0.0.0/8/8',
+    '10.0.0.0/-1',
+  ]) {
+    t.match(refusal({ TRUST_PROXY: value }), { name: 'ConfigError', message: /^TRUST_PROXY / }, value)
+  }
+})
+
+t.test('rates are whole numbers a minute, and 0 is no limit', async (t) => {
+  t.same(readConfig({}).rateLimits, { runs: 60, reads: 1200, visitors: 60 })
+  const none = { RATE_LIMIT_RUNS: '0', RATE_LIMIT_READS: '0', RATE_LIMIT_VISITORS: '0' }
+  t.same(readConfig(none).rateLimits, { runs: 0, reads: 0, visitors: 0 })
+  for (const variable of Object.keys(none)) {
+    for (const value of ['-1', '1.5', 'many', '1000001', 'true']) {
+      t.match(
+        refusal({ [variable]: value }),
+        { name: 'ConfigError', message: new RegExp(`^${variable} `) },
+        `${variable}=${value}`,
+      )
+    }
+  }
+})

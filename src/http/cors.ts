@@ -25,6 +25,9 @@ const exposedHeaders = [
   'Location',
   'ETag',
   'Retry-After',
+  'ETag',
+  'Content-Disposition',
+  'WWW-Authenticate',
 ]
 const preflightSeconds = 7200
 

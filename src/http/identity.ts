@@ -62,6 +62,8 @@ export interface IdentityOptions {
   readonly keys: KeySet | undefined
   /** Told of every request that a user makes, and waited for. Never rejects. */
   readonly noteUser: (issuer: string, subject: string) => Promise<void>
+  /** Called before a visitor token is issued. @throws Problem when there may be no more visitors now */
+  readonly admitVisitor: (request: FastifyRequest) => Promise<void>
 }
 
 const visitorTokenPattern = /^vst_[A-Za-z0-9_-]{43}$/
@@ -71,7 +73,7 @@ const tokenUnitsMax = 8192
 
 /** Decorates every request of the scope it is registered in with its owner, or refuses the request. */
 export const identity = fastifyPlugin(async (app: FastifyInstance, options: IdentityOptions) => {
-  const { auth, corsOrigins, readTicket, keys, noteUser } = options
+  const { auth, corsOrigins, readTicket, keys, noteUser, admitVisitor } = options
   const secrets = [auth.jwtSecret, auth.supabaseJwtSecret].filter((secret) => secret !== undefined)
   // The plugin wants a secret even when none is configured; one that nobody knows verifies nothing.
   await app.register(fastifyJwt, { secret: secrets[0] ?? randomBytes(32).toString('hex') })
@@ -111,7 +113,10 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
       // A browser cannot mend a broken HttpOnly cookie by itself: it is refused below, and taken away.
       reply.clearCookie(visitorCookie, cookieAttributes(request))
     }
-    return readVisitorToken(request) ?? issueVisitor(request, reply)
+    const visitor = readVisitorToken(request)
+    if (visitor !== undefined) return visitor
+    await admitVisitor(request)
+    return issueVisitor(request, reply)
   }
 
   async function readBearer(authorization: string): Promise<Bearer> {

@@ -42,6 +42,7 @@ export async function registerOpenapi(app: Server, version: string): Promise<voi
       header
         .replace(/\s*upgrade-insecure-requests;?/, '')
         .replace(' validator.swagger.io', '')
+        .replace("frame-ancestors 'self'", "frame-ancestors 'none'")
         .replaceAll(' https:', ''),
   })
   app.get('/openapi.json', { schema: { hide: true } }, async () => app.swagger())

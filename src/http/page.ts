@@ -28,9 +28,6 @@ const headers = {
     "form-action 'none'",
     "frame-ancestors 'none'",
   ].join('; '),
-  'x-content-type-options': 'nosniff',
-  // The address of a session is in the URL, and stays here.
-  'referrer-policy': 'no-referrer',
   // Kept but asked about each time: a page must not outlive the gateway it was written for.
   'cache-control': 'no-cache',
 } as const

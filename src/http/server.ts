@@ -24,16 +24,20 @@ export const bodyBytesMax = 2 * 1024 * 1024
 /** The name of an artifact has 128 characters, and a client may escape each of them. */
 const pathPartBytesMax = 3 * 128
 const headerBytesMax = 16 * 1024
+const foreignCharset = /;\s*charset\s*=(?!\s*"?(utf-?8|us-ascii)"?\s*(;|$))/i
+const messageUnitsMax = 300
 /** How long a client may take to send a whole request. */
 const requestMs = 30_000
 
 export interface ServerOptions {
   readonly logLevel: string
+  /** CIDR ranges of the proxies whose X-Forwarded-For, -Host and -Proto are believed. */
+  readonly trustedProxies?: readonly string[]
   /** Where log lines go; standard output when absent. */
   readonly logStream?: { write(line: string): void }
 }
 
-export function createServer({ logLevel, logStream }: ServerOptions): Server {
+export function createServer({ logLevel, trustedProxies = [], logStream }: ServerOptions): Server {
   const app = fastify({
     logger: {
       level: logLevel,
@@ -48,10 +52,13 @@ export function createServer({ logLevel, logStream }: ServerOptions): Server {
     // The stock lines print query strings and addresses; one line of our own says what an operator needs.
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUUID(),
+    // Ranges only: `true` would take whatever address a client writes, and a number of hops is ignored by the framework.
+    trustProxy: trustedProxies.length === 0 ? false : [...trustedProxies],
     bodyLimit: bodyBytesMax,
     routerOptions: { maxParamLength: pathPartBytesMax },
     requestTimeout: requestMs,
-    http: { maxHeaderSize: headerBytesMax },
+    // Node's own refusal of a request without Host is an empty 400; ours is a problem document.
+    http: { maxHeaderSize: headerBytesMax, requireHostHeader: false },
     // A HEAD on a stream route would start a run.
     exposeHeadRoutes: false,
     // While draining, viewers still come to read.
@@ -72,14 +79,25 @@ export function createServer({ logLevel, logStream }: ServerOptions): Server {
   const parseJson = app.getDefaultJsonParser('error', 'error')
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body, done) => {
+    const { 'content-encoding': coding = 'identity', 'content-type': type = '' } = request.headers
     // A POST without a body often comes with the type all the same.
     if (body === '') done(null, undefined)
+    else if (coding.toLowerCase() !== 'identity')
+      done(new Problem('invalid_request', 'The body must not be compressed.'))
+    // Read as UTF-8 it would be other words, and nobody would notice.
+    else if (foreignCharset.test(type)) done(new Problem('invalid_request', 'JSON is sent as UTF-8.'))
     else parseJson(request, body as string, done)
   })
+
+  // An expectation that nobody knows may be ignored (RFC 9110, section 10.1.1); Node's 417 has no body.
+  app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
 
   app.register(problems)
   app.addHook('onRequest', async (request, reply) => {
     reply.header('X-Request-Id', request.id)
+    if (request.headers.host === undefined && request.raw.httpVersion !== '1.0') {
+      throw new Problem('invalid_request', 'The request has no Host header.')
+    }
   })
   app.addHook('onResponse', async (request, reply) => {
     // Orchestrators ask every few seconds.
@@ -110,7 +128,7 @@ function describeError(error: Error & { code?: unknown; sqlstate?: unknown }) {
   const cause = error.cause as { name?: unknown; code?: unknown } | undefined
   return {
     type: error.name,
-    message: error.message,
+    message: withoutQuotes(error.message),
     code: error.code,
     sqlstate: error.sqlstate,
     cause: cause === undefined ? undefined : { type: cause.name, code: cause.code },
@@ -120,4 +138,9 @@ function describeError(error: Error & { code?: unknown; sqlstate?: unknown }) {
       .slice(0, 8)
       .join('\n'),
   }
+}
+
+/** Engines and libraries quote what they could not read: `Unexpected token 'x', "what somebody wrote" is not valid JSON`. */
+function withoutQuotes(message: string): string {
+  return message.replace(/["'`].*["'`]/s, '…').slice(0, messageUnitsMax)
 }

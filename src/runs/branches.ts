@@ -63,17 +63,21 @@ export function registerBranches(app: Server, { chat, runs, messages, answerWith
 
   app.post(
     '/messages/:id/regenerate',
-    { schema: { ...schema, body: BranchBody }, preValidation: allowNoBody },
+    { schema: { ...schema, body: BranchBody }, preValidation: allowNoBody, config: { budget: 'runs' } },
     async (request, reply) => {
       const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
       return answer(request, reply, { ...body, regenerate: request.params.id })
     },
   )
 
-  app.post('/messages/:id/edit', { schema: { ...schema, body: EditBody } }, async (request, reply) => {
-    const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
-    return answer(request, reply, { ...body, edit: request.params.id })
-  })
+  app.post(
+    '/messages/:id/edit',
+    { schema: { ...schema, body: EditBody }, config: { budget: 'runs' } },
+    async (request, reply) => {
+      const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
+      return answer(request, reply, { ...body, edit: request.params.id })
+    },
+  )
 }
 
 /** Whether a client that says what it takes (RFC 9110, 12.5.1) names event streams. */

@@ -126,6 +126,7 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
         response: { 202: StartedSession, ...problemResponses },
       },
       preValidation: allowNoBody,
+      config: { budget: 'runs' },
     },
     async (request, reply) => {
       const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
@@ -158,6 +159,7 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
         body: ChatBody,
         response: { 200: WholeReply, ...problemResponses },
       },
+      config: { budget: 'runs' },
     },
     async (request, reply) => {
       const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])

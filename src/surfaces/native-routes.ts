@@ -122,7 +122,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
 
   app.post(
     '/chat/stream',
-    { schema: { tags: ['chat'], headers: CursorAndKeyHeaders, body: ChatBody, response } },
+    { schema: { tags: ['chat'], headers: CursorAndKeyHeaders, body: ChatBody, response }, config: { budget: 'runs' } },
     (request, reply) =>
       answerWithStream(request, reply, async () =>
         chat(request.owner, withIdempotencyKey(request.body, request.headers['idempotency-key'])),
@@ -133,6 +133,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     '/chat/stream',
     {
       schema: { tags: ['chat'], headers: CursorHeader, querystring: ChatQuery, response: responseToGet },
+      config: { budget: 'runs' },
       errorHandler: turnReconnectAway,
     },
     async (request, reply) => {

@@ -33,6 +33,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'GET /health/live': ['200'],
   'GET /health/ready': ['200', '503'],
   'GET /health/db': ['200', '503'],
+  'GET /metrics': ['200'],
   'POST /api/v1/sessions': ['200', '201', '4XX', '5XX'],
   'GET /api/v1/sessions': ['200', '4XX', '5XX'],
   'POST /api/v1/sessions/claim': ['200', '4XX', '5XX'],

@@ -1,0 +1,292 @@
+/**
+ * Who may do what: every route of /openapi.json, asked by its owner, another user, another visitor, somebody new and
+ * somebody with a bad token, with the exact status for each. What is somebody's answers 404 to everybody else, and is the
+ * same afterwards.
+ *
+ * The table must name every route of the document and no other, so a new route fails here until it has a row:
+ *
+ *     'GET /api/v1/things/{id}': { make: session, owner: 200 },
+ *
+ * `make` makes something fresh for the owner, which the others must neither see nor change; `{id}` is the id of it that
+ * `id` names, the session by default. Others get 404 and a bad token 401, unless the row says otherwise.
+ */
+import { type Test, test } from 'tap'
+import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { type Client, createClient, isDelta } from '../support/client.ts'
+import { type DatabaseKind, databases } from '../support/database.ts'
+import { type Gateway, startGateway } from '../support/gateway.ts'
+import { inSeconds, makeToken } from '../support/tokens.ts'
+
+/** What the owner has. */
+interface Subject {
+  readonly session: string
+  readonly run: string
+  /** The question, and the reply to it. */
+  readonly question: string
+  readonly message: string
+  /** What others must not change. */
+  read(): Promise<unknown>
+}
+
+type Make = (owner: Client) => Promise<Subject>
+type Caller = 'owner' | 'otherUser' | 'otherVisitor' | 'nobody' | 'badToken'
+
+interface Row {
+  readonly make: Make
+  /** Which id stands for `{id}`. */
+  readonly id?: 'session' | 'run' | 'message' | 'question'
+  readonly query?: (subject: Subject) => string
+  readonly body?: (subject: Subject) => unknown
+  readonly headers?: Readonly<Record<string, string>>
+  /** Before anybody asks, as the owner. */
+  readonly before?: (owner: Client, subject: Subject) => Promise<unknown>
+  readonly owner: number
+  /** Of all others, unless one of them is named. */
+  readonly others?: number
+  readonly otherUser?: number
+  readonly otherVisitor?: number
+  readonly nobody?: number
+  readonly badToken?: number
+}
+
+const secret = 'a secret of more than 32 bytes, for the matrix'
+const canary = 'canary of the owner'
+const v1 = '/api/v1'
+
+const nothing: Make = async () => ({ session: '', run: '', question: '', message: '', read: async () => undefined })
+
+const session: Make = async (owner) => {
+  const { body } = await owner.post(`${v1}/sessions`, { title: canary, metadata: { canary } })
+  const read = async () => (await owner.get(`${v1}/sessions/${body.id}`)).body
+  return { session: body.id, run: '', question: '', message: '', read }
+}
+
+const reply: Make = async (owner) => {
+  const { body } = await owner.post(`${v1}/chat/message`, { message: canary })
+  const { session, run, message, user_message: question } = body
+  async function read() {
+    const [own, messages, made] = await Promise.all([
+      owner.get(`${v1}/sessions/${session.id}`),
+      owner.get(`${v1}/sessions/${session.id}/messages`),
+      owner.get(`${v1}/runs/${run.id}`),
+    ])
+    return [own.body, messages.body, made.body]
+  }
+  return { session: session.id, run: run.id, question: question.id, message: message.id, read }
+}
+
+/** A reply that does not end by itself. */
+const running: Make = async (owner) => {
+  const stream = await owner.send({ message: endless })
+  const { data } = await stream.until(isRun)
+  await stream.until(isDelta)
+  stream.close()
+  async function read() {
+    const { status, stop_requested_at } = (await owner.get(`${v1}/runs/${data.run_id}`)).body
+    return { status, stop_requested_at }
+  }
+  return {
+    session: data.session_id,
+    run: data.run_id,
+    question: data.user_message_id,
+    message: data.message_id,
+    read,
+  }
+}
+
+const endless = `${canary}, without an end`
+const isRun = ({ event }: { event: string }) => event === 'run'
+
+/** The same for all: nobody is asked who they are. */
+const open = (owner: number): Row => ({ make: nothing, owner, others: owner, badToken: owner })
+/** Everybody has their own, and sees nobody else's. */
+const own = (row: Omit<Row, 'others'>): Row => ({ ...row, others: row.owner })
+
+const rows: Readonly<Record<string, Row | readonly Row[]>> = {
+  'GET /health/live': open(200),
+  'GET /health/ready': open(200),
+  'GET /health/db': open(200),
+  'GET /metrics': open(200),
+  'POST /api/v1/sessions': [
+    own({ make: session, body: () => ({ title: 'Own' }), owner: 201 }),
+    { make: session, body: ({ session }) => ({ id: session, title: 'Taken' }), owner: 200 },
+  ],
+  'GET /api/v1/sessions': own({ make: session, owner: 200 }),
+  'GET /api/v1/sessions/{id}': { make: session, owner: 200 },
+  'GET /api/v1/sessions/{id}/messages': { make: reply, owner: 200 },
+  'POST /api/v1/sessions/{id}/stop': [
+    { make: running, owner: 200 },
+    { make: reply, owner: 204 },
+  ],
+  'POST /api/v1/chat/stream': [
+    own({ make: reply, body: () => ({ message: 'Hello' }), owner: 200 }),
+    { make: reply, body: ({ session }) => ({ message: 'Hello', session_id: session }), owner: 200 },
+    own({ make: reply, body: () => ({ message: 'Hello', client_message_id: 'same' }), owner: 200 }),
+  ],
+  'GET /api/v1/chat/stream': [
+    own({ make: reply, query: () => 'message=Hello&client_message_id=same', owner: 200 }),
+    {
+      make: reply,
+      query: ({ session }) => `message=Hello&client_message_id=same&session_id=${session}`,
+      owner: 200,
+    },
+  ],
+  'POST /api/v1/chat/message': [
+    own({ make: reply, body: () => ({ message: 'Hello' }), owner: 200 }),
+    { make: reply, body: ({ session }) => ({ message: 'Hello', session_id: session }), owner: 200 },
+    {
+      make: reply,
+      body: ({ session, message }) => ({ message: 'Hello', session_id: session, parent_id: message }),
+      owner: 200,
+    },
+  ],
+  'GET /api/v1/runs/{id}': { make: reply, id: 'run', owner: 200 },
+  'GET /api/v1/runs/{id}/events': [
+    { make: reply, id: 'run', owner: 200 },
+    { make: reply, id: 'run', query: () => 'ticket=1234567890123.x', owner: 401, others: 401 },
+  ],
+  'POST /api/v1/runs/{id}/stop': [
+    { make: running, id: 'run', owner: 200 },
+    { make: reply, id: 'run', owner: 200 },
+  ],
+  'POST /api/v1/stream-tickets': { make: reply, body: ({ run }) => ({ run_id: run }), owner: 200 },
+}
+
+/** Routes that need not be there yet. */
+const coming: Readonly<Record<string, Row | readonly Row[]>> = {
+  'PATCH /api/v1/sessions/{id}': { make: session, body: () => ({ title: 'Changed' }), owner: 200 },
+  'DELETE /api/v1/sessions/{id}': [
+    { make: session, owner: 204 },
+    { make: reply, query: () => 'purge=true', owner: 204 },
+    { make: running, owner: 204 },
+  ],
+  'POST /api/v1/sessions/{id}/restore': {
+    make: session,
+    before: (owner, { session }) => owner.delete(`${v1}/sessions/${session}`),
+    owner: 200,
+  },
+  'POST /api/v1/sessions/{id}/start': { make: session, body: () => ({}), owner: 202 },
+  'POST /api/v1/sessions/{id}/kill': { make: running, owner: 200 },
+  'GET /api/v1/sessions/{id}/export': ['json', 'md', 'ndjson'].map(
+    (format): Row => ({ make: reply, query: () => `format=${format}`, owner: 200 }),
+  ),
+  'GET /api/v1/me/export': own({ make: reply, owner: 200 }),
+  'DELETE /api/v1/me': own({ make: reply, owner: 204 }),
+  'POST /api/v1/messages/{id}/regenerate': { make: reply, id: 'message', body: () => ({}), owner: 200 },
+  'POST /api/v1/messages/{id}/edit': { make: reply, id: 'question', body: () => ({ message: 'Edited' }), owner: 200 },
+  'PUT /api/v1/messages/{id}/feedback': { make: reply, id: 'message', body: () => ({ rating: 1 }), owner: 200 },
+  'GET /api/v1/sessions/{id}/artifacts': { make: session, owner: 200 },
+  'PUT /api/v1/sessions/{id}/artifacts/{name}': { make: session, body: () => ({ body: { a: 1 } }), owner: 201 },
+  'GET /api/v1/sessions/{id}/artifacts/{name}': { make: session, before: putArtifact, owner: 200 },
+  'DELETE /api/v1/sessions/{id}/artifacts/{name}': { make: session, before: putArtifact, owner: 204 },
+}
+
+function putArtifact(owner: Client, { session }: Subject) {
+  return owner.put(`${v1}/sessions/${session}/artifacts/notes`, { body: { canary } })
+}
+
+for (const database of databases()) {
+  test(`on ${database}`, (t) => checkMatrix(t, database))
+}
+
+async function checkMatrix(t: Test, database: DatabaseKind): Promise<void> {
+  const upstream = await startFakeUpstream({
+    script: ({ message }) => say(message === endless ? { tokens: 100_000, paceMs: 20 } : { text: 'Hello' }),
+  })
+  t.teardown(() => upstream.close())
+  const gateway = await startGateway(t, {
+    database,
+    env: { OPENAI_BASE_URL: upstream.url, JWT_SECRET: secret, FRAME_MS: '5' },
+  })
+  const routes = await readRoutes(gateway)
+  const table = { ...pick(coming, routes), ...rows }
+
+  await t.test('every route has a row, and every row a route', async (t) => {
+    t.same(missing(Object.keys(table), routes), [])
+    t.same(missing(['GET /a', 'GET /b'], ['GET /b', 'GET /c']), ['GET /a', 'GET /c'], 'a twin')
+  })
+
+  let subjects = 0
+  for (const [route, described] of Object.entries(table)) {
+    await t.test(route, async (t) => {
+      for (const row of [described].flat() as Row[]) {
+        subjects += 1
+        await checkRow(t, gateway, route, row, subjects)
+      }
+    })
+  }
+}
+
+async function checkRow(t: Test, gateway: Gateway, route: string, row: Row, n: number): Promise<void> {
+  const user = (name: string) => {
+    const token = makeToken(secret, { sub: `${name}-${n}`, exp: inSeconds(600) })
+    return createClient(gateway.url, { authorization: `Bearer ${token}` })
+  }
+  const owner = user('owner')
+  const callers: Readonly<Record<Caller, Client>> = {
+    badToken: createClient(gateway.url, { authorization: 'Bearer x.y.z' }),
+    nobody: createClient(gateway.url),
+    otherVisitor: createClient(gateway.url, { 'x-visitor-token': `vst_${String(n).padStart(43, 'v')}` }),
+    otherUser: user('other'),
+    owner,
+  }
+  const subject = await row.make(owner)
+  await row.before?.(owner, subject)
+  const before = await subject.read()
+  const sessionsBefore = await listSessions(owner)
+
+  for (const [caller, client] of Object.entries(callers) as [Caller, Client][]) {
+    if (caller === 'owner') {
+      t.strictSame(await subject.read(), before, 'nobody has changed it')
+      t.strictSame(await listSessions(owner), sessionsBefore, 'nor added anything')
+    }
+    const answer = await ask(gateway, client, route, row, subject)
+    const fallback = caller === 'owner' ? row.owner : caller === 'badToken' ? 401 : (row.others ?? 404)
+    const expected = row[caller] ?? fallback
+    t.equal(answer.status, expected, `${caller}: ${expected}, not ${answer.text.slice(0, 200)}`)
+    if (caller === 'owner') continue
+    t.notOk(answer.text.includes(canary), `${caller} reads nothing of it`)
+    if (expected === 404) t.match(answer.text, '"code":"not_found"', caller)
+    if (expected === 401) t.match(answer.text, '"code":"invalid_token"', caller)
+  }
+}
+
+async function ask(gateway: Gateway, client: Client, route: string, row: Row, subject: Subject) {
+  const [method = '', pattern = ''] = route.split(' ')
+  const path = pattern.replace('{id}', subject[row.id ?? 'session']).replace('{name}', 'notes')
+  const query = row.query === undefined ? '' : `?${row.query(subject)}`
+  const body = row.body?.(subject)
+  const response = await fetch(`${gateway.url}${path}${query}`, {
+    method,
+    headers: {
+      ...client.identity,
+      ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+      ...row.headers,
+    },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  })
+  return { status: response.status, text: await response.text() }
+}
+
+async function listSessions(owner: Client): Promise<unknown> {
+  const { body } = await owner.get(`${v1}/sessions`)
+  return body.data.map(({ id }: { id: string }) => id)
+}
+
+async function readRoutes({ url }: Gateway): Promise<readonly string[]> {
+  const document = (await (await fetch(`${url}/openapi.json`)).json()) as {
+    paths: Record<string, Record<string, unknown>>
+  }
+  return Object.entries(document.paths)
+    .flatMap(([path, methods]) => Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`))
+    .toSorted()
+}
+
+function pick<T>(table: Readonly<Record<string, T>>, keys: readonly string[]): Record<string, T> {
+  return Object.fromEntries(Object.entries(table).filter(([key]) => keys.includes(key)))
+}
+
+/** What one of them has and the other has not. */
+function missing(a: readonly string[], b: readonly string[]): readonly string[] {
+  return [...a.filter((one) => !b.includes(one)), ...b.filter((one) => !a.includes(one))]
+}
