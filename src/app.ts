@@ -9,7 +9,7 @@
 import { readFileSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { v7 as uuidv7 } from 'uuid'
-import { openDatabase, openLog } from './backends.ts'
+import { openDatabase, openLog, openStore } from './backends.ts'
 import type { Config } from './config.ts'
 import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
@@ -37,9 +37,14 @@ import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import { createSessionChanges } from './sessions/changes.ts'
 import { readHistory } from './sessions/context.ts'
+import type { CountCacheRead } from './sessions/copies.ts'
+import { createHistoryCache } from './sessions/history.ts'
 import { createSessionList } from './sessions/list.ts'
+import { createLiveState } from './sessions/live.ts'
 import { createMessageStore } from './sessions/messages.ts'
+import { createRefresh } from './sessions/refresh.ts'
 import { registerSessions } from './sessions/routes.ts'
+import { createSnapshots } from './sessions/snapshots.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
@@ -50,6 +55,7 @@ export interface Overrides {
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
   readonly tickets?: Omit<TicketOptions, 'db'>
   readonly persistWaitMs?: number
+  readonly countCacheRead?: CountCacheRead
 }
 
 export interface App {
@@ -74,6 +80,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, ...overrides })
   const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
+  const store = openStore(config, server.log)
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
@@ -122,6 +129,18 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     resolveModel: catalog.resolve,
   })
 
+  const count = overrides.countCacheRead ?? (() => undefined)
+  const history =
+    store !== undefined && config.redis?.cache === true
+      ? createHistoryCache({ db, store, ttlMs: config.redis.ttlMs, messagesMax: config.sessionMessagesMax, count })
+      : undefined
+  const sharesSessions = store !== undefined && config.redis?.sessions === true
+  const live = createLiveState({ store: sharesSessions ? store : undefined, readLive: owned.live, count })
+  const snapshots = sharesSessions ? createSnapshots(db, store) : undefined
+  const refreshers = [history, snapshots].flatMap((copies) => (copies === undefined ? [] : [copies.refresh]))
+  const refresh = store === undefined || refreshers.length === 0 ? undefined : createRefresh({ store, refreshers })
+  if (refresh !== undefined) changes.observe(refresh)
+
   async function readPartial(runId: string) {
     const own = owned.partial(runId)
     if (own !== undefined) return { ...own, cursor: formatEventId(own.cursor) }
@@ -156,7 +175,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   await registerOpenapi(server, readVersion())
   await server.register(page)
   registerHealth(server, {
-    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded }),
+    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded ?? store?.degraded }),
     pingDatabase: () => db.rows(sql`select 1`),
   })
   await server.register(
@@ -167,7 +186,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         if (state === 'starting') throw new Problem('db_unavailable', undefined, { retryAfterSeconds: 2 })
       })
       await api.register(identity, { auth: config.auth, corsOrigins: config.corsOrigins, readTicket: tickets.read })
-      registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
+      registerSessions(api as Server, {
+        sessions,
+        list: createSessionList(db),
+        messages,
+        history,
+        live,
+        snapshots,
+        readPartial,
+      })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
       registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
     },
@@ -191,7 +218,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   server.addHook('onClose', async () => {
     await catalog.close()
+    refresh?.close()
+    live.close()
     await log.close()
+    await store?.close()
     await db.close()
   })
 

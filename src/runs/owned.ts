@@ -210,6 +210,14 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     generations: () =>
       [...active.values()].map(({ run: { facts } }) => ({ id: facts.id, generation: facts.generation })),
     has: (runId: string) => active.has(runId),
+    live: () =>
+      [...active.values()].map(({ run }) => ({
+        runId: run.runId,
+        sessionId: run.facts.session_id,
+        phase: run.commitStartedAt !== undefined ? 'storing' : run.draft.isEmpty ? 'waiting' : 'writing',
+        outputTokens: run.draft.usage?.output_tokens,
+        lastActivityAt: Date.now(),
+      })),
 
     /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
     start,

@@ -14,8 +14,11 @@ export function toPage<Row>(rows: Row[], limit: number, place: (row: Row) => unk
   const data = rows.slice(0, limit)
   const last = data.at(-1)
   const next = rows.length > limit && last !== undefined
-  return { data, next_cursor: next ? Buffer.from(JSON.stringify(place(last))).toString('base64url') : null }
+  return { data, next_cursor: next ? toCursor(place(last)) : null }
 }
+
+/** @param place of the last row that was given out */
+export const toCursor = (place: readonly unknown[]): string => Buffer.from(JSON.stringify(place)).toString('base64url')
 
 export function readSessionCursor(cursor: string): { time: string; id: string } {
   const [time, id] = readCursor(cursor)

@@ -5,7 +5,9 @@ import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
 import type { Part } from '../log/event.ts'
+import type { HistoryCache } from './history.ts'
 import type { SessionList } from './list.ts'
+import type { LiveState } from './live.ts'
 import type { MessageStore } from './messages.ts'
 import {
   CreateSessionBody,
@@ -17,6 +19,7 @@ import {
   page,
   Session,
 } from './model.ts'
+import type { Snapshots } from './snapshots.ts'
 import type { SessionStore } from './store.ts'
 
 /** The text of a running reply, and the event up to which it goes, read together. */
@@ -30,13 +33,38 @@ export interface SessionRoutesOptions {
   readonly sessions: SessionStore
   readonly list: SessionList
   readonly messages: MessageStore
+  /** Undefined when copies of messages are not kept. */
+  readonly history?: HistoryCache | undefined
+  readonly live: LiveState
+  /** Undefined when copies of sessions are not kept. */
+  readonly snapshots?: Snapshots | undefined
   /** @returns undefined when the run has ended meanwhile, or has said nothing that is known here */
   readonly readPartial: (runId: string) => Promise<PartialReply | undefined>
 }
 
 const tags = ['sessions']
 
-export function registerSessions(app: Server, { sessions, list, messages, readPartial }: SessionRoutesOptions): void {
+/**
+ * @param read from the database
+ * @param readKnown what was known last; asked only when the database does not answer, never when it answers with nothing
+ */
+async function orKnown<T extends object>(
+  read: () => Promise<T>,
+  readKnown: () => Promise<T | undefined> | undefined,
+): Promise<T & { degraded?: true }> {
+  try {
+    return await read()
+  } catch (error) {
+    const isAway = error instanceof Problem && error.code === 'db_unavailable'
+    const known = isAway ? await readKnown() : undefined
+    if (known === undefined) throw error
+    return { ...known, degraded: true }
+  }
+}
+
+export function registerSessions(app: Server, options: SessionRoutesOptions): void {
+  const { sessions, list, messages, history, live, snapshots, readPartial } = options
+
   app.post(
     '/sessions',
     { schema: { tags, body: CreateSessionBody, response: { 200: Session, 201: Session, ...problemResponses } } },
@@ -58,13 +86,27 @@ export function registerSessions(app: Server, { sessions, list, messages, readPa
   app.get(
     '/sessions',
     { schema: { tags, querystring: ListSessionsQuery, response: { 200: page(Session), ...problemResponses } } },
-    async (request) => list.listSessions(request.owner, cleanJson(request.query)),
+    async (request) => {
+      const query = cleanJson(request.query)
+      const answer = await orKnown(
+        () => list.listSessions(request.owner, query),
+        () => snapshots?.listSessions(request.owner, query),
+      )
+      return { ...answer, data: await live.overlay(answer.data) }
+    },
   )
 
   app.get(
     '/sessions/:id',
     { schema: { tags, params: IdParams, response: { 200: Session, ...problemResponses } } },
-    async (request) => sessions.getSession(request.owner, request.params.id),
+    async (request) => {
+      const session = await orKnown(
+        () => sessions.getSession(request.owner, request.params.id),
+        () => snapshots?.getSession(request.owner, request.params.id),
+      )
+      const [current = session] = await live.overlay([session])
+      return current
+    },
   )
 
   app.get(
@@ -77,7 +119,10 @@ export function registerSessions(app: Server, { sessions, list, messages, readPa
         response: { 200: page(Message), ...problemResponses },
       },
     },
-    async (request) => {
+    async (request, reply) => {
+      const page = await history?.readPage(request.owner, request.params.id, request.query)
+      // As JSON already; the schema is of what it says.
+      if (page !== undefined) return reply.type('application/json; charset=utf-8').send(page as never)
       const read = () => messages.listMessages(request.owner, request.params.id, request.query)
       const answer = await read()
       const running = answer.data.find((message) => message.status === 'streaming')
