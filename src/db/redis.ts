@@ -40,7 +40,7 @@ export interface RedisStoreOptions {
   readonly commandMs?: number
 }
 
-const commandDefaultMs = 250
+const commandDefaultMs = 400
 const probeMs = 500
 /** How long all must be well before an outage is said to be over: a Redis that comes and goes fills no log. */
 const wellMs = 1000
@@ -133,7 +133,8 @@ export function openRedisStore(options: RedisStoreOptions): RedisStore {
       try {
         return await what(redis)
       } catch (error) {
-        if (error instanceof ReplyError) refusal = { reason: firstWord(error as Error), until: performance.now() + refusedMs }
+        if (error instanceof ReplyError)
+          refusal = { reason: firstWord(error as Error), until: performance.now() + refusedMs }
         else fail(describeError(error))
         return undefined
       }

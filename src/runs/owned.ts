@@ -216,7 +216,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
         sessionId: run.facts.session_id,
         phase: run.commitStartedAt !== undefined ? 'storing' : run.draft.isEmpty ? 'waiting' : 'writing',
         outputTokens: run.draft.usage?.output_tokens,
-        lastActivityAt: Date.now(),
+        lastActivityAt: Date.parse(run.facts.created_at),
       })),
 
     /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */

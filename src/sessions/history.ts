@@ -53,8 +53,11 @@ interface Copy {
   readonly settled: boolean
   /** Of its messages, rising. */
   readonly seqs: readonly number[]
-  /** The messages as JSON, with a comma and a line feed between two: JSON text has no line feed of its own. */
-  readonly messages: Buffer
+  /**
+   * The answer that holds all of them, oldest first: it can be sent as it is. The messages begin at `dataBegin`, with a comma
+   * and a line feed between two: JSON text has no line feed of its own.
+   */
+  readonly page: Buffer
 }
 
 interface Question {
@@ -78,13 +81,15 @@ const loadsMax = 20
 
 export function createHistoryCache({ db, store, ttlMs, messagesMax, count }: HistoryCacheOptions) {
   const keys = createCopyKeys(store.prefix)
+  const selectStamps = db.prepare<Question & { stamp: string }>(stampsStatement)
+  const selectRows = db.prepare<Row>(copiesStatement)
   const look = createBatch<Question, Found>({ keyOf: keyOfQuestion, ask: lookAt, questionsMax: looksMax })
   const load = createBatch<string, Copy>({ keyOf: (id) => id, ask: makeCopies, questionsMax: loadsMax })
 
   async function lookAt(questions: readonly Question[]): Promise<ReadonlyMap<string, Found>> {
     const [values, { stamps, failure }] = await Promise.all([
       store.ask((redis) => redis.mgetBuffer(questions.map(({ id }) => keys.history(id)))),
-      readStamps(db, questions).then(
+      readStamps(questions).then(
         (stamps) => ({ stamps, failure: undefined }),
         (failure: unknown) => ({ stamps: undefined, failure }),
       ),
@@ -97,8 +102,19 @@ export function createHistoryCache({ db, store, ttlMs, messagesMax, count }: His
     )
   }
 
+  /** @returns by {@link keyOfQuestion}, of what is there and the asker's */
+  async function readStamps(questions: readonly Question[]): Promise<ReadonlyMap<string, string>> {
+    const rows = await selectStamps({ questions: JSON.stringify(questions) })
+    return new Map(rows.map((row) => [keyOfQuestion(row), row.stamp]))
+  }
+
   async function makeCopies(ids: readonly string[]): Promise<ReadonlyMap<string, Copy>> {
-    const copies = await readCopies(db, ids, messagesMax)
+    const rows = await selectRows({ ids: JSON.stringify(ids), messagesMax, bytesMax: copyBytesMax })
+    const copies = new Map<string, Copy>()
+    for (const [id, ofSession] of Map.groupBy(rows, (row) => row.copy_session)) {
+      const copy = toCopy(ofSession)
+      if (copy !== undefined) copies.set(id, copy)
+    }
     const gone = ids.filter((id) => !copies.has(id))
     // Nobody waits for it: it settles by itself, and throws nothing.
     void store.ask(async (redis) => {
@@ -165,15 +181,11 @@ const keyOfQuestion = ({ id, owner }: Question): string => `${id} ${owner}`
 /** What is another whenever what GET /messages shows is. `s` is an alias of chat_sessions. */
 const stampOf = sql`s.version || '.' || s.xmin`
 
-/** @returns stamps by {@link keyOfQuestion} of what is there, and the asker's */
-async function readStamps(db: Db, questions: readonly Question[]): Promise<ReadonlyMap<string, string>> {
-  const rows = await db.rows<Question & { stamp: string }>(sql`
-    select s.id, s.owner, ${stampOf} as stamp
-    from jsonb_to_recordset(${JSON.stringify(questions)}::jsonb) as asked(id uuid, owner text)
-    join chat_sessions s on s.id = asked.id and s.owner = asked.owner
-    where s.deleted_at is null`)
-  return new Map(rows.map((row) => [keyOfQuestion(row), row.stamp]))
-}
+const stampsStatement = sql`
+  select s.id, s.owner, ${stampOf} as stamp
+  from jsonb_to_recordset(${sql.placeholder('questions')}::jsonb) as asked(id uuid, owner text)
+  join chat_sessions s on s.id = asked.id and s.owner = asked.owner
+  where s.deleted_at is null`
 
 interface Row extends Omit<Message, 'id'> {
   readonly copy_session: string
@@ -184,37 +196,30 @@ interface Row extends Omit<Message, 'id'> {
   readonly id: string | null
 }
 
-/**
- * The last messages of each session, as many as are worth a copy, with the stamp that goes with them.
- * For the gateway itself; whoever shows a copy compares its owner.
- */
-async function readCopies(db: Db, ids: readonly string[], messagesMax: number): Promise<ReadonlyMap<string, Copy>> {
-  // The lateral table has the name of the table whose columns it has, because `messageColumns` call it so.
-  const rows = await db.rows<Row>(sql`
-    select s.id as copy_session, s.owner as copy_owner, ${stampOf} as copy_stamp, s.message_count as copy_count, ${columns}
-    from chat_sessions s left join lateral (
-      select * from (
-        select m.*, sum(
-          octet_length(m.content) + pg_column_size(m.parts) + coalesce(pg_column_size(m.retrieved_docs), 0)
-        ) over (order by m.seq desc) as bytes
-        from chat_messages m where m.session_id = s.id and m.seq > s.message_count - ${messagesMax}::int
-      ) measured where bytes <= ${copyBytesMax}::int
-    ) chat_messages on true
-    where s.id in (select value::uuid from jsonb_array_elements_text(${JSON.stringify(ids)}::jsonb))
-      and s.deleted_at is null
-    order by s.id, chat_messages.seq`)
-  const copies = new Map<string, Copy>()
-  for (const [id, ofSession] of Map.groupBy(rows, (row) => row.copy_session)) {
-    const copy = toCopy(ofSession)
-    if (copy !== undefined) copies.set(id, copy)
-  }
-  return copies
-}
-
 const columns = sql.join(
   Object.entries(messageColumns).map(([name, column]) => sql`${column} as ${sql.identifier(name)}`),
   sql`, `,
 )
+
+/**
+ * The last messages of each session, as many as are worth a copy, with the stamp that goes with them. For the gateway
+ * itself; whoever shows a copy compares its owner. The lateral table has the name of the table whose columns it has, because
+ * that is what `messageColumns` call it.
+ */
+const copiesStatement = sql`
+  select s.id as copy_session, s.owner as copy_owner, ${stampOf} as copy_stamp, s.message_count as copy_count, ${columns}
+  from chat_sessions s left join lateral (
+    select * from (
+      select m.*, sum(
+        octet_length(m.content) + pg_column_size(m.parts) + coalesce(pg_column_size(m.retrieved_docs), 0)
+      ) over (order by m.seq desc) as bytes
+      from chat_messages m
+      where m.session_id = s.id and m.seq > s.message_count - ${sql.placeholder('messagesMax')}::int
+    ) measured where bytes <= ${sql.placeholder('bytesMax')}::int
+  ) chat_messages on true
+  where s.id in (select value::uuid from jsonb_array_elements_text(${sql.placeholder('ids')}::jsonb))
+    and s.deleted_at is null
+  order by s.id, chat_messages.seq`
 
 /** @param rows of one session. @returns undefined when nothing of it can be kept */
 function toCopy(rows: readonly Row[]): Copy | undefined {
@@ -229,17 +234,19 @@ function toCopy(rows: readonly Row[]): Copy | undefined {
     seqs.push(message.seq)
     if (message.status === 'streaming') settled = false
   }
-  const messages = Buffer.from(texts.join(between))
+  const page = Buffer.from(`${pageBegin}${texts.join(between)}${pageEnd}`)
   // No messages, although it has some: they are too long.
-  if ((seqs.length === 0 && first.copy_count > 0) || messages.length > copyBytesMax) return undefined
-  return { stamp: first.copy_stamp, owner: hashOwner(first.copy_owner), settled, seqs, messages }
+  if ((seqs.length === 0 && first.copy_count > 0) || page.length > copyBytesMax) return undefined
+  return { stamp: first.copy_stamp, owner: hashOwner(first.copy_owner), settled, seqs, page }
 }
 
+const pageBegin = '{"data":['
 const between = ',\n'
+const pageEnd = '],"next_cursor":null}'
 const lineFeed = 10
 
-function encode({ messages, ...head }: Copy): Buffer {
-  return Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), messages])
+function encode({ page, ...head }: Copy): Buffer {
+  return Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), page])
 }
 
 /** @returns undefined for what was not written here */
@@ -247,43 +254,42 @@ function decode(value: Buffer): Copy | undefined {
   const headEnd = value.indexOf(lineFeed)
   if (headEnd === -1) return undefined
   try {
-    const head: Omit<Copy, 'messages'> = JSON.parse(value.toString('utf8', 0, headEnd))
-    return { ...head, messages: value.subarray(headEnd + 1) }
+    const head: Omit<Copy, 'page'> = JSON.parse(value.toString('latin1', 0, headEnd))
+    return { ...head, page: value.subarray(headEnd + 1) }
   } catch {
     return undefined // Somebody else's value under our key.
   }
 }
 
-/** @returns undefined when the page does not lie within the copy */
-function cutPage({ seqs, messages }: Copy, query: HistoryQuery, isDegraded = false): Buffer | undefined {
+/** @returns undefined when what is asked does not lie within the copy */
+function cutPage({ seqs, page }: Copy, query: HistoryQuery, isDegraded = false): Buffer | undefined {
   const limit = query.limit ?? 50
   const isFalling = query.order === 'desc'
-  const isWhole = seqs.length === 0 || seqs[0] === 1
-  if (isFalling ? !isWhole && seqs.length < limit : !isWhole) return undefined
-  const from = isFalling ? Math.max(0, seqs.length - limit) : 0
-  const to = isFalling ? seqs.length : Math.min(limit, seqs.length)
-  const isLast = isFalling ? from === 0 && isWhole : to === seqs.length
-  const texts = isFalling ? fallingLines(messages, seqs.length, from) : [firstLines(messages, seqs.length, to)]
-  const nextCursor = isLast ? 'null' : `"${toCursor([isFalling ? seqs[from] : seqs[to - 1]])}"`
+  const beginsAtFirst = seqs.length === 0 || seqs[0] === 1
+  if (!beginsAtFirst && !(isFalling && limit <= seqs.length)) return undefined
+  const count = Math.min(limit, seqs.length)
+  const isLast = count === seqs.length && beginsAtFirst
+  if (isLast && !isFalling && !isDegraded) return page
+  const messages = page.subarray(pageBegin.length, page.length - pageEnd.length)
+  const texts = isFalling ? lastLines(messages, count, seqs.length) : firstLines(messages, count, seqs.length)
+  const nextCursor = isLast ? 'null' : `"${toCursor([isFalling ? seqs.at(-count) : seqs[count - 1]])}"`
   const degraded = isDegraded ? ',"degraded":true' : ''
-  return Buffer.concat([pageBegin, ...texts, Buffer.from(`],"next_cursor":${nextCursor}${degraded}}`)])
+  return Buffer.concat([Buffer.from(pageBegin), ...texts, Buffer.from(`],"next_cursor":${nextCursor}${degraded}}`)])
 }
 
-const pageBegin = Buffer.from('{"data":[')
-
-/** The first `count` of `total` messages, as they stand. */
-function firstLines(messages: Buffer, total: number, count: number): Buffer {
-  if (count === total) return messages
+/** As they stand, with what stands between them. */
+function firstLines(messages: Buffer, count: number, total: number): Buffer[] {
+  if (count === total) return [messages]
   let end = -1
   for (let line = 0; line < count; line += 1) end = messages.indexOf(lineFeed, end + 1)
-  return messages.subarray(0, end - 1)
+  return [messages.subarray(0, end - 1)]
 }
 
-/** The last ones down to that with index `from`, newest first, with what stands between them. */
-function fallingLines(messages: Buffer, total: number, from: number): Buffer[] {
+/** Newest first, with a comma between them. */
+function lastLines(messages: Buffer, count: number, total: number): Buffer[] {
   const lines: Buffer[] = []
   let end = messages.length
-  for (let index = total - 1; index >= from; index -= 1) {
+  for (let index = total - 1; index >= total - count; index -= 1) {
     const before = index === 0 ? -1 : messages.lastIndexOf(lineFeed, end - 1)
     if (lines.length > 0) lines.push(comma)
     lines.push(messages.subarray(before + 1, end))

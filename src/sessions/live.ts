@@ -106,7 +106,8 @@ function lay(live: Live, session: Session): Session {
     phase: live.phase,
     round_number: live.roundNumber ?? session.round_number,
     total_tokens: session.total_tokens + (live.outputTokens ?? 0),
-    total_cost_usd: live.costUsd === undefined ? session.total_cost_usd : addDecimals(session.total_cost_usd, live.costUsd),
+    total_cost_usd:
+      live.costUsd === undefined ? session.total_cost_usd : addDecimals(session.total_cost_usd, live.costUsd),
     last_activity_at: lastActivityAt > session.last_activity_at ? lastActivityAt : session.last_activity_at,
   }
 }
