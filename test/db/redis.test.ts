@@ -12,7 +12,7 @@ test('a store on Redis', { skip: withoutRedis }, async (t) => {
   const server = await startPrivateRedis(t)
   const proxy = await startProxy(t, new URL(server.url))
   const said: string[] = []
-  const say = (_facts: unknown, text?: string) => void said.push(text ?? '')
+  const say = (facts: unknown, text?: string) => void said.push(text ?? String(facts))
   const logger = { info: say, warn: say }
   const store = openRedisStore({ url: `redis://:secret@127.0.0.1:${proxy.port}`, logger, commandMs })
   t.teardown(() => store.close())
