@@ -47,6 +47,8 @@ export interface HistoryCacheOptions {
 export type HistoryCache = ReturnType<typeof createHistoryCache>
 
 interface Copy {
+  /** Of the program that wrote it: another one may show other members of a message. */
+  readonly shape: string
   readonly stamp: string
   readonly owner: string
   /** No reply is under way. */
@@ -237,9 +239,10 @@ function toCopy(rows: readonly Row[]): Copy | undefined {
   const page = Buffer.from(`${pageBegin}${texts.join(between)}${pageEnd}`)
   // No messages, although it has some: they are too long.
   if ((seqs.length === 0 && first.copy_count > 0) || page.length > copyBytesMax) return undefined
-  return { stamp: first.copy_stamp, owner: hashOwner(first.copy_owner), settled, seqs, page }
+  return { shape, stamp: first.copy_stamp, owner: hashOwner(first.copy_owner), settled, seqs, page }
 }
 
+const shape = Object.keys(messageColumns).join()
 const pageBegin = '{"data":['
 const between = ',\n'
 const pageEnd = '],"next_cursor":null}'
@@ -249,13 +252,13 @@ function encode({ page, ...head }: Copy): Buffer {
   return Buffer.concat([Buffer.from(`${JSON.stringify(head)}\n`), page])
 }
 
-/** @returns undefined for what was not written here */
+/** @returns undefined for what this program has not written */
 function decode(value: Buffer): Copy | undefined {
   const headEnd = value.indexOf(lineFeed)
   if (headEnd === -1) return undefined
   try {
     const head: Omit<Copy, 'page'> = JSON.parse(value.toString('latin1', 0, headEnd))
-    return { ...head, page: value.subarray(headEnd + 1) }
+    return head.shape === shape ? { ...head, page: value.subarray(headEnd + 1) } : undefined
   } catch {
     return undefined // Somebody else's value under our key.
   }

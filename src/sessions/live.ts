@@ -39,12 +39,11 @@ const writeMs = 1000
 
 export function createLiveState({ store, readLive, count }: LiveStateOptions) {
   const keys = createCopyKeys(store?.prefix ?? '')
-  const clock = setInterval(write, writeMs)
-  clock.unref()
+  const clock = store === undefined ? undefined : setInterval(() => write(store), writeMs).unref()
 
-  function write(): void {
+  function write(store: RedisStore): void {
     const runs = readLive()
-    if (runs.length === 0 || store === undefined) return
+    if (runs.length === 0) return
     const writtenAt = Date.now()
     // Nobody waits for it: it settles by itself, and throws nothing.
     void store.ask(async (redis) => {
