@@ -9,8 +9,9 @@
 import { readFileSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { v7 as uuidv7 } from 'uuid'
-import { openDatabase, openLog } from './backends.ts'
+import { openDatabase, openLog, openStore } from './backends.ts'
 import type { Config } from './config.ts'
+import { createCounters } from './db/counters.ts'
 import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
 import { Problem } from './errors.ts'
@@ -45,6 +46,7 @@ import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
 import { registerClaim } from './sessions/claim.ts'
 import { readHistory } from './sessions/context.ts'
+import type { CountCacheRead } from './sessions/copies.ts'
 import { createFeedback } from './sessions/feedback.ts'
 import {
   type ArtifactGenerator,
@@ -52,12 +54,16 @@ import {
   createGenerators,
   type MakingLimits,
 } from './sessions/generators.ts'
+import { createHistoryCache } from './sessions/history.ts'
 import { createSessionList } from './sessions/list.ts'
+import { createLiveState } from './sessions/live.ts'
 import { registerMessages } from './sessions/message-routes.ts'
 import { createMessageStore } from './sessions/messages.ts'
+import { createRefresh } from './sessions/refresh.ts'
 import { createRemoval } from './sessions/removal.ts'
 import { registerRemoval } from './sessions/removal-routes.ts'
 import { registerSessions } from './sessions/routes.ts'
+import { createSnapshots } from './sessions/snapshots.ts'
 import { createSessionStore } from './sessions/store.ts'
 import { transcript } from './sessions/transcript.ts'
 import { createExportReader } from './sessions/transfer-export.ts'
@@ -78,6 +84,7 @@ export interface Overrides {
   readonly making?: Partial<MakingLimits>
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
+  readonly countCacheRead?: CountCacheRead
 }
 
 export interface App {
@@ -104,6 +111,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
+  const store = openStore(config, server.log)
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
@@ -164,6 +172,22 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     resolveModel: catalog.resolve,
   })
 
+  const metrics = createMetrics()
+  metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
+  metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
+
+  const count = overrides.countCacheRead ?? metrics.countCacheRead
+  const history =
+    store !== undefined && config.redis?.cache === true
+      ? createHistoryCache({ db, store, ttlMs: config.redis.ttlMs, messagesMax: config.sessionMessagesMax, count })
+      : undefined
+  const sharesSessions = store !== undefined && config.redis?.sessions === true
+  const live = createLiveState({ store: sharesSessions ? store : undefined, readLive: owned.live, count })
+  const snapshots = sharesSessions ? createSnapshots(db, store) : undefined
+  const refreshers = [history, snapshots].flatMap((copies) => (copies === undefined ? [] : [copies.refresh]))
+  const refresh = store === undefined || refreshers.length === 0 ? undefined : createRefresh({ store, refreshers })
+  if (refresh !== undefined) changes.observe(refresh)
+
   async function readPartial(runId: string) {
     const own = owned.partial(runId)
     if (own !== undefined) return { ...own, cursor: formatEventId(own.cursor) }
@@ -203,16 +227,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     // The next request of this client should find another process.
     if (owned.isDraining) reply.header('Connection', 'close')
   })
-  const metrics = createMetrics()
-  metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
-  metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
   await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
   await registerOpenapi(server, readVersion())
   registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {
-    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded }),
+    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded ?? store?.degraded }),
     pingDatabase: () => db.rows(sql`select 1`),
   })
   await server.register(
@@ -225,7 +246,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       const limits = await createLimits(api, {
         rateLimits: config.rateLimits,
         trustedProxies: config.trustedProxies,
-        shared: overrides.counters,
+        shared: overrides.counters ?? (store === undefined ? undefined : createCounters(store)),
         isKnown: async (key) =>
           (await db.rows(sql`select 1 from chat_sessions where owner = ${key} limit 1`)).length > 0,
         onRefused: metrics.countRateLimited,
@@ -244,6 +265,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         sessions,
         list: createSessionList(db),
         messages,
+        history,
+        live,
+        snapshots,
         readPartial,
         listArtifacts: artifacts.listArtifacts,
       })
@@ -280,7 +304,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('onClose', async () => {
     await keys?.close()
     await catalog.close()
+    refresh?.close()
+    live.close()
     await log.close()
+    await store?.close()
     await db.close()
   })
 

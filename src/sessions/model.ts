@@ -12,6 +12,10 @@ export const Time = Type.String({ description: 'ISO 8601 in UTC with microsecond
 export const nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()])
 const JsonObject = Type.Record(Type.String(), Type.Unknown())
 
+const degraded = Type.Optional(
+  Type.Literal(true, { description: 'the database does not answer: this is what was known of it last' }),
+)
+
 export const SessionStatus = Type.Union([
   Type.Literal('created'),
   Type.Literal('running'),
@@ -49,6 +53,7 @@ export const Session = Type.Object({
   updated_at: Time,
   last_activity_at: Time,
   ended_at: nullable(Time),
+  degraded,
 })
 export type Session = Static<typeof Session>
 
@@ -225,7 +230,7 @@ export const SessionInclude = Type.Object(
 export const IdParams = Type.Object({ id: Uuid })
 
 export const page = <T extends Type.TSchema>(row: T) =>
-  Type.Object({ data: Type.Array(row), next_cursor: nullable(Type.String()) })
+  Type.Object({ data: Type.Array(row), next_cursor: nullable(Type.String()), degraded })
 
 const titleCharactersMax = 50
 

@@ -11,7 +11,9 @@ import { cleanJson, limitJson } from '../http/text.ts'
 import type { Part } from '../log/event.ts'
 import { ArtifactSummary } from './artifact-model.ts'
 import type { Page } from './cursor.ts'
+import type { HistoryCache } from './history.ts'
 import type { SessionList } from './list.ts'
+import type { LiveState } from './live.ts'
 import type { MessageStore } from './messages.ts'
 import {
   CreateSessionBody,
@@ -29,6 +31,7 @@ import {
   SessionInclude,
   stateBytesMax,
 } from './model.ts'
+import type { Snapshots } from './snapshots.ts'
 import type { SessionStore } from './store.ts'
 
 /** The text of a running reply, and the event up to which it goes, read together. */
@@ -42,6 +45,11 @@ export interface SessionRoutesOptions {
   readonly sessions: SessionStore
   readonly list: SessionList
   readonly messages: MessageStore
+  /** Undefined when copies of messages are not kept. */
+  readonly history?: HistoryCache | undefined
+  readonly live: LiveState
+  /** Undefined when copies of sessions are not kept. */
+  readonly snapshots?: Snapshots | undefined
   /** @returns undefined when the run has ended meanwhile, or has said nothing that is known here */
   readonly readPartial: (runId: string) => Promise<PartialReply | undefined>
   /** As the list of artifacts gives them. The session has been found to be the owner's. */
@@ -59,8 +67,26 @@ const SessionWithMembers = Type.Object({
 })
 type SessionWithMembers = Static<typeof SessionWithMembers>
 
+/**
+ * @param read from the database
+ * @param readKnown what was known last; asked only when the database does not answer, never when it answers with nothing
+ */
+async function orKnown<T extends object>(
+  read: () => Promise<T>,
+  readKnown: () => Promise<T | undefined> | undefined,
+): Promise<T & { degraded?: true }> {
+  try {
+    return await read()
+  } catch (error) {
+    const isAway = error instanceof Problem && error.code === 'db_unavailable'
+    const known = isAway ? await readKnown() : undefined
+    if (known === undefined) throw error
+    return { ...known, degraded: true }
+  }
+}
+
 export function registerSessions(app: Server, options: SessionRoutesOptions): void {
-  const { sessions, list, messages, readPartial, listArtifacts } = options
+  const { sessions, list, messages, history, live, snapshots, readPartial, listArtifacts } = options
 
   /** A page of messages, with what a running reply has said so far. */
   async function readMessages(owner: Owner, sessionId: string, query: ListMessagesQuery): Promise<Page<Message>> {
@@ -99,7 +125,14 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
   app.get(
     '/sessions',
     { schema: { tags, querystring: ListSessionsQuery, response: { 200: page(Session), ...problemResponses } } },
-    async (request) => list.listSessions(request.owner, cleanJson(request.query)),
+    async (request) => {
+      const query = cleanJson(request.query)
+      const answer = await orKnown(
+        () => list.listSessions(request.owner, query),
+        () => snapshots?.listSessions(request.owner, query),
+      )
+      return { ...answer, data: await live.overlay(answer.data) }
+    },
   )
 
   app.get(
@@ -115,7 +148,11 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
     async (request, reply) => {
       const { owner } = request
       const members = (request.query.include ?? '').split(',')
-      const session = await sessions.getSession(owner, request.params.id)
+      const known = await orKnown(
+        () => sessions.getSession(owner, request.params.id),
+        () => snapshots?.getSession(owner, request.params.id),
+      )
+      const [session = known] = await live.overlay([known])
       reply.header('ETag', tagOf(session))
       const answer: SessionWithMembers = { ...session }
       if (members.includes('messages')) {
@@ -162,7 +199,13 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
         response: { 200: page(Message), ...problemResponses },
       },
     },
-    async (request) => readMessages(request.owner, request.params.id, request.query),
+    async (request, reply) => {
+      const { owner, params, query } = request
+      const copied = await history?.readPage(owner, params.id, query)
+      // As JSON already; the schema is of what it says.
+      if (copied !== undefined) return reply.type('application/json; charset=utf-8').send(copied as never)
+      return readMessages(owner, params.id, query)
+    },
   )
 }
 

@@ -37,6 +37,7 @@ export async function startEdge(
       readTicket: async () => undefined,
       keys,
       noteUser: async (issuer, subject) => void noted.push([issuer, subject]),
+      admitVisitor: async () => undefined,
     })
     api.get('/who', async (request) => request.owner)
     api.post('/who', async (request) => request.owner)
