@@ -664,7 +664,17 @@ test('with a key set and both secrets', async (t) => {
 
   await t.test('the whole gateway says the same', async (t) => {
     const lines: string[] = []
-    const gateway = await startGateway(t, { env, keys: frozen, logStream: { write: (line) => lines.push(line) } })
+    const clock = { ms: 0 }
+    const held = Promise.withResolvers<void>()
+    server.answer((response) => void held.promise.then(() => withKeys(published)(response)))
+    const gateway = await startGateway(t, {
+      env,
+      keys: { now: () => clock.ms },
+      logStream: { write: (line) => lines.push(line) },
+    })
+    await server.asked(3)
+    t.equal(server.count, 3, 'it is ready, and its keys are not there')
+    held.resolve()
     const rows = [
       ...tables['public keys'],
       ...tables['the public key of Supabase'],
@@ -672,12 +682,24 @@ test('with a key set and both secrets', async (t) => {
       ...tables['the secrets'],
     ]
     await check(t, gateway.url, rows, '/api/v1/sessions')
+    t.equal(server.count, 4)
     t.same(
-      lines.filter((line) => /"level":"(warn|error|fatal)"/.test(line)),
+      lines.filter((line) => /canary|eyJ/.test(line)),
+      [],
+      'no token and no secret in the log',
+    )
+    // A fetch that is under way when the gateway ends: it ends with it, or the server would keep its connection.
+    server.answer(() => undefined)
+    clock.ms += 3_600_000
+    await check(t, gateway.url, [row('old keys', goodEc, ada)], '/api/v1/sessions')
+    await server.asked(5)
+    await gateway.close()
+    await server.drained()
+    t.same(
+      lines.filter((line) => /"level":"(error|fatal)"/.test(line)),
       [],
       'no fault in the log',
     )
-    t.equal(server.count, 4)
   })
   t.equal(canary.connections, 0, 'no address of a token was asked')
 })
