@@ -220,6 +220,21 @@ for (const database of databases()) {
       },
     )
 
+    await t.test('what waits in the queue is on the branch of the message before it', async (t) => {
+      const owner = newOwner()
+      const [made] = await importer.importAll(owner, [sample()])
+      const [id, run, question] = [made!.id, randomUUID(), randomUUID()]
+      await db.rows(sql`
+        insert into chat_messages (id, session_id, seq, role, status, run_id, parent_id) values
+          (${question}::uuid, ${id}::uuid, 3, 'user', 'completed', ${run}::uuid, null),
+          (gen_random_uuid(), ${id}::uuid, 4, 'assistant', 'streaming', ${run}::uuid, ${question}::uuid)`)
+      t.equal((await reader.readAside(owner, await reader.readHead(owner, id))).size, 2, 'a twin: not by itself')
+      await db.rows(sql`
+        insert into chat_runs (id, session_id, user_message_id, message_id, status, mode, provider, model, owner, request_hash)
+        values (${run}::uuid, ${id}::uuid, ${question}::uuid, ${question}::uuid, 'queued', 'fast', 'x', 'x', ${owner.key}, '')`)
+      t.equal((await reader.readAside(owner, await reader.readHead(owner, id))).size, 0)
+    })
+
     await t.test('a session that goes away while it is read breaks the export', async (t) => {
       const owner = newOwner()
       const id = randomUUID()
