@@ -62,7 +62,8 @@ export function promote(db: Db, instanceId: string, sessionId: string | undefine
       from run where m.id = run.user_message_id and m.parent_id is null
     ), session as (
       update chat_sessions s set
-        status = case when s.deleted_at is null then 'running' else s.status end, active_run_id = run.id, ended_at = null, version = s.version + 1, updated_at = now()
+        status = case when s.deleted_at is null then 'running' else s.status end,
+        active_run_id = run.id, ended_at = null, version = s.version + 1, updated_at = now()
       from run where s.id = run.session_id
     )
     select

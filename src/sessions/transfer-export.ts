@@ -6,7 +6,7 @@
  * The owner is a condition of every page. An export holds the messages that were there when it reached the session; a
  * reply that is being made is told as far as it is known, as `streaming`.
  *
- * At each await: when the database does not answer, or the session is deleted or purged meanwhile, the generator throws,
+ * At each await: when the database does not answer, or the session goes away meanwhile, the generator throws,
  * and whoever writes must break the connection: an end that looks whole would be taken for the whole. Nothing is kept
  * between pages but the place, so a process that dies leaves nothing behind.
  */
@@ -40,7 +40,8 @@ export interface ExportHead {
   /** The last message's, when the export came to this session; 0 when it has none. */
   readonly lastSeq: number
   readonly hasArtifacts: boolean
-  readonly deleted: boolean
+  /** Everything is exported, so a session may also be deleted, or become so. */
+  readonly alsoDeleted: boolean
 }
 
 export const pageRowsMax = 500
@@ -98,7 +99,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
       from page
       join chat_messages m on m.id = page.id
       join chat_sessions s on s.id = m.session_id and s.owner = ${owner.key}
-        and (s.deleted_at is not null) = ${head.deleted}::boolean
+        and (s.deleted_at is null or ${head.alsoDeleted}::boolean)
       left join feedback f on f.message_id = m.id
       left join chat_runs r on r.id = m.run_id and r.message_id = m.id
       order by m.seq`)
@@ -114,13 +115,13 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
     return again
   }
 
-  function toHead({ last_seq, has_artifacts, ...session }: HeadRow): ExportHead {
-    return { session, lastSeq: last_seq, hasArtifacts: has_artifacts, deleted: session.deleted_at !== null }
+  function toHead({ last_seq, has_artifacts, ...session }: HeadRow, alsoDeleted: boolean): ExportHead {
+    return { session, lastSeq: last_seq, hasArtifacts: has_artifacts, alsoDeleted }
   }
 
   async function* readArtifactPages(
     owner: Owner,
-    { session, deleted }: ExportHead,
+    { session, alsoDeleted }: ExportHead,
   ): AsyncGenerator<ExportedArtifact[]> {
     for (let after = { name: '', version: 0 }; ; ) {
       const page = await db.rows<ExportedArtifact>(sql`
@@ -136,7 +137,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
         ) measured
         join artifacts a on a.session_id = ${session.id}::uuid and a.name = measured.name and a.version = measured.version
         join chat_sessions s on s.id = a.session_id and s.owner = ${owner.key}
-          and (s.deleted_at is not null) = ${deleted}::boolean
+          and (s.deleted_at is null or ${alsoDeleted}::boolean)
         where measured.up_to - measured.bytes < ${pageBytesMax}::int
         order by a.name, a.version`)
       const last = page.at(-1)
@@ -147,7 +148,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
     // Documents come and go, so only the session itself can tell that these were all.
     const [still] = await db.rows(sql`
       select 1 from chat_sessions
-      where id = ${session.id}::uuid and owner = ${owner.key} and (deleted_at is not null) = ${deleted}::boolean`)
+      where id = ${session.id}::uuid and owner = ${owner.key} and (deleted_at is null or ${alsoDeleted}::boolean)`)
     if (still === undefined) throw goneMeanwhile()
   }
 
@@ -158,7 +159,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
         select ${headFields} from chat_sessions s
         where s.id = ${id}::uuid and s.owner = ${owner.key} and s.deleted_at is null`)
       if (row === undefined) throw new Problem('not_found')
-      return toHead(row)
+      return toHead(row, false)
     },
 
     /** All of an owner's sessions in the order of their ids, the deleted ones too. */
@@ -167,7 +168,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
         const rows = await db.rows<HeadRow>(sql`
           select ${headFields} from chat_sessions s
           where s.owner = ${owner.key} and s.id > ${after}::uuid order by s.id limit ${sessionRowsMax}::int`)
-        yield* rows.map(toHead)
+        yield* rows.map((row) => toHead(row, true))
         const last = rows.at(-1)
         if (last === undefined) return
         after = last.id
