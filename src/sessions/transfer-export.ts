@@ -6,16 +6,15 @@
  * The owner is a condition of every page. An export holds the messages that were there when it reached the session; a
  * reply that is being made is told as far as it is known, as `streaming`.
  *
- * At each await: when the database does not answer, or the session is deleted or purged meanwhile, the generator throws,
+ * At each await: when the database does not answer, or the session goes away meanwhile, the generator throws,
  * and whoever writes must break the connection: an end that looks whole would be taken for the whole. Nothing is kept
  * between pages but the place, so a process that dies leaves nothing behind.
  */
 import { type Db, exactText } from '../db/db.ts'
-import { type SQL, sql } from '../db/drizzle.ts'
+import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { Part } from '../log/event.ts'
-import { messageBefore } from './messages.ts'
 import { isoTime } from './store.ts'
 import {
   documentFormat,
@@ -41,11 +40,13 @@ export interface ExportHead {
   /** The last message's, when the export came to this session; 0 when it has none. */
   readonly lastSeq: number
   readonly hasArtifacts: boolean
-  readonly deleted: boolean
+  /** Everything is exported, so a session may also be deleted, or become so. */
+  readonly alsoDeleted: boolean
 }
 
 export const pageRowsMax = 500
 export const pageBytesMax = 4 * 1024 * 1024
+const branchRowsMax = 5000
 /** Sessions can hold a hundred thousand characters of input, and as much in state and context. */
 const sessionRowsMax = 20
 
@@ -82,16 +83,15 @@ const headFields = sql`
 type HeadRow = ExportedSession & { readonly last_seq: number; readonly has_artifacts: boolean }
 
 export function createExportReader({ db, readPartial }: ExportReaderOptions) {
-  /** One page of messages. @param which a condition on `chat_messages` */
-  async function readMessages(owner: Owner, head: ExportHead, after: number, which: SQL, rowsMax: number) {
+  /** One page of messages, behind the first seq and up to the other. */
+  async function readMessages(owner: Owner, head: ExportHead, after: number, upTo: number): Promise<ExportedMessage[]> {
     return db.rows<ExportedMessage>(sql`
       with page as (
         select id from (
           select id, seq, bytes, sum(bytes) over (order by seq) as up_to from (
             select id, seq, ${messageBytes} as bytes from chat_messages
-            where session_id = ${head.session.id}::uuid and seq > ${after}::int and seq <= ${head.lastSeq}::int
-              and ${which}
-            order by seq limit ${rowsMax}::int
+            where session_id = ${head.session.id}::uuid and seq > ${after}::int and seq <= ${upTo}::int
+            order by seq limit ${pageRowsMax}::int
           ) row
         ) measured where up_to - bytes < ${pageBytesMax}::int
       )
@@ -99,7 +99,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
       from page
       join chat_messages m on m.id = page.id
       join chat_sessions s on s.id = m.session_id and s.owner = ${owner.key}
-        and (s.deleted_at is not null) = ${head.deleted}::boolean
+        and (s.deleted_at is null or ${head.alsoDeleted}::boolean)
       left join feedback f on f.message_id = m.id
       left join chat_runs r on r.id = m.run_id and r.message_id = m.id
       order by m.seq`)
@@ -110,18 +110,18 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
     const partial = await readPartial(message.run_id)
     if (partial !== undefined) return { ...message, content: partial.content, parts: partial.parts }
     // It has ended between the two looks, and its text is in the row; or nothing is known of it.
-    const [again] = await readMessages(owner, head, message.seq - 1, sql`true`, 1)
+    const [again] = await readMessages(owner, head, message.seq - 1, message.seq)
     if (again === undefined) throw goneMeanwhile()
     return again
   }
 
-  function toHead({ last_seq, has_artifacts, ...session }: HeadRow): ExportHead {
-    return { session, lastSeq: last_seq, hasArtifacts: has_artifacts, deleted: session.deleted_at !== null }
+  function toHead({ last_seq, has_artifacts, ...session }: HeadRow, alsoDeleted: boolean): ExportHead {
+    return { session, lastSeq: last_seq, hasArtifacts: has_artifacts, alsoDeleted }
   }
 
   async function* readArtifactPages(
     owner: Owner,
-    { session, deleted }: ExportHead,
+    { session, alsoDeleted }: ExportHead,
   ): AsyncGenerator<ExportedArtifact[]> {
     for (let after = { name: '', version: 0 }; ; ) {
       const page = await db.rows<ExportedArtifact>(sql`
@@ -137,7 +137,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
         ) measured
         join artifacts a on a.session_id = ${session.id}::uuid and a.name = measured.name and a.version = measured.version
         join chat_sessions s on s.id = a.session_id and s.owner = ${owner.key}
-          and (s.deleted_at is not null) = ${deleted}::boolean
+          and (s.deleted_at is null or ${alsoDeleted}::boolean)
         where measured.up_to - measured.bytes < ${pageBytesMax}::int
         order by a.name, a.version`)
       const last = page.at(-1)
@@ -148,7 +148,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
     // Documents come and go, so only the session itself can tell that these were all.
     const [still] = await db.rows(sql`
       select 1 from chat_sessions
-      where id = ${session.id}::uuid and owner = ${owner.key} and (deleted_at is not null) = ${deleted}::boolean`)
+      where id = ${session.id}::uuid and owner = ${owner.key} and (deleted_at is null or ${alsoDeleted}::boolean)`)
     if (still === undefined) throw goneMeanwhile()
   }
 
@@ -159,7 +159,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
         select ${headFields} from chat_sessions s
         where s.id = ${id}::uuid and s.owner = ${owner.key} and s.deleted_at is null`)
       if (row === undefined) throw new Problem('not_found')
-      return toHead(row)
+      return toHead(row, false)
     },
 
     /** All of an owner's sessions in the order of their ids, the deleted ones too. */
@@ -168,7 +168,7 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
         const rows = await db.rows<HeadRow>(sql`
           select ${headFields} from chat_sessions s
           where s.owner = ${owner.key} and s.id > ${after}::uuid order by s.id limit ${sessionRowsMax}::int`)
-        yield* rows.map(toHead)
+        yield* rows.map((row) => toHead(row, true))
         const last = rows.at(-1)
         if (last === undefined) return
         after = last.id
@@ -177,16 +177,16 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
 
     /**
      * The messages of a session, oldest first.
-     * @param selection of them; its `lastSeq` is that of a message which belongs to it
+     * @param range of their seqs, without the first and with the last, which is that of a message
      * @throws Problem `not_found` when the session goes away meanwhile
      */
     async *readMessagePages(
       owner: Owner,
       head: ExportHead,
-      selection: MessageSelection = { which: sql`true`, lastSeq: head.lastSeq },
+      range: SeqRange = { after: 0, upTo: head.lastSeq },
     ): AsyncGenerator<ExportedMessage[]> {
-      for (let after = 0; after < selection.lastSeq; ) {
-        const page = await readMessages(owner, head, after, selection.which, pageRowsMax)
+      for (let { after } = range; after < range.upTo; ) {
+        const page = await readMessages(owner, head, after, range.upTo)
         const last = page.at(-1)
         if (last === undefined) throw goneMeanwhile()
         for (const [index, message] of page.entries()) page[index] = await withPartial(owner, head, message)
@@ -202,34 +202,47 @@ export function createExportReader({ db, readPartial }: ExportReaderOptions) {
 
     /**
      * The messages that are not on the way from the last one back to the first, each with the `seq` of the one it
-     * follows. Of a conversation that was never edited there are none, however long it is.
+     * follows; the last of them comes first. Of a conversation that was never edited there are none, however long it is.
      */
     async readAside(owner: Owner, { session, lastSeq }: ExportHead): Promise<ReadonlyMap<number, number | null>> {
-      const rows = await db.rows<{ seq: number; parent_seq: number | null }>(sql`
-        with recursive message as (
-          select m.id, m.seq, coalesce(m.parent_id, case when r.parent_pending then ${messageBefore} end) as parent_id
-          from chat_sessions s join chat_messages m on m.session_id = s.id
-          left join chat_runs r on r.id = m.run_id and r.user_message_id = m.id and r.status = 'queued'
-          where s.id = ${session.id}::uuid and s.owner = ${owner.key} and m.seq <= ${lastSeq}::int
-        ), branch as (
-          select id, seq, parent_id from message where seq = ${lastSeq}::int
-          union
-          select message.id, message.seq, message.parent_id from branch join message on message.id = branch.parent_id
-        )
-        select message.seq, parent.seq as parent_seq
-        from message left join message parent on parent.id = message.parent_id
-        where message.seq not in (select seq from branch)
-        order by message.seq`)
-      return new Map(rows.map((row) => [row.seq, row.parent_seq]))
+      const aside = new Map<number, number | null>()
+      // A message comes after the one that it follows, so one way back through all of them is enough. (A recursive query
+      // took seconds for ten thousand messages where the planner knew too little.)
+      let wanted: string | 'any' | null = 'any'
+      for (let before = lastSeq + 1; before > 1; ) {
+        const rows: BranchRow[] = await db.rows<BranchRow>(sql`
+          select m.id, m.seq, m.parent_id, p.seq as parent_seq, r.id is not null as parent_pending
+          from chat_messages m
+          join chat_sessions s on s.id = m.session_id and s.owner = ${owner.key}
+          left join chat_messages p on p.id = m.parent_id
+          left join chat_runs r on r.id = m.run_id and r.user_message_id = m.id
+            and r.status = 'queued' and r.parent_pending
+          where m.session_id = ${session.id}::uuid and m.seq < ${before}::int
+          order by m.seq desc limit ${branchRowsMax}::int`)
+        for (const { id, seq, parent_id, parent_seq, parent_pending } of rows) {
+          // What a message in the queue follows is written down when it leaves the queue.
+          if (wanted === 'any' || wanted === id) wanted = parent_id ?? (parent_pending ? 'any' : null)
+          else aside.set(seq, parent_seq)
+        }
+        before = rows.at(-1)?.seq ?? 1
+      }
+      return aside
     },
   }
 }
 
-/** Some of a session's messages. */
-export interface MessageSelection {
-  /** A condition on `chat_messages`. */
-  readonly which: SQL
-  readonly lastSeq: number
+interface BranchRow {
+  readonly id: string
+  readonly seq: number
+  readonly parent_id: string | null
+  readonly parent_seq: number | null
+  readonly parent_pending: boolean
+}
+
+/** Messages behind one seq and up to another. */
+export interface SeqRange {
+  readonly after: number
+  readonly upTo: number
 }
 
 /** A session as one document, piece by piece. @param exportedAt as ISO text */

@@ -137,7 +137,7 @@ export function readLines(text: string, parse: (line: string) => unknown): Conve
       counts[`${line.type}s`] += 1
       const { type: _type, ...row } = line
       if (line.type === 'session') {
-        if (counts.sessions > importedSessionsMax) throw tooMany('a file', importedSessionsMax, 'sessions')
+        if (counts.sessions > importedSessionsMax) throw tooMany('A file', importedSessionsMax, 'sessions')
         sessions.push({ session: row as ExportedSession, messages: [], artifacts: [] })
         places.push({ session: place, messages: [], artifacts: [] })
       } else {
@@ -145,7 +145,7 @@ export function readLines(text: string, parse: (line: string) => unknown): Conve
         if (last === undefined || its === undefined) throw misplaced(place, line.type)
         const list = line.type === 'message' ? 'messages' : 'artifacts'
         const max = line.type === 'message' ? importedMessagesMax : importedArtifactsMax
-        if (last[list].length === max) throw tooMany('a session', max, list)
+        if (last[list].length === max) throw tooMany('A session', max, list)
         last[list].push(row as never)
         its[list].push(place)
       }

@@ -5,7 +5,6 @@
  *
  * It is read from the same pages as the other forms, and breaks off the same way.
  */
-import { sql } from '../db/drizzle.ts'
 import type { Owner } from '../http/identity.ts'
 import type { ExportedMessage, ExportedSession } from './transfer.ts'
 import type { ExportHead, ExportReader } from './transfer-export.ts'
@@ -26,19 +25,17 @@ export async function* writeMarkdown(
 ): AsyncGenerator<string> {
   yield describeSession(head.session, exportedAt)
   const aside = await reader.readAside(owner, head)
-  const isAside = sql`seq = any(${`{${[...aside.keys()].join(',')}}`}::int[])`
-  for await (const page of reader.readMessagePages(owner, head, {
-    which: sql`not ${isAside}`,
-    lastSeq: head.lastSeq,
-  })) {
-    for (const message of page) yield describeMessage(message, '')
+  for await (const page of reader.readMessagePages(owner, head)) {
+    for (const message of page) if (!aside.has(message.seq)) yield describeMessage(message, '')
   }
-  const lastAside = Math.max(0, ...aside.keys())
-  if (lastAside > 0) yield '# Other branches\n\n'
-  for await (const page of reader.readMessagePages(owner, head, { which: isAside, lastSeq: lastAside })) {
+  const seqs = [...aside.keys()]
+  const [last = 0, first = 1] = [seqs[0], seqs.at(-1)]
+  if (last > 0) yield '# Other branches\n\n'
+  for await (const page of reader.readMessagePages(owner, head, { after: first - 1, upTo: last })) {
     for (const message of page) {
       const before = aside.get(message.seq)
-      yield describeMessage(message, before == null ? ' (a beginning)' : ` (follows ${before})`)
+      if (before === undefined) continue
+      yield describeMessage(message, before === null ? ' (a beginning)' : ` (follows ${before})`)
     }
   }
   if (head.hasArtifacts) yield '# Artifacts\n\n'

@@ -168,7 +168,9 @@ function registerImport(app: Server, importer: Importer): void {
     async (request, reply) => {
       const body: unknown = request.body
       const conversations =
-        typeof body === 'string' ? readLines(body, (line) => parseLine(request, line)) : [readDocument(body)]
+        request.mediaType === linesType
+          ? readLines(String(body), (line) => parseLine(request, line))
+          : [readDocument(body)]
       return reply.code(201).send({ imported: await importer.importAll(request.owner, conversations) })
     },
   )

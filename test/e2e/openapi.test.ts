@@ -267,6 +267,17 @@ for (const database of databases()) {
       check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`), 202)
       check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`, queued), 400)
       check(t, 'post', '/api/v1/sessions/{id}/kill', await client.post(`/api/v1/sessions/${session_id}/kill`), 200)
+      const one = `/api/v1/sessions/${session_id}`
+      const exported = await client.get(`${one}/export`)
+      check(t, 'get', '/api/v1/sessions/{id}/export', exported, 200)
+      const imports = '/api/v1/sessions/import'
+      check(t, 'post', imports, await client.post(imports, exported.body), 201)
+      check(t, 'post', imports, await client.post(imports, {}), 400)
+      check(t, 'delete', '/api/v1/sessions/{id}', await client.delete(one), 204)
+      check(t, 'delete', '/api/v1/sessions/{id}', await client.delete(one), 404)
+      check(t, 'post', '/api/v1/sessions/{id}/restore', await client.post(`${one}/restore`), 200)
+      check(t, 'delete', '/api/v1/me', await client.delete('/api/v1/me'), 204)
+      check(t, 'get', '/api/v1/sessions/{id}/export', await client.get(`${one}/export`), 404)
 
       const stranger = createClient(gateway.url, { authorization: 'Bearer x' })
       check(t, 'get', '/api/v1/sessions', await stranger.get('/api/v1/sessions'), 401)

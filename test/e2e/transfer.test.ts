@@ -334,7 +334,7 @@ function pagesOf(source: Source): ExportReader {
     session: { id: 'x'.repeat(36), title: null, tags: [], input: null },
     lastSeq: 1,
     hasArtifacts: false,
-    deleted: false,
+    alsoDeleted: false,
   }
   const message = {
     seq: 1,

@@ -138,10 +138,10 @@ for (const database of databases()) {
       const id = randomUUID()
       await db.rows(sql`
         insert into chat_sessions (id, visitor_hash, message_count) values (${id}::uuid, ${owner.visitorHash}, 10000)`)
-      // A hundred of them are long, so that pages end for their bytes too.
+      // Fifty of them are long, so that pages end for their bytes too.
       await db.rows(sql`
         insert into chat_messages (id, session_id, seq, role, status, content, metadata)
-        select gen_random_uuid(), ${id}::uuid, n, 'user', 'completed', n::text, case when n between 5001 and 5100 then
+        select gen_random_uuid(), ${id}::uuid, n, 'user', 'completed', n::text, case when n between 5001 and 5050 then
           (select jsonb_build_object('a', string_agg(md5((n * k)::text), '')) from generate_series(1, 3000) k)
         else '{}' end
         from generate_series(1, 10000) n`)
@@ -159,7 +159,7 @@ for (const database of databases()) {
       t.equal(seq, 10_000)
       t.ok(pages > 20, `${pages} pages`)
       t.ok(largest < 5 * 1024 * 1024, `the largest has ${largest} characters`)
-      t.ok(100 * 3000 * 32 > 2 * largest, 'a twin: without the limit of bytes one would have ten million')
+      t.ok(50 * 3000 * 32 > 2 * largest, 'a twin: without the limit of bytes one would have five million')
     })
 
     await t.test(
@@ -220,6 +220,21 @@ for (const database of databases()) {
       },
     )
 
+    await t.test('what waits in the queue is on the branch of the message before it', async (t) => {
+      const owner = newOwner()
+      const [made] = await importer.importAll(owner, [sample()])
+      const [id, run, question] = [made!.id, randomUUID(), randomUUID()]
+      await db.rows(sql`
+        insert into chat_messages (id, session_id, seq, role, status, run_id, parent_id) values
+          (${question}::uuid, ${id}::uuid, 3, 'user', 'completed', ${run}::uuid, null),
+          (gen_random_uuid(), ${id}::uuid, 4, 'assistant', 'streaming', ${run}::uuid, ${question}::uuid)`)
+      t.equal((await reader.readAside(owner, await reader.readHead(owner, id))).size, 2, 'a twin: not by itself')
+      await db.rows(sql`
+        insert into chat_runs (id, session_id, user_message_id, message_id, status, mode, provider, model, owner, request_hash)
+        values (${run}::uuid, ${id}::uuid, ${question}::uuid, ${question}::uuid, 'queued', 'fast', 'x', 'x', ${owner.key}, '')`)
+      t.equal((await reader.readAside(owner, await reader.readHead(owner, id))).size, 0)
+    })
+
     await t.test('a session that goes away while it is read breaks the export', async (t) => {
       const owner = newOwner()
       const id = randomUUID()
@@ -231,6 +246,11 @@ for (const database of databases()) {
       t.equal((await pages.next()).value?.length, pageRowsMax)
       await db.rows(sql`update chat_sessions set deleted_at = now() where id = ${id}::uuid`)
       await t.rejects(pages.next(), { code: 'not_found' })
+      const texts = []
+      for await (const head of reader.readHeads(owner)) {
+        for await (const page of reader.readMessagePages(owner, head)) texts.push(...page)
+      }
+      t.equal(texts.length, 600, 'an export of everything holds what is deleted')
     })
   })
 }
