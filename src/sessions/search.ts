@@ -31,13 +31,13 @@ import { isoTime, jsonTexts, mine, sessionColumns } from './store.ts'
 export const searchTermsMax = 8
 
 /** A word that so many of the first sessions have fills a page sooner by reading on than by the index. */
-const commonMin = 10
+const commonMin = 5
 /** The time after which no other step is begun. */
 const searchMsDefault = 2000
 /** Messages (and titles) of a rare term. Looking at one takes up to 1 ms, when it is long and Chinese. */
 const hitsMax = 500
-/** The first step: 5 ms for messages of 200 characters, 60 ms for messages of 3000. */
-const firstStep: Step = { sessions: 200, messages: 2000 }
+/** The first step: 3 ms for messages of 200 characters, 30 ms for messages of 3000. */
+const firstStep: Step = { sessions: 64, messages: 1000 }
 /** A step that took longer than this is not followed by a larger one. */
 const quickMs = 100
 const growth = 4
