@@ -223,8 +223,9 @@ export function readIfMatch(header: string | undefined): number[] | undefined {
   if (header === undefined || header.trim() === '*') return undefined
   return header.split(',').flatMap((text) => {
     const match = entityTag.exec(text.trim())
-    if (match === null)
+    if (match === null) {
       throw new Problem('invalid_request', 'If-Match must be the ETag of the session, with its quotation marks.')
+    }
     const [, weak, tag = ''] = match
     return weak === undefined && /^[1-9]\d*$/.test(tag) && Number(tag) <= versionMax ? [Number(tag)] : []
   })

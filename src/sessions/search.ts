@@ -4,14 +4,14 @@
  * Terms are compared as they were sent and in both forms of Unicode (NFC, NFD) in which one can be written; the texts are
  * compared as they are stored.
  *
- * Whether a word is rare or common decides how it is found quickly, and no planner knows it of a substring. So:
+ * Whether a word is rare or common decides how it is found quickly, and no planner knows that of a part of a word. So:
  * 1. The newest sessions are read, title and messages. Common words fill a page here; and an owner with few sessions is
  *    done here, whoever else's messages hold the word.
- * 2. If next to none of them has all terms, the term that was met least is looked up in the index of trigrams. When it knows no more than
- *    `hitsMax` messages, their sessions are looked through, and that is all there is.
- * 3. If it knows more, the word is common enough to be met by reading on, in larger steps, until the page is full or
- *    {@link searchMsDefault} has passed. What was found until then is the page, and its cursor is the place that was reached, so
- *    a search goes on where it was and never takes the database for itself.
+ * 2. If next to none of them has all terms, the term that was met least is looked up in the index of trigrams. When it is
+ *    in `hitsMax` messages at most, their sessions are looked through, and that is all there is.
+ * 3. Otherwise it is common enough to be met by reading on, in larger steps, until the page is full or `searchMsDefault`
+ *    has passed. What was found until then is the page, and its cursor is the place that was reached, so a search goes on
+ *    where it was and never takes the database for itself.
  *
  * The statements hold no state between them: a session that moves to the top meanwhile is met at its old place, its new
  * one, or is left to the next search, as in any list. When the process or the database dies at an await, the request
@@ -31,16 +31,17 @@ import { isoTime, jsonTexts, sessionColumns } from './store.ts'
 export const searchTermsMax = 8
 
 /** A word that so many of the first sessions have fills a page sooner by reading on than by the index. */
-const commonMin = 10
+const commonMin = 5
 /** The time after which no other step is begun. */
 const searchMsDefault = 2000
 /** Messages (and titles) of a rare term. Looking at one takes up to 1 ms, when it is long and Chinese. */
 const hitsMax = 500
-/** The first step: 5 ms for messages of 200 characters, 60 ms for messages of 3000. */
-const firstStep: Step = { sessions: 200, messages: 2000 }
+/** The first step: 3 ms for messages of 200 characters, 30 ms for messages of 3000. */
+const firstStep: Step = { sessions: 64, messages: 1000 }
 /** A step that took longer than this is not followed by a larger one. */
 const quickMs = 100
 const growth = 4
+const stepSessionsMin = 16
 
 interface Step {
   readonly sessions: number
@@ -172,8 +173,9 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
       const ids = await lookUp(owner, rarest)
       if (ids !== undefined) {
         const places = [...new Set(ids)]
-        if (places.length > 0)
+        if (places.length > 0) {
           await readOn(and(conditions, among(places)), { sessions: places.length, messages: int4Max })
+        }
         more = false
       }
     }
@@ -182,9 +184,10 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
       if (now - startedAt > searchMs) break
       if (now - stepAt < quickMs) step = { sessions: step.sessions * growth, messages: step.messages * growth }
       stepAt = now
-      // No further than what is missing is likely to be found, and somewhat more.
+      // To where what is missing is likely to be found, and somewhat further.
       const likely = Math.ceil((1.25 * (wanted - found.length) * sessionsRead) / Math.max(1, found.length))
-      more = await readOn(conditions, { ...step, sessions: Math.min(step.sessions, likely) })
+      const sessions = Math.min(step.sessions, Math.max(likely, stepSessionsMin))
+      more = await readOn(conditions, { ...step, sessions })
     }
     const data = await read(conditions, found.slice(offset, offset + limit))
     const last = found.length >= wanted ? found[offset + limit - 1] : more ? reached : undefined

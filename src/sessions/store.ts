@@ -120,8 +120,9 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
           .from(chatSessions)
           .where(and(eq(chatSessions.id, id), eq(chatSessions.owner, owner.key), isNotNull(chatSessions.deletedAt))),
       )
-      if (deleted !== undefined)
+      if (deleted !== undefined) {
         throw new Problem('conflict', 'The session with this id is deleted; it can be restored.')
+      }
       if (body.external_id === undefined) throw new Problem('not_found')
       const [byExternalId] = await db.run((orm) =>
         orm

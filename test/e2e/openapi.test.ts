@@ -233,7 +233,16 @@ for (const database of databases()) {
       gate.open()
       await stream.ended
 
+      const one = `/api/v1/sessions/${session_id}`
+      const change = { title: 'T2', mode: 'fast', metadata: { c: null }, tags: ['a'], state: [1], ended: true }
+      check(t, 'get', '/api/v1/sessions/{id}', await client.get(`${one}?include=messages,artifacts`), 200)
+      check(t, 'get', '/api/v1/sessions/{id}', await client.get(`${one}?include=x`), 400)
+      check(t, 'patch', '/api/v1/sessions/{id}', await client.patch(one, change), 200)
+      check(t, 'patch', '/api/v1/sessions/{id}', await client.patch(one, {}), 400)
+      check(t, 'patch', '/api/v1/sessions/{id}', await client.patch(one, change, { 'if-match': '"1"' }), 412)
+
       check(t, 'get', '/api/v1/sessions', await client.get('/api/v1/sessions'), 200)
+      check(t, 'get', '/api/v1/sessions', await client.get('/api/v1/sessions?q=t2'), 200)
       check(t, 'get', '/api/v1/sessions', await client.get('/api/v1/sessions?limit=0'), 400)
       check(t, 'get', '/api/v1/sessions/{id}/messages', await client.get(messages), 200)
       check(t, 'get', '/api/v1/sessions/{id}/messages', await client.get(`${messages}?limit=2`), 200)
