@@ -78,6 +78,7 @@ test('a twin: each way to fail is one', async (t) => {
     path: '/a/{id}',
     parameters: [],
     body: undefined,
+    types: [],
     statuses: ['200', '4XX', '5XX'],
   }
   const judge = (reply: Partial<RawReply> & { type?: string; text?: string }, path = '/a/1', method = 'GET') =>

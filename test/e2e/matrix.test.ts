@@ -12,7 +12,7 @@
  */
 import { type Test, test } from 'tap'
 import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
-import { type Client, createClient, isDelta } from '../support/client.ts'
+import { type Answer, type Client, createClient, isDelta } from '../support/client.ts'
 import { type DatabaseKind, databases } from '../support/database.ts'
 import { type Gateway, startGateway } from '../support/gateway.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
@@ -28,7 +28,7 @@ interface Subject {
   read(): Promise<unknown>
 }
 
-type Make = (owner: Client) => Promise<Subject>
+type Make = (owner: Client, url: string) => Promise<Subject>
 type Caller = 'owner' | 'otherUser' | 'otherVisitor' | 'nobody' | 'badToken'
 
 interface Row {
@@ -36,10 +36,12 @@ interface Row {
   /** Which id stands for `{id}`. */
   readonly id?: 'session' | 'run' | 'message' | 'question'
   readonly query?: (subject: Subject) => string
-  readonly body?: (subject: Subject) => unknown
-  readonly headers?: Readonly<Record<string, string>>
+  /** @param prepared what `before` has answered */
+  readonly body?: (subject: Subject, prepared: unknown) => unknown
+  /** Only the owner sends them. */
+  readonly ownerHeaders?: Readonly<Record<string, string>>
   /** Before anybody asks, as the owner. */
-  readonly before?: (owner: Client, subject: Subject) => Promise<unknown>
+  readonly before?: (owner: Client, subject: Subject) => Promise<Answer>
   readonly owner: number
   /** Of all others, unless one of them is named. */
   readonly others?: number
@@ -51,14 +53,17 @@ interface Row {
 
 const secret = 'a secret of more than 32 bytes, for the matrix'
 const canary = 'canary of the owner'
+/** Of a visitor whose sessions the owner may claim. */
+const visitorToken = `vst_${'c'.repeat(43)}`
+const noIds = { session: '', run: '', question: '', message: '' }
 const v1 = '/api/v1'
 
-const nothing: Make = async () => ({ session: '', run: '', question: '', message: '', read: async () => undefined })
+const nothing: Make = async () => ({ ...noIds, read: async () => undefined })
 
 const session: Make = async (owner) => {
   const { body } = await owner.post(`${v1}/sessions`, { title: canary, metadata: { canary } })
   const read = async () => (await owner.get(`${v1}/sessions/${body.id}`)).body
-  return { session: body.id, run: '', question: '', message: '', read }
+  return { ...noIds, session: body.id, read }
 }
 
 const reply: Make = async (owner) => {
@@ -92,6 +97,27 @@ const running: Make = async (owner) => {
     message: data.message_id,
     read,
   }
+}
+
+async function withInput(owner: Client): Promise<Subject> {
+  const { body } = await owner.post(`${v1}/sessions`, { title: canary, input: canary })
+  const read = async () => (await owner.get(`${v1}/sessions/${body.id}`)).body
+  return { ...noIds, session: body.id, read }
+}
+
+async function deleted(owner: Client, url: string): Promise<Subject> {
+  const subject = await session(owner, url)
+  await owner.delete(`${v1}/sessions/${subject.session}`)
+  return subject
+}
+
+/** What a visitor has, whose token the owner knows. */
+async function visited(_owner: Client, url: string): Promise<Subject> {
+  return session(createClient(url, { 'x-visitor-token': visitorToken }), url)
+}
+
+function putArtifact(owner: Client, { session }: Subject): Promise<Answer> {
+  return owner.put(`${v1}/sessions/${session}/artifacts/notes`, { body: { canary } })
 }
 
 const endless = `${canary}, without an end`
@@ -160,29 +186,45 @@ const coming: Readonly<Record<string, Row | readonly Row[]>> = {
     { make: reply, query: () => 'purge=true', owner: 204 },
     { make: running, owner: 204 },
   ],
-  'POST /api/v1/sessions/{id}/restore': {
-    make: session,
-    before: (owner, { session }) => owner.delete(`${v1}/sessions/${session}`),
-    owner: 200,
-  },
-  'POST /api/v1/sessions/{id}/start': { make: session, body: () => ({}), owner: 202 },
+  'POST /api/v1/sessions/{id}/restore': { make: deleted, owner: 200 },
+  'POST /api/v1/sessions/{id}/start': { make: withInput, body: () => ({}), owner: 202 },
   'POST /api/v1/sessions/{id}/kill': { make: running, owner: 200 },
   'GET /api/v1/sessions/{id}/export': ['json', 'md', 'ndjson'].map(
     (format): Row => ({ make: reply, query: () => `format=${format}`, owner: 200 }),
   ),
+  'POST /api/v1/sessions/import': own({
+    make: session,
+    before: (owner, { session }) => owner.get(`${v1}/sessions/${session}/export?format=json`),
+    body: (_subject, exported) => exported,
+    owner: 201,
+  }),
+  'POST /api/v1/sessions/claim': {
+    make: visited,
+    ownerHeaders: { 'x-visitor-token': visitorToken },
+    owner: 200,
+    // Who shows no visitor's token asks for nothing; who is no user cannot take anything.
+    otherUser: 400,
+    otherVisitor: 401,
+    nobody: 401,
+  },
   'GET /api/v1/me/export': own({ make: reply, owner: 200 }),
   'DELETE /api/v1/me': own({ make: reply, owner: 204 }),
-  'POST /api/v1/messages/{id}/regenerate': { make: reply, id: 'message', body: () => ({}), owner: 200 },
-  'POST /api/v1/messages/{id}/edit': { make: reply, id: 'question', body: () => ({ message: 'Edited' }), owner: 200 },
+  'POST /api/v1/messages/{id}/regenerate': { make: reply, id: 'message', body: () => ({}), owner: 202 },
+  'POST /api/v1/messages/{id}/edit': { make: reply, id: 'question', body: () => ({ message: 'Edited' }), owner: 202 },
   'PUT /api/v1/messages/{id}/feedback': { make: reply, id: 'message', body: () => ({ rating: 1 }), owner: 200 },
-  'GET /api/v1/sessions/{id}/artifacts': { make: session, owner: 200 },
-  'PUT /api/v1/sessions/{id}/artifacts/{name}': { make: session, body: () => ({ body: { a: 1 } }), owner: 201 },
+  'PUT /api/v1/messages/{id}/retrieval': {
+    make: reply,
+    id: 'message',
+    body: () => ({ retrieved_docs: [] }),
+    owner: 200,
+  },
+  'GET /api/v1/sessions/{id}/artifacts': { make: session, before: putArtifact, owner: 200 },
+  'PUT /api/v1/sessions/{id}/artifacts/{name}': [
+    { make: session, body: () => ({ body: { a: 1 } }), owner: 201 },
+    { make: session, before: putArtifact, body: () => ({ body: { a: 1 } }), owner: 200 },
+  ],
   'GET /api/v1/sessions/{id}/artifacts/{name}': { make: session, before: putArtifact, owner: 200 },
   'DELETE /api/v1/sessions/{id}/artifacts/{name}': { make: session, before: putArtifact, owner: 204 },
-}
-
-function putArtifact(owner: Client, { session }: Subject) {
-  return owner.put(`${v1}/sessions/${session}/artifacts/notes`, { body: { canary } })
 }
 
 for (const database of databases()) {
@@ -230,8 +272,8 @@ async function checkRow(t: Test, gateway: Gateway, route: string, row: Row, n: n
     otherUser: user('other'),
     owner,
   }
-  const subject = await row.make(owner)
-  await row.before?.(owner, subject)
+  const subject = await row.make(owner, gateway.url)
+  const prepared = (await row.before?.(owner, subject))?.body
   const before = await subject.read()
   const sessionsBefore = await listSessions(owner)
 
@@ -240,7 +282,8 @@ async function checkRow(t: Test, gateway: Gateway, route: string, row: Row, n: n
       t.strictSame(await subject.read(), before, 'nobody has changed it')
       t.strictSame(await listSessions(owner), sessionsBefore, 'nor added anything')
     }
-    const answer = await ask(gateway, client, route, row, subject)
+    const identity = { ...client.identity, ...(caller === 'owner' ? row.ownerHeaders : {}) }
+    const answer = await ask(gateway, identity, route, row, subject, prepared)
     const fallback = caller === 'owner' ? row.owner : caller === 'badToken' ? 401 : (row.others ?? 404)
     const expected = row[caller] ?? fallback
     t.equal(answer.status, expected, `${caller}: ${expected}, not ${answer.text.slice(0, 200)}`)
@@ -251,18 +294,21 @@ async function checkRow(t: Test, gateway: Gateway, route: string, row: Row, n: n
   }
 }
 
-async function ask(gateway: Gateway, client: Client, route: string, row: Row, subject: Subject) {
+async function ask(
+  { url }: Gateway,
+  identity: Readonly<Record<string, string>>,
+  route: string,
+  row: Row,
+  subject: Subject,
+  prepared: unknown,
+) {
   const [method = '', pattern = ''] = route.split(' ')
   const path = pattern.replace('{id}', subject[row.id ?? 'session']).replace('{name}', 'notes')
   const query = row.query === undefined ? '' : `?${row.query(subject)}`
-  const body = row.body?.(subject)
-  const response = await fetch(`${gateway.url}${path}${query}`, {
+  const body = row.body?.(subject, prepared)
+  const response = await fetch(`${url}${path}${query}`, {
     method,
-    headers: {
-      ...client.identity,
-      ...(body === undefined ? {} : { 'content-type': 'application/json' }),
-      ...row.headers,
-    },
+    headers: { ...identity, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   })
   return { status: response.status, text: await response.text() }

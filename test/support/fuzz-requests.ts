@@ -34,7 +34,10 @@ export interface Operation {
     readonly required?: boolean
     readonly schema: Schema
   }[]
+  /** Of JSON. */
   readonly body: Schema | undefined
+  /** Content types of a body. */
+  readonly types: readonly string[]
   /** Documented statuses: `200`, `4XX`. */
   readonly statuses: readonly string[]
 }
@@ -485,7 +488,7 @@ function requestTo(operation: Operation): fc.Arbitrary<FuzzRequest> {
       identity: identityHeader,
       own: fc.tuple(...own),
       odd: fc.oneof({ weight: 4, arbitrary: fc.constant([]) }, fc.array(oddHeader, { maxLength: 4 })),
-      type: contentType,
+      type: operation.types.length < 2 ? contentType : fc.oneof(contentType, fc.constantFrom(...operation.types)),
       body: bodyOf(operation.body),
     })
     .map(({ method, path, query, identity, own, odd, type, body }) => ({

@@ -147,6 +147,7 @@ async function readOperations(url: string): Promise<readonly Operation[]> {
       path,
       parameters,
       body: requestBody?.content['application/json']?.schema,
+      types: Object.keys(requestBody?.content ?? {}),
       statuses: Object.keys(responses),
     })),
   )
