@@ -276,7 +276,6 @@ for (const database of databases()) {
       check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`), 202)
       check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`, queued), 400)
       check(t, 'post', '/api/v1/sessions/{id}/kill', await client.post(`/api/v1/sessions/${session_id}/kill`), 200)
-      const one = `/api/v1/sessions/${session_id}`
       const exported = await client.get(`${one}/export`)
       check(t, 'get', '/api/v1/sessions/{id}/export', exported, 200)
       const imports = '/api/v1/sessions/import'
