@@ -23,7 +23,6 @@ const exposedHeaders = [
   'X-Visitor-Token',
   'X-Request-Id',
   'Location',
-  'ETag',
   'Retry-After',
   'ETag',
   'Content-Disposition',

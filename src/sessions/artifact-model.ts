@@ -7,6 +7,7 @@
  */
 import { type Static, Type } from 'typebox'
 import { Problem } from '../errors.ts'
+import type { Versions } from '../http/etag.ts'
 import { cleanJson, cleanText } from '../http/text.ts'
 import { Time, Uuid } from './model.ts'
 
@@ -97,35 +98,9 @@ export function decodeBody({ contentType, text }: ArtifactText): unknown {
   return contentType === jsonType ? JSON.parse(text) : text
 }
 
-export const tagOf = (version: number): string => `"${version}"`
-
-/** Versions, or `*`: whichever is there. */
-export type Versions = '*' | readonly number[]
-
 export interface Conditions {
   /** It is one of these. */
   readonly match?: Versions | undefined
   /** It is none of these. */
   readonly noneMatch?: Versions | undefined
-}
-
-/**
- * The versions that `If-Match` or `If-None-Match` name, as in RFC 9110, 13.1. A tag that was never given out names none.
- * @throws Problem `invalid_request` when it is neither `*` nor a list of tags
- */
-export function readVersions(header: string, text: string | undefined): Versions | undefined {
-  if (text === undefined) return undefined
-  if (text.trim() === '*') return '*'
-  const tags = text.split(',').map((tag) => /^(W\/)?"([\x21\x23-\x7e]*)"$/.exec(tag.trim()))
-  return tags.flatMap((tag) => {
-    if (tag === null) throw new Problem('invalid_request', `${header} must be * or versions like "3", in quotes.`)
-    const [, weak, version = ''] = tag
-    // A weak tag is good enough to spare a download, and not to overwrite something.
-    const usable = /^[1-9]\d{0,8}$/.test(version) && (weak === undefined || header === 'If-None-Match')
-    return usable ? [Number(version)] : []
-  })
-}
-
-export function meets(version: number, versions: Versions | undefined): boolean {
-  return versions !== undefined && (versions === '*' || versions.includes(version))
 }

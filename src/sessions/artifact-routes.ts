@@ -9,6 +9,7 @@
 import type { FastifyRequest } from 'fastify'
 import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
+import { meets, readVersions, tagOf } from '../http/etag.ts'
 import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import {
@@ -21,10 +22,7 @@ import {
   decodeBody,
   encodeBody,
   jsonType,
-  meets,
   ReadArtifactQuery,
-  readVersions,
-  tagOf,
   textTypes,
 } from './artifact-model.ts'
 import type { ArtifactStore } from './artifacts.ts'

@@ -19,6 +19,7 @@
 import { type Db, DbError, exactText } from '../db/db.ts'
 import { type SQL, sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
+import type { Versions } from '../http/etag.ts'
 import type { Owner } from '../http/identity.ts'
 import {
   type Artifact,
@@ -27,7 +28,6 @@ import {
   type ArtifactType,
   type Conditions,
   decodeBody,
-  type Versions,
 } from './artifact-model.ts'
 import type { SessionChanges } from './changes.ts'
 import { isoTime } from './store.ts'

@@ -4,6 +4,7 @@
  */
 import { type Static, Type } from 'typebox'
 import { Problem } from '../errors.ts'
+import { readVersions, tagOf } from '../http/etag.ts'
 import type { Owner } from '../http/identity.ts'
 import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
@@ -117,7 +118,7 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
       return reply
         .code(created ? 201 : 200)
         .header('Location', `/api/v1/sessions/${session.id}`)
-        .header('ETag', tagOf(session))
+        .header('ETag', tagOf(session.version))
         .send(session)
     },
   )
@@ -153,7 +154,7 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
         () => snapshots?.getSession(owner, request.params.id),
       )
       const [session = known] = await live.overlay([known])
-      reply.header('ETag', tagOf(session))
+      reply.header('ETag', tagOf(session.version))
       const answer: SessionWithMembers = { ...session }
       if (members.includes('messages')) {
         const { data, next_cursor } = await readMessages(owner, session.id, { limit: pageRowsMax })
@@ -182,9 +183,9 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
       if (body.title?.trim() === '') throw new Problem('invalid_request', 'title is empty.')
       if (body.tags?.some((tag) => tag.trim() === '')) throw new Problem('invalid_request', 'A tag is empty.')
       const given = body.tags === undefined ? body : { ...body, tags: [...new Set(body.tags)] }
-      const versions = readIfMatch(request.headers['if-match'])
+      const versions = readVersions('If-Match', request.headers['if-match'])
       const session = await sessions.patchSession(request.owner, request.params.id, given, versions)
-      reply.header('ETag', tagOf(session))
+      reply.header('ETag', tagOf(session.version))
       return session
     },
   )
@@ -207,26 +208,4 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
       return readMessages(owner, params.id, query)
     },
   )
-}
-
-const tagOf = ({ version }: Session) => `"${version}"`
-
-const versionMax = 2_147_483_647
-const entityTag = /^(W\/)?"([!#-~\x80-\xff]*)"$/
-
-/**
- * `If-Match` of RFC 9110, section 13.1.1. A tag that no session can have, a weak one among them, matches none.
- * @returns the versions, of which one must be the session's; undefined when any will do
- * @throws Problem `invalid_request`
- */
-export function readIfMatch(header: string | undefined): number[] | undefined {
-  if (header === undefined || header.trim() === '*') return undefined
-  return header.split(',').flatMap((text) => {
-    const match = entityTag.exec(text.trim())
-    if (match === null) {
-      throw new Problem('invalid_request', 'If-Match must be the ETag of the session, with its quotation marks.')
-    }
-    const [, weak, tag = ''] = match
-    return weak === undefined && /^[1-9]\d*$/.test(tag) && Number(tag) <= versionMax ? [Number(tag)] : []
-  })
 }

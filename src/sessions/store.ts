@@ -12,6 +12,7 @@ import type { Db } from '../db/db.ts'
 import { and, eq, isNotNull, isNull, type SQL, sql } from '../db/drizzle.ts'
 import { chatSessions } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
+import type { Versions } from '../http/etag.ts'
 import type { Owner } from '../http/identity.ts'
 import type { SessionChanges } from './changes.ts'
 import { type CreateSessionBody, metadataBytesMax, type PatchSessionBody, type Session } from './model.ts'
@@ -139,16 +140,17 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
 
     /**
      * Changes what is given and nothing else. Members of `metadata` are set, and removed where they are null.
-     * @param versions of which the session must have one; undefined is any
+     * @param versions of which the session must have one; undefined and `*` are any
      * @throws Problem `not_found`; `precondition_failed` when it has another version; `too_large` when the metadata would be
      */
     async patchSession(
       owner: Owner,
       id: string,
       body: PatchSessionBody,
-      versions: readonly number[] | undefined,
+      versions: Versions | undefined,
     ): Promise<Session> {
       const { title, mode, metadata, tags, state, ended } = body
+      const given = versions === '*' ? undefined : versions
       const merged = metadata === undefined ? undefined : mergedMetadata(metadata)
       const [session] = await db.run((orm) =>
         orm
@@ -167,7 +169,7 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
             and(
               eq(chatSessions.id, id),
               mine(owner),
-              versions && sql`${chatSessions.version} in (select value::int from ${jsonTexts(versions)})`,
+              given && sql`${chatSessions.version} in (select value::int from ${jsonTexts(given)})`,
               merged && sql`octet_length(${compact(merged)}) <= ${metadataBytesMax}::int`,
             ),
           )
@@ -178,7 +180,7 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
         return session
       }
       const { version } = await getSession(owner, id)
-      if (versions !== undefined && (merged === undefined || !versions.includes(version))) {
+      if (given !== undefined && (merged === undefined || !given.includes(version))) {
         throw new Problem('precondition_failed', `The session has version ${version}.`)
       }
       // It was restored between the two looks.

