@@ -80,15 +80,26 @@ function readOptions(args: readonly string[]): { sessions: number; rounds: numbe
 async function main(): Promise<void> {
   const options = readOptions(process.argv.slice(2))
   const interrupt = new AbortController()
-  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.once(name, () => interrupt.abort(new ServicesError(`ended by ${name}`)))
-  }
   const closers: (() => Promise<unknown>)[] = []
+  const closeAll = async () => {
+    for (let close = closers.pop(); close !== undefined; close = closers.pop()) await close()
+  }
+  let closing: Promise<void> | undefined
+  const stop = (name: NodeJS.Signals): void => {
+    interrupt.abort(new ServicesError(`The benchmark was ended by ${name}`))
+    // Loading takes minutes; it fails when its server goes.
+    closing ??= closeAll()
+  }
+  process.on('SIGINT', stop).on('SIGTERM', stop).on('SIGHUP', stop)
   try {
     const scene = await prepare(options.sessions, closers, interrupt.signal)
     await measure(scene, options.rounds, interrupt.signal)
+  } catch (error) {
+    interrupt.signal.throwIfAborted()
+    throw error
   } finally {
-    for (const close of closers.toReversed()) await close()
+    await closing
+    await closeAll()
   }
 }
 

@@ -21,13 +21,15 @@ const sessionsOfSmallOwner = 50
 /** Rows between two looks at whether the server keeps up. */
 const rowsPerChunk = 500
 
-/** Words that searches look for: in how many messages of a thousand each is, whoever owns them. */
+/** Words that searches look for, in messages of whatever language and owner. */
 export const searched = {
-  /** In 2 of 10 000. */
+  /** In 2 messages of 10 000. */
   rare: 'zeppelin',
+  /** In 3 of 10. */
   common: 'budget',
-  /** Two characters, in two of a hundred messages. */
+  /** In 14 of 1000. */
   cjk: '預算',
+  /** In none. */
   absent: 'quixotic',
 } as const
 
@@ -86,7 +88,7 @@ function uuidOf(table: number, row: number): string {
   return `${time.slice(0, 8)}-${time.slice(8)}-7${tail.slice(0, 3)}-8${tail.slice(3, 6)}-${tail.slice(6, 18)}`
 }
 
-/** A session a minute, back from now; so the newest are those that somebody reads. */
+/** A session a minute, the last of them just now. */
 const minutesAgo = (session: number, sessionCount: number) =>
   new Date(Date.now() - (sessionCount - session) * 60_000).toISOString()
 
