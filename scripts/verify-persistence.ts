@@ -3,15 +3,29 @@
  * by a message, list it, complete a reply and compare it with what was streamed, filter by status. It prints each step
  * and ends with 1 at the first that is not as it should be.
  *
- *     node scripts/verify-persistence.ts [http://localhost:3000]
+ *     node scripts/verify-persistence.ts [http://localhost:3000] [--save=FILE | --check=FILE] [--redis=redis://…]
+ *
+ * `--save=FILE` keeps what was seen, and who saw it, in a file. After a restart, `--check=FILE` makes nothing: it looks
+ * whether list, sessions and histories are what they were. `--redis=URL` deletes all keys of the gateway there (`vb:*`; the
+ * database of Redis may hold others, which stay), and looks once more.
  *
  * With `TOKEN` set it comes as that user, otherwise as a new visitor. What it makes stays, under its own owner.
  */
+import { readFile, writeFile } from 'node:fs/promises'
+import { isDeepStrictEqual, parseArgs } from 'node:util'
 import { createParser } from 'eventsource-parser'
+import { Redis } from 'ioredis'
 
-const base = (process.argv[2] ?? 'http://localhost:3000').replace(/\/+$/, '')
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { save: { type: 'string' }, check: { type: 'string' }, redis: { type: 'string' } },
+})
+const base = (positionals[0] ?? 'http://localhost:3000').replace(/\/+$/, '')
 const api = `${base}/api/v1`
 const replyMsMax = 120_000
+const redisMsMax = 10_000
+/** Redis answers about this many keys to one SCAN. */
+const scanCount = 1000
 const identity: Record<string, string> =
   process.env.TOKEN === undefined ? {} : { authorization: `Bearer ${process.env.TOKEN}` }
 
@@ -24,6 +38,8 @@ interface Session {
   readonly total_tokens: number
   readonly version: number
   readonly last_activity_at: string
+  readonly input: string | null
+  readonly context: unknown
 }
 
 interface Message {
@@ -31,6 +47,18 @@ interface Message {
   readonly content: string
   readonly status: string
   readonly total_tokens: number | null
+}
+
+/** What an owner sees: the first page of the list, and each session on it with its messages. */
+interface Sight {
+  readonly list: readonly Session[]
+  readonly sessions: readonly Session[]
+  readonly histories: readonly (readonly Message[])[]
+}
+
+interface Saved {
+  readonly visitor: string | undefined
+  readonly sight: Sight
 }
 
 let steps = 0
@@ -89,12 +117,80 @@ async function listIds(query: string): Promise<string[]> {
   return body.data.map(({ id }) => id)
 }
 
+async function look(): Promise<Sight> {
+  const list = (await ask<{ data: Session[] }>('GET', '/sessions?limit=20')).body.data
+  const sessions: Session[] = []
+  const histories: Message[][] = []
+  for (const { id } of list) {
+    sessions.push(await readSession(id))
+    histories.push((await ask<{ data: Message[] }>('GET', `/sessions/${id}/messages?limit=100`)).body.data)
+  }
+  return { list, sessions, histories }
+}
+
+async function isUnchanged(name: string, before: Sight): Promise<void> {
+  // Twice: the first look may fill a cache that the second is served from.
+  for (const [turn, now] of [
+    ['', await look()],
+    [', looked at again', await look()],
+  ] as const) {
+    step(`${name}: the list is unchanged${turn}`, isDeepStrictEqual(now.list, before.list), now.list.length)
+    step(`${name}: so is each session`, isDeepStrictEqual(now.sessions, before.sessions), now.sessions.length)
+    const messages = now.histories.reduce((sum, history) => sum + history.length, 0)
+    step(`${name}: so is each history`, isDeepStrictEqual(now.histories, before.histories), { messages })
+  }
+}
+
+/** As when Redis has forgotten everything: never FLUSHALL, because others may live there. */
+async function deleteKeys(url: string): Promise<number> {
+  const redis = new Redis(url, { lazyConnect: true, connectTimeout: redisMsMax, commandTimeout: redisMsMax })
+  redis.on('error', () => undefined) // The same error rejects the commands below.
+  const keys = new Set<string>()
+  try {
+    await redis.connect()
+    for (let cursor = '0', isFirst = true; isFirst || cursor !== '0'; isFirst = false) {
+      const [next, found] = await redis.scan(cursor, 'MATCH', 'vb:*', 'COUNT', scanCount)
+      for (const key of found) keys.add(key)
+      if (found.length > 0) await redis.unlink(found)
+      cursor = next
+    }
+    return keys.size
+  } finally {
+    redis.disconnect()
+  }
+}
+
 async function verify(): Promise<void> {
   process.stdout.write(`Verifying ${base}\n`)
   const ready = (await (await fetch(`${base}/health/ready`)).json()) as { ok: boolean }
   step('the gateway is ready', ready.ok, ready)
 
-  const saved = await ask<Session>('POST', '/sessions', { mode: 'fast', metadata: { source: 'verify-persistence' } })
+  if (options.check === undefined) {
+    await verifySession()
+  } else {
+    const saved: Saved = JSON.parse(await readFile(options.check, 'utf8'))
+    if (saved.visitor !== undefined) identity['x-visitor-token'] = saved.visitor
+    await isUnchanged('restart', saved.sight)
+  }
+  if (options.save !== undefined) {
+    // Who holds the visitor's token is the visitor.
+    const saved: Saved = { visitor: identity['x-visitor-token'], sight: await look() }
+    await writeFile(options.save, JSON.stringify(saved), { mode: 0o600 })
+    process.stdout.write(`Saved ${saved.sight.list.length} sessions. After a restart: --check=${options.save}\n`)
+  }
+  if (options.redis !== undefined) {
+    const before = await look()
+    process.stdout.write(`Deleted ${await deleteKeys(options.redis)} keys in Redis.\n`)
+    await isUnchanged('redis', before)
+  }
+  process.stdout.write(`All ${steps} steps hold.\n`)
+}
+
+/** One session from its beginning to a stored reply. */
+async function verifySession(): Promise<void> {
+  const input = 'What becomes of a session?'
+  const context = { source: 'verify-persistence', depth: 2 }
+  const saved = await ask<Session>('POST', '/sessions', { mode: 'fast', input, context, metadata: context })
   step('save: a session is made', saved.status === 201, { status: saved.status, id: saved.body.id })
   const { id } = saved.body
   const again = await ask<Session>('POST', '/sessions', { id })
@@ -105,6 +201,12 @@ async function verify(): Promise<void> {
     status: read.status,
     mode: read.mode,
   })
+  step('read: so do input and context', read.input === input && isDeepStrictEqual(read.context, context), {
+    input: read.input,
+    context: read.context,
+  })
+  const waiting = await listIds('status=created&limit=100')
+  step('filter: it is among the created', waiting.includes(id), waiting.length)
 
   const question = 'Does every word of this reply reach the database?'
   const reply = await send(id, question)
@@ -139,7 +241,8 @@ async function verify(): Promise<void> {
   step('filter: it is among the completed', completed.includes(id), completed.length)
   const failed = await listIds('status=failed&limit=100')
   step('filter: it is not among the failed', !failed.includes(id), failed.length)
-  process.stdout.write(`All ${steps} steps hold.\n`)
+  const created = await listIds('status=created&limit=100')
+  step('filter: nor among the created any more', !created.includes(id), created.length)
 }
 
 try {

@@ -9,8 +9,9 @@
 import { readFileSync } from 'node:fs'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { v7 as uuidv7 } from 'uuid'
-import { openDatabase, openLog } from './backends.ts'
+import { openDatabase, openLog, openStore } from './backends.ts'
 import type { Config } from './config.ts'
+import { createCounters } from './db/counters.ts'
 import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
 import { Problem } from './errors.ts'
@@ -18,6 +19,7 @@ import { registerCors } from './http/cors.ts'
 import { registerHeaders } from './http/headers.ts'
 import { registerHealth } from './http/health.ts'
 import { identity } from './http/identity.ts'
+import { type KeySetOptions, openKeySet } from './http/keys.ts'
 import { createLimits, type SharedCounters } from './http/limits.ts'
 import { createMetrics, registerMetrics } from './http/metrics.ts'
 import { registerOpenapi } from './http/openapi.ts'
@@ -27,23 +29,47 @@ import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
+import { registerBranches } from './runs/branches.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
-import { createStop } from './runs/stop.ts'
+import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { registerArtifacts } from './sessions/artifact-routes.ts'
+import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
+import { registerClaim } from './sessions/claim.ts'
 import { readHistory } from './sessions/context.ts'
+import type { CountCacheRead } from './sessions/copies.ts'
+import { createFeedback } from './sessions/feedback.ts'
+import {
+  type ArtifactGenerator,
+  createArtifactMaker,
+  createGenerators,
+  type MakingLimits,
+} from './sessions/generators.ts'
+import { createHistoryCache } from './sessions/history.ts'
 import { createSessionList } from './sessions/list.ts'
+import { createLiveState } from './sessions/live.ts'
+import { registerMessages } from './sessions/message-routes.ts'
 import { createMessageStore } from './sessions/messages.ts'
+import { createRefresh } from './sessions/refresh.ts'
+import { createRemoval } from './sessions/removal.ts'
+import { registerRemoval } from './sessions/removal-routes.ts'
 import { registerSessions } from './sessions/routes.ts'
+import { createSnapshots } from './sessions/snapshots.ts'
 import { createSessionStore } from './sessions/store.ts'
+import { transcript } from './sessions/transcript.ts'
+import { createExportReader } from './sessions/transfer-export.ts'
+import { createImporter } from './sessions/transfer-import.ts'
+import { registerTransfer } from './sessions/transfer-routes.ts'
+import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
@@ -53,7 +79,12 @@ export interface Overrides {
   readonly sse?: Partial<Omit<SseOptions, 'viewersPerOwnerMax'>>
   readonly tickets?: Omit<TicketOptions, 'db'>
   readonly persistWaitMs?: number
+  /** Makers of artifacts, beside the built-in ones. */
+  readonly generators?: readonly ArtifactGenerator[]
+  readonly making?: Partial<MakingLimits>
+  readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
+  readonly countCacheRead?: CountCacheRead
 }
 
 export interface App {
@@ -78,6 +109,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, trustedProxies: config.trustedProxies, ...overrides })
   const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
+  const { jwksUrl } = config.auth
+  const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
+  const store = openStore(config, server.log)
   const catalog = createCatalog(config.upstream)
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
@@ -87,6 +121,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const changes = createSessionChanges()
   const sessions = createSessionStore(db, changes)
   const messages = createMessageStore(db)
+  const artifacts = createArtifactStore(db, changes)
+  const maker = createArtifactMaker({
+    artifacts,
+    generators: createGenerators([transcript, ...(overrides.generators ?? [])]),
+    sessions,
+    messages,
+    logger: server.log,
+    limits: overrides.making,
+  })
   const runs = createRunStore(db)
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
@@ -97,6 +140,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     checkpointMs: config.checkpointMs,
     persistWaitMs: overrides.persistWaitMs,
+    changes,
     logger: server.log,
     readHistory: (messageId) => readHistory(runDb, messageId, config.sessionMessagesMax),
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
@@ -109,11 +153,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     logger: server.log,
     closing: closing.signal,
+    changes,
   })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
-  const stop = createStop({ db, runs, owned, control, takeover })
-  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax })
+  const stop = createStop({ db, runs, owned, control, takeover, changes })
+  const stopSession = createStopSession({ db, runs, owned, stop, changes })
+  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes })
   const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({
     accept,
@@ -126,6 +172,22 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     resolveModel: catalog.resolve,
   })
 
+  const metrics = createMetrics()
+  metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
+  metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
+
+  const count = overrides.countCacheRead ?? metrics.countCacheRead
+  const history =
+    store !== undefined && config.redis?.cache === true
+      ? createHistoryCache({ db, store, ttlMs: config.redis.ttlMs, messagesMax: config.sessionMessagesMax, count })
+      : undefined
+  const sharesSessions = store !== undefined && config.redis?.sessions === true
+  const live = createLiveState({ store: sharesSessions ? store : undefined, readLive: owned.live, count })
+  const snapshots = sharesSessions ? createSnapshots(db, store) : undefined
+  const refreshers = [history, snapshots].flatMap((copies) => (copies === undefined ? [] : [copies.refresh]))
+  const refresh = store === undefined || refreshers.length === 0 ? undefined : createRefresh({ store, refreshers })
+  if (refresh !== undefined) changes.observe(refresh)
+
   async function readPartial(runId: string) {
     const own = owned.partial(runId)
     if (own !== undefined) return { ...own, cursor: formatEventId(own.cursor) }
@@ -133,6 +195,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     if (cursor === undefined) return undefined
     return { parts, content: contentOf(parts), cursor: formatEventId(cursor) }
   }
+
+  const removal = createRemoval({
+    db,
+    sessions,
+    changes,
+    stopRuns: stopSession,
+    eraseLogs: log.erase,
+    logger: server.log,
+  })
 
   let state: 'starting' | 'ready' = 'starting'
 
@@ -156,16 +227,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     // The next request of this client should find another process.
     if (owned.isDraining) reply.header('Connection', 'close')
   })
-  const metrics = createMetrics()
-  metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
-  metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
   await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
   await registerOpenapi(server, readVersion())
   registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {
-    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded }),
+    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded ?? store?.degraded }),
     pingDatabase: () => db.rows(sql`select 1`),
   })
   await server.register(
@@ -178,7 +246,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       const limits = await createLimits(api, {
         rateLimits: config.rateLimits,
         trustedProxies: config.trustedProxies,
-        shared: overrides.counters,
+        shared: overrides.counters ?? (store === undefined ? undefined : createCounters(store)),
         isKnown: async (key) =>
           (await db.rows(sql`select 1 from chat_sessions where owner = ${key} limit 1`)).length > 0,
         onRefused: metrics.countRateLimited,
@@ -187,18 +255,39 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
+        keys,
+        noteUser: createUsers(db).note,
         admitVisitor: limits.admitVisitor,
       })
       api.addHook('onRequest', limits.spend)
-      registerSessions(api as Server, { sessions, list: createSessionList(db), messages, readPartial })
-      registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop })
-      registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
+      registerClaim(api as Server, { db, changes })
+      registerSessions(api as Server, {
+        sessions,
+        list: createSessionList(db),
+        messages,
+        history,
+        live,
+        snapshots,
+        readPartial,
+        listArtifacts: artifacts.listArtifacts,
+      })
+      registerArtifacts(api as Server, { artifacts, maker })
+      registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
+      const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
+      registerBranches(api as Server, { chat, runs, messages, answerWithStream })
+      registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })
+      registerRemoval(api as Server, removal)
+      registerTransfer(api as Server, {
+        reader: createExportReader({ db, readPartial }),
+        importer: createImporter(db, changes),
+      })
     },
     { prefix: '/api/v1' },
   )
 
   server.addHook('preClose', async () => {
     closing.abort()
+    await maker.close()
     await owned.drain(config.drainMs, async () => {
       // A database that does not answer knows of nobody either.
       const peers = await reaper.readPeers().catch(() => [])
@@ -213,8 +302,12 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     setTimeout(() => server.server.closeAllConnections(), lastAnswersMs).unref()
   })
   server.addHook('onClose', async () => {
+    await keys?.close()
     await catalog.close()
+    refresh?.close()
+    live.close()
     await log.close()
+    await store?.close()
     await db.close()
   })
 

@@ -8,6 +8,7 @@ import type { Config } from './config.ts'
 import type { Db } from './db/db.ts'
 import { openPglite } from './db/pglite.ts'
 import { openPostgres } from './db/postgres.ts'
+import { openRedisStore, type RedisStore } from './db/redis.ts'
 import { type Control, createSilentControl } from './log/control.ts'
 import type { EventLog } from './log/log.ts'
 import { createMemoryLog } from './log/memory.ts'
@@ -29,4 +30,9 @@ export interface LogBackend {
 export function openLog({ redis }: Config, instanceId: string, logger: FastifyBaseLogger): LogBackend {
   if (redis !== undefined) return openRedisLog({ ...redis, instanceId, logger })
   return { log: createMemoryLog(), control: createSilentControl(), description: 'in this process' }
+}
+
+/** Redis for what may be lost: copies and counters. @returns undefined without Redis. Never waits for it */
+export function openStore({ redis }: Config, logger: FastifyBaseLogger): RedisStore | undefined {
+  return redis === undefined ? undefined : openRedisStore({ url: redis.url, logger })
 }

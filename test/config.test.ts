@@ -129,6 +129,46 @@ t.test('every origin and a cookie for every site do not go together', async (t) 
   t.equal(refusal({ CORS_ORIGINS: 'https://app.example.com', COOKIE_SAMESITE: 'none' }), undefined)
 })
 
+t.test('a secret of less than 32 bytes stops the start, and is not shown', async (t) => {
+  for (const name of ['JWT_SECRET', 'SUPABASE_JWT_SECRET']) {
+    for (const value of ['x', 'hunter2-'.repeat(4).slice(1), 'é'.repeat(15)]) {
+      const error = refusal({ [name]: value })
+      t.type(error, ConfigError, `${name} of ${Buffer.byteLength(value)} bytes`)
+      t.match(error?.message, name)
+      t.notOk(error?.message.includes(value))
+    }
+    for (const value of ['x'.repeat(32), 'é'.repeat(16), 'x'.repeat(500)]) {
+      t.equal(refusal({ [name]: value }), undefined, `${name} of ${Buffer.byteLength(value)} bytes`)
+    }
+  }
+  t.match(refusal({ JWT_SECRET: 'x'.repeat(32), SUPABASE_JWT_SECRET: 'short' })?.message, /^SUPABASE_JWT_SECRET/)
+  t.match(readConfig({ JWT_SECRET: `  ${'x'.repeat(32)} ` }).auth, { jwtSecret: 'x'.repeat(32) })
+})
+
+t.test('the address of the keys is JWKS_URL, or that of the Supabase project', async (t) => {
+  const jwksUrl = (env: Readonly<Record<string, string>>) => readConfig(env).auth.jwksUrl
+  const project = 'https://abcdefgh.supabase.co'
+  t.equal(jwksUrl({}), undefined)
+  t.equal(jwksUrl({ JWKS_URL: 'https://id.example/keys?v=1' }), 'https://id.example/keys?v=1')
+  for (const url of [project, `${project}/`, `${project}//`]) {
+    t.equal(jwksUrl({ SUPABASE_URL: url }), `${project}/auth/v1/.well-known/jwks.json`)
+  }
+  t.equal(jwksUrl({ SUPABASE_URL: 'http://127.0.0.1:54321' }), 'http://127.0.0.1:54321/auth/v1/.well-known/jwks.json')
+  t.equal(jwksUrl({ JWKS_URL: 'https://id.example/keys', SUPABASE_URL: project }), 'https://id.example/keys')
+  for (const name of ['JWKS_URL', 'SUPABASE_URL']) {
+    for (const value of ['hunter2', 'file:///hunter2', 'ftp://hunter2.example', '//hunter2.example', 'data:,hunter2']) {
+      const error = refusal({ [name]: value })
+      t.type(error, ConfigError, `${name}=${value}`)
+      t.match(error?.message, name)
+      t.notOk(error?.message.includes('hunter2'))
+    }
+  }
+  t.match(readConfig({ JWT_ISSUER: 'https://id.example', JWT_AUDIENCE: 'verbatim' }).auth, {
+    issuer: 'https://id.example',
+    audience: 'verbatim',
+  })
+})
+
 t.test('proxies are named as ranges, and nobody is trusted by default', async (t) => {
   t.same(readConfig({}).trustedProxies, [])
   t.same(readConfig({ TRUST_PROXY: ' 10.0.0.0/8, 2001:db8::/32 ,192.0.2.1, ::1 ' }).trustedProxies, [

@@ -10,8 +10,9 @@ const require = createRequire(import.meta.url)
 const core: typeof import('drizzle-orm') = require('drizzle-orm')
 const pg: typeof import('drizzle-orm/pg-core') = require('drizzle-orm/pg-core')
 
-export const { sql, and, desc, eq, isNull } = core
+export const { sql, and, desc, eq, fillPlaceholders, isNotNull, isNull } = core
 export const {
+  PgDialect,
   bigint,
   boolean,
   check,

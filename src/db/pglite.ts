@@ -14,7 +14,7 @@ import { DatabaseSync } from 'node:sqlite'
 import { PGlite } from '@electric-sql/pglite'
 import { btree_gin } from '@electric-sql/pglite/contrib/btree_gin'
 import { pg_trgm } from '@electric-sql/pglite/contrib/pg_trgm'
-import { createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
+import { compile, createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
 import { loadPglite } from './drizzle.ts'
 import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
 
@@ -51,6 +51,10 @@ export async function openPglite(dataDir: string): Promise<Db> {
     exclusive: true,
     description: folder === undefined ? 'PGlite in memory (nothing is kept)' : `PGlite in ${dataDir}`,
     rows: (statement) => gate.pass(async () => toRows(await orm.execute(statement)), lane),
+    prepare(statement) {
+      const { text, bind } = compile(statement)
+      return (values) => gate.pass(async () => toRows(await client.query(text, bind(values))), lane)
+    },
     run: (query) => gate.pass(() => query(orm), lane),
     inLane,
     async migrate() {

@@ -5,7 +5,7 @@
  * statement fails, and whoever asked tries again.
  */
 import postgres from 'postgres'
-import { createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
+import { compile, createGate, type Db, type Lane, type Orm, toRows } from './db.ts'
 import { loadPostgresJs, type SQL, sql } from './drizzle.ts'
 import { migrationsFolder, refuseNewerSchema } from './migrate.ts'
 
@@ -85,6 +85,11 @@ export function openPostgres(options: PostgresOptions): Db {
     exclusive: false,
     description: `Postgres at ${new URL(options.url).host}`,
     rows: (statement) => gate.pass(async () => toRows(await pool.orm.execute(statement)), lane),
+    prepare(statement) {
+      const { text, bind } = compile(statement)
+      return (values) =>
+        gate.pass(async () => toRows(await pool.client.unsafe(text, bind(values), { prepare: !pooled })), lane)
+    },
     run: (query) => gate.pass(() => query(pool.orm), lane),
     inLane,
     async migrate() {

@@ -23,6 +23,7 @@ const exposedHeaders = [
   'X-Visitor-Token',
   'X-Request-Id',
   'Location',
+  'ETag',
   'Retry-After',
   'ETag',
   'Content-Disposition',

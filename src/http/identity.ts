@@ -4,11 +4,20 @@
  * it for anonymous would hide bugs and leave data that belongs to nobody.
  *
  * @fastify/jwt does the cryptography. Everything around it is here, because its own request method answers 500 to a
- * third of the malformed tokens that were tried and takes `Authorization: Basic …` for "no token".
+ * third of the malformed tokens that were tried and takes `Authorization: Basic …` for "no token". Which key may verify a
+ * token follows from its algorithm: ES256, RS256 and EdDSA are for the key of the set that `kid` names, HS256 is for the
+ * secrets; no key is ever tried with another algorithm than its own. What a token says is checked in claims.ts, where its
+ * keys come from is the matter of keys.ts. No verification is remembered: a token is verified each time.
  *
  * A stream ticket in the URL is a credential too, on the routes that say so. With one, no other is read: an EventSource
  * sends its cookie without being asked, and a ticket outlives the token that it was asked for with. Anywhere else a
  * ticket is a credential that cannot be used.
+ *
+ * A browser sends cookies whoever asks it to. So a request that carries nothing else is believed only when it comes from
+ * the gateway's own pages, from an origin on the list, or from no browser.
+ *
+ * At each await nothing is half done: when the keys cannot be had the request is 503, when the database does not answer a
+ * ticket's question it is 503 too, and a user that could not be noted is noted the next time.
  */
 import { createHash, randomBytes } from 'node:crypto'
 import fastifyCookie from '@fastify/cookie'
@@ -17,6 +26,8 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../config.ts'
 import { Problem } from '../errors.ts'
+import { type Bearer, leewaySeconds, readClaims, readToken, type Token } from './claims.ts'
+import type { KeyAlgorithm, KeySet } from './keys.ts'
 
 /** Who a session belongs to. `key` is `user:<sub>` or `visitor:<sha256 of the token>` and is part of every SQL condition. */
 export type Owner =
@@ -26,6 +37,10 @@ export type Owner =
 declare module 'fastify' {
   interface FastifyRequest {
     owner: Owner
+  }
+  interface FastifyReply {
+    /** Takes the visitor's cookie away. */
+    clearVisitor(): void
   }
   interface FastifyContextConfig {
     /** Set on a route that a stream ticket opens, whose parameter `id` is the run's. */
@@ -43,36 +58,36 @@ export interface IdentityOptions {
   readonly auth: Config['auth']
   readonly corsOrigins: readonly string[]
   readonly readTicket: TicketReader
+  /** Undefined when none is configured: then no token with a public key's algorithm is good. */
+  readonly keys: KeySet | undefined
+  /** Told of every request that a user makes, and waited for. Never rejects. */
+  readonly noteUser: (issuer: string, subject: string) => Promise<void>
   /** Called before a visitor token is issued. @throws Problem when there may be no more visitors now */
-  readonly admitVisitor?: (request: FastifyRequest) => Promise<void>
+  readonly admitVisitor: (request: FastifyRequest) => Promise<void>
 }
 
 const visitorTokenPattern = /^vst_[A-Za-z0-9_-]{43}$/
 const visitorCookie = 'visitor_token'
 const cookieSeconds = 400 * 24 * 3600 // the longest that browsers keep one
-const subjectUnitsMax = 255
 const tokenUnitsMax = 8192
-const leewaySeconds = 30
-const issuedAheadSecondsMax = 60
 
 /** Decorates every request of the scope it is registered in with its owner, or refuses the request. */
 export const identity = fastifyPlugin(async (app: FastifyInstance, options: IdentityOptions) => {
-  const { auth, corsOrigins, readTicket, admitVisitor } = options
-  // The algorithm is pinned to the key: a token cannot choose how it is verified.
+  const { auth, corsOrigins, readTicket, keys, noteUser, admitVisitor } = options
   const secrets = [auth.jwtSecret, auth.supabaseJwtSecret].filter((secret) => secret !== undefined)
-  const requiredClaims = ['exp', 'sub']
-  if (auth.issuer !== undefined) requiredClaims.push('iss')
-  if (auth.audience !== undefined) requiredClaims.push('aud')
   // The plugin wants a secret even when none is configured; one that nobody knows verifies nothing.
   await app.register(fastifyJwt, { secret: secrets[0] ?? randomBytes(32).toString('hex') })
 
   await app.register(fastifyCookie)
 
   app.decorateRequest('owner', null as never)
+  app.decorateReply('clearVisitor', function clearVisitor() {
+    this.clearCookie(visitorCookie, cookieAttributes(this.request))
+  })
   app.addHook('onRequest', async (request, reply) => {
     refuseForeignSite(request, corsOrigins)
     const { ticket } = request.query as { ticket?: unknown }
-    request.owner = ticket === undefined ? await authenticate(request, reply) : await readTicketHolder(request, ticket)
+    request.owner = await (ticket === undefined ? authenticate(request, reply) : readTicketHolder(request, ticket))
   })
 
   async function readTicketHolder(request: FastifyRequest, ticket: unknown): Promise<Owner> {
@@ -86,64 +101,51 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
 
   async function authenticate(request: FastifyRequest, reply: FastifyReply): Promise<Owner> {
     const { authorization } = request.headers
-    if (authorization !== undefined) return readUser(authorization)
-    const header = request.headers['x-visitor-token']
-    if (header !== undefined) return readVisitor(String(header))
+    if (authorization !== undefined) {
+      const bearer = await readBearer(authorization)
+      if (bearer.kind === 'user') {
+        await noteUser(bearer.issuer, bearer.subject)
+        return userNamed(bearer.subject)
+      }
+    }
     const cookie = request.cookies[visitorCookie]
-    if (cookie === undefined) {
-      await admitVisitor?.(request)
-      return issueVisitor(request, reply)
+    if (request.headers['x-visitor-token'] === undefined && cookie !== undefined && !visitorTokenPattern.test(cookie)) {
+      // A browser cannot mend a broken HttpOnly cookie by itself: it is refused below, and taken away.
+      reply.clearCookie(visitorCookie, cookieAttributes(request))
     }
-    // A browser cannot mend a broken HttpOnly cookie by itself: refuse it, and take it away.
-    if (!visitorTokenPattern.test(cookie)) reply.clearCookie(visitorCookie, cookieAttributes(request))
-    return readVisitor(cookie)
+    const visitor = readVisitorToken(request)
+    if (visitor !== undefined) return visitor
+    await admitVisitor(request)
+    return issueVisitor(request, reply)
   }
 
-  function readUser(authorization: string): Owner {
-    const token = /^bearer +(\S+)$/i.exec(authorization)?.[1]
-    if (token === undefined || token.length > tokenUnitsMax) throw invalidToken()
-    for (const secret of secrets) {
-      const claims = verify(token, secret)
-      if (claims !== undefined) return readClaims(claims)
-    }
-    throw invalidToken()
+  async function readBearer(authorization: string): Promise<Bearer> {
+    const text = /^bearer +(\S+)$/i.exec(authorization)?.[1]
+    if (text === undefined || text.length > tokenUnitsMax) throw invalidToken()
+    const token = readToken(text)
+    const bearer = token === undefined ? undefined : readClaims(token.claims, auth, Date.now() / 1000)
+    if (token === undefined || bearer === undefined) throw invalidToken()
+    if (!(await isSigned(text, token.header))) throw invalidToken()
+    return bearer
   }
 
-  function verify(token: string, key: string): Record<string, unknown> | undefined {
+  async function isSigned(text: string, { alg, kid, crit }: Token['header']): Promise<boolean> {
+    // An extension that has to be understood, and none is.
+    if (crit !== undefined) return false
+    if (alg === 'HS256') return secrets.some((secret) => verifies(text, secret, 'HS256'))
+    if (!isKeyAlgorithm(alg) || typeof kid !== 'string' || keys === undefined) return false
+    const key = await keys.find(kid)
+    return key !== undefined && verifies(text, key.pem, key.algorithm)
+  }
+
+  /** @param algorithm the key's; a token that names another one is not verified */
+  function verifies(text: string, key: string, algorithm: 'HS256' | KeyAlgorithm): boolean {
     try {
-      const claims: unknown = app.jwt.verify(token, {
-        key,
-        algorithms: ['HS256'],
-        clockTolerance: leewaySeconds * 1000,
-        requiredClaims,
-        ...(auth.issuer === undefined ? {} : { allowedIss: auth.issuer }),
-        ...(auth.audience === undefined ? {} : { allowedAud: auth.audience }),
-      })
-      return typeof claims === 'object' && claims !== null ? { ...claims } : undefined
+      app.jwt.verify(text, { key, algorithms: [algorithm], clockTolerance: leewaySeconds * 1000 })
+      return true
     } catch {
-      return undefined // whatever the library throws, and it throws many things: this key does not verify this token
+      return false // whatever the library throws, and it throws many things: this key does not verify this token
     }
-  }
-
-  function readClaims(claims: Record<string, unknown>): Owner {
-    const { sub, exp, iat, role } = claims
-    const usable =
-      typeof sub === 'string' &&
-      sub.length >= 1 &&
-      sub.length <= subjectUnitsMax &&
-      sub.isWellFormed() &&
-      !sub.includes('\u0000') &&
-      typeof exp === 'number' &&
-      (iat === undefined || (typeof iat === 'number' && iat <= Date.now() / 1000 + issuedAheadSecondsMax)) &&
-      // Supabase's service key passes every check of the database; no browser has business with it.
-      role !== 'service_role'
-    if (!usable) throw invalidToken()
-    return userNamed(sub)
-  }
-
-  function readVisitor(token: string): Owner {
-    if (!visitorTokenPattern.test(token)) throw invalidToken()
-    return visitorHashed(createHash('sha256').update(token).digest('hex'))
   }
 
   /** The same when a cookie is taken away: a browser ignores a Set-Cookie from another site that is not SameSite=None. */
@@ -169,9 +171,27 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
       maxAge: cookieSeconds,
     })
     reply.header('Set-Cookie', cookie)
-    return readVisitor(token)
+    return visitorWith(token)
   }
 })
+
+/**
+ * The visitor whose token a request carries, in the header or else in the cookie, whoever the request comes from.
+ * @throws Problem `invalid_token` when it is not of the form of one
+ */
+export function readVisitorToken({ headers, cookies }: FastifyRequest): Owner | undefined {
+  const token = headers['x-visitor-token'] ?? cookies[visitorCookie]
+  return token === undefined ? undefined : visitorWith(String(token))
+}
+
+function visitorWith(token: string): Owner {
+  if (!visitorTokenPattern.test(token)) throw invalidToken()
+  return visitorHashed(createHash('sha256').update(token).digest('hex'))
+}
+
+function isKeyAlgorithm(alg: unknown): alg is KeyAlgorithm {
+  return alg === 'ES256' || alg === 'RS256' || alg === 'EdDSA'
+}
 
 const userPrefix = 'user:'
 const visitorPrefix = 'visitor:'
@@ -192,14 +212,30 @@ function ownerOf(key: string): Owner {
 }
 
 /**
- * Browsers say where a request comes from. One from another site, whose origin is not on the list, is refused, so that
- * no foreign page can act with the visitor's cookie: a GET that starts a run needs no preflight.
+ * Browsers say where a request comes from: the newer ones always, in `Sec-Fetch-Site`, the older ones in the `Origin` of
+ * what is not a GET. A foreign page must not act with a visitor's cookie, and a GET that starts a run needs no preflight.
+ * A header with a credential is another matter: no foreign page gets a browser to send one without a preflight.
  */
 function refuseForeignSite(request: FastifyRequest, corsOrigins: readonly string[]): void {
-  if (request.headers['sec-fetch-site'] !== 'cross-site') return
-  const { origin } = request.headers
+  const { origin, authorization, 'x-visitor-token': visitorToken, 'sec-fetch-site': site } = request.headers
   if (origin !== undefined && (corsOrigins.includes(origin) || corsOrigins.includes('*'))) return
-  throw new Problem('forbidden_origin')
+  const { ticket } = request.query as { ticket?: unknown }
+  const ambient = authorization === undefined && visitorToken === undefined && ticket === undefined
+  const welcome = ambient
+    ? site === 'same-origin' ||
+      site === 'none' ||
+      (origin === undefined ? site === undefined : isOwnOrigin(origin, request.host))
+    : site !== 'cross-site'
+  if (!welcome) throw new Problem('forbidden_origin')
+}
+
+/** @param host as the browser wrote it, or as the proxy says that it did */
+function isOwnOrigin(origin: string, host: string): boolean {
+  if (!URL.canParse(origin)) return false
+  const { protocol, host: originHost } = new URL(origin)
+  // Parsed as the origin was, so that neither letters' case nor a port that goes without saying makes a difference.
+  const own = `${protocol}//${host}`
+  return URL.canParse(own) && new URL(own).host === originHost
 }
 
 // One text for every reason: which check failed helps only whoever is guessing.

@@ -27,7 +27,7 @@ export const ProblemDocument = Type.Object(
 
 export const problems = fastifyPlugin(async (app: FastifyInstance) => {
   app.setErrorHandler((error: FastifyError, request, reply) => {
-    const problem = toProblem(error)
+    const problem = toProblem(error, request.routeOptions.bodyLimit)
     if (problem.code === 'internal') request.log.error({ err: error }, 'a request failed in a way nobody expected')
     else if (problem.status >= 500) request.log.warn({ code: problem.code }, 'a request failed')
     return sendProblem(problem, request, reply)
@@ -93,14 +93,16 @@ function toDocument(problem: Problem) {
   }
 }
 
-function toProblem(error: FastifyError & { sqlstate?: string }): Problem {
+function toProblem(error: FastifyError & { sqlstate?: string }, bodyBytesMax: number): Problem {
   if (error instanceof Problem) return error
   if (error.validation !== undefined) return toValidationProblem(error)
   // Class 22 of SQLSTATE: the database could not read a value, such as the year 0000. It came from the request.
   if (error.sqlstate?.startsWith('22')) {
     return new Problem('invalid_request', 'A value cannot be stored.', { cause: error })
   }
-  if (error.code === 'FST_ERR_CTP_BODY_TOO_LARGE') return new Problem('too_large', 'The body may hold 2 MiB at most.')
+  if (error.code === 'FST_ERR_CTP_BODY_TOO_LARGE') {
+    return new Problem('too_large', `The body may hold ${Math.floor(bodyBytesMax / 1024 ** 2)} MiB at most.`)
+  }
   if (error.statusCode !== undefined && error.statusCode >= 400 && error.statusCode < 500) {
     return new Problem('invalid_request', error.message)
   }

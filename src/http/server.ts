@@ -21,6 +21,8 @@ export type Server = FastifyInstance<
 
 /** A message of 100 000 characters, each escaped as a surrogate pair, is 1.2 MB; metadata comes on top. */
 export const bodyBytesMax = 2 * 1024 * 1024
+/** The name of an artifact has 128 characters, and a client may escape each of them. */
+const pathPartBytesMax = 3 * 128
 const headerBytesMax = 16 * 1024
 const foreignCharset = /;\s*charset\s*=(?!\s*"?(utf-?8|us-ascii)"?\s*(;|$))/i
 const messageUnitsMax = 300
@@ -53,6 +55,7 @@ export function createServer({ logLevel, trustedProxies = [], logStream }: Serve
     // Ranges only: `true` would take whatever address a client writes, and a number of hops is ignored by the framework.
     trustProxy: trustedProxies.length === 0 ? false : [...trustedProxies],
     bodyLimit: bodyBytesMax,
+    routerOptions: { maxParamLength: pathPartBytesMax },
     requestTimeout: requestMs,
     // Node's own refusal of a request without Host is an empty 400; ours is a problem document.
     http: { maxHeaderSize: headerBytesMax, requireHostHeader: false },

@@ -54,6 +54,12 @@ export interface EventLog {
   load(runId: string): Promise<readonly LogEntry[] | 'unanswered'>
   /** Lets what this process holds of a run go at once: it is no longer the one that may write it. */
   forget(runId: string): void
+  /**
+   * Removes all that is held of these runs for good, here and in the store, when they are not written any more: the words
+   * of a run that goes on begin a log anew. What a store that is away still holds goes by its expiry, and what other
+   * processes have copied goes as that of any run that nobody watches. Never throws.
+   */
+  erase(runIds: readonly string[]): Promise<void>
   /** Who can read what is appended, when all is well. */
   readonly scope: 'process' | 'deployment'
   /** True while what is appended reaches other processes, and outlives this one. */

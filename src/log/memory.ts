@@ -25,6 +25,10 @@ export function createMemoryLog(options: HeldOptions = {}): MemoryLog {
     for (const runId of held.sweep()) watchers.wake(runId)
   }
 
+  function forget(runId: string): void {
+    if (held.forget(runId)) watchers.wake(runId)
+  }
+
   const timer = setInterval(sweep, sweepMs)
   timer.unref()
 
@@ -49,8 +53,9 @@ export function createMemoryLog(options: HeldOptions = {}): MemoryLog {
     watch: watchers.watch,
     terminalId: held.terminal,
     load: async (runId) => [...held.entries(runId)],
-    forget(runId) {
-      if (held.forget(runId)) watchers.wake(runId)
+    forget,
+    async erase(runIds) {
+      for (const runId of runIds) forget(runId)
     },
     // Nobody else can write to it, and it is never shared.
     onFenced: () => undefined,

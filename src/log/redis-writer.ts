@@ -81,6 +81,8 @@ export const notYet = 'it has not answered yet'
 const mendRunsMax = 16
 const mendBytesMax = 1024 * 1024
 const mendPauseMs = 10
+/** Streams that are removed in one pipeline. */
+const eraseRunsMax = 500
 /** Commands are of use for moments. Their stream is trimmed, and goes by itself when its process is gone. */
 const controlTtlMs = 60_000
 const controlEntriesMax = 1000
@@ -259,6 +261,20 @@ export function createWriter(options: WriterOptions) {
       runs.delete(runId)
     },
 
+    /**
+     * Removes streams, on the connection that wrote them: what was said before is there first. The first batch that is not
+     * answered, in the time of any command, is the last one: a stream that is not removed now goes by its expiry.
+     */
+    async erase(runIds: readonly string[]): Promise<void> {
+      for (let start = 0; start < runIds.length && problem === undefined && !closed; start += eraseRunsMax) {
+        const batch = createBatch(redis, ttlMs)
+        batch.erase(runIds.slice(start, start + eraseRunsMax).map(keys.log), (outcome) => {
+          if (outcome instanceof Error) open(describeError(outcome))
+        })
+        await batch.send()
+      }
+    },
+
     /** Best effort: what is not delivered at once is lost. */
     command(target: string, command: Command): void {
       if (problem !== undefined) return
@@ -361,6 +377,14 @@ function createBatch(redis: Redis, ttlMs: number) {
       for (const entry of entries) add(pipeline, key, entry, true)
       const to = pipeline.length
       if (ended) pipeline.pexpire(key, ttlMs)
+      readers.push((results) => settle(readAll(results.slice(from, to))))
+    },
+
+    /** A command each: in a cluster, keys of several slots are refused in one. */
+    erase(names: readonly string[], settle: (outcome: Outcome) => void): void {
+      const from = pipeline.length
+      for (const name of names) pipeline.unlink(name)
+      const to = pipeline.length
       readers.push((results) => settle(readAll(results.slice(from, to))))
     },
 

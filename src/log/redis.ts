@@ -188,6 +188,14 @@ export function openRedisLog(options: RedisLogOptions): {
   const timer = setInterval(sweep, sweepMs)
   timer.unref()
 
+  function letGo(runId: string): void {
+    const last = held.entries(runId).at(-1)
+    // Set anew, so that the oldest come first.
+    if (last !== undefined) left.delete(runId)
+    if (last !== undefined) left.set(runId, { generation: last.generation, until: performance.now() + leftMs })
+    forget(runId)
+  }
+
   const log: RedisLog = {
     get size() {
       return held.size
@@ -224,12 +232,15 @@ export function openRedisLog(options: RedisLogOptions): {
     async load(runId) {
       return held.has(runId) ? [...held.entries(runId)] : await reader.load(runId)
     },
-    forget(runId) {
-      const last = held.entries(runId).at(-1)
-      // Set anew, so that the oldest come first.
-      if (last !== undefined) left.delete(runId)
-      if (last !== undefined) left.set(runId, { generation: last.generation, until: performance.now() + leftMs })
-      forget(runId)
+    forget: letGo,
+    async erase(runIds) {
+      for (const runId of runIds) letGo(runId)
+      await writer.erase(runIds)
+      // Not before: whoever is woken copies what is still there.
+      for (const runId of runIds) {
+        reader.release(runId)
+        watchers.wake(runId)
+      }
     },
     onFenced: (listener) => void fencedListeners.push(listener),
     onUnshared: (listener) => void unsharedListeners.push(listener),

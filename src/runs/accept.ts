@@ -1,7 +1,7 @@
 /**
- * Accepting a message: one SQL statement that upserts the session, stores the user's message, the empty reply and the
- * run, and leases the run to this process, or queues it. When it has committed, the message is safe, and only then is
- * the status sent (promise P1).
+ * Accepting a message, or what else asks for a reply (asked.ts): one SQL statement that upserts the session, stores the
+ * user's message, the empty reply and the run, and leases the run to this process, or queues it. When it has committed, the
+ * message is safe, and only then is the status sent (promise P1).
  *
  * Everything that must be true between processes is decided by Postgres, in this statement or by its indexes:
  * - the session is the caller's, or new: `on conflict do update … where owner = excluded.owner` touches no other row;
@@ -12,6 +12,9 @@
  *   raises, has to be the same under the lock; if it is not, nothing is written and the statement looks again. The
  *   unique index stands behind this for hand-made statements. Two messages that are queued at the same instant have
  *   the order in which they got the lock, which is that of their `seq`, and they are answered in it (queue.ts).
+ * - what follows what: a message whose sender names no place follows the session's newest one. While that may be out of
+ *   sight, because the session is busy, the run says so (`parent_pending`), and the place is looked up when the run leaves
+ *   the queue. Any other place is final, also that of a message which follows nothing;
  * - `on_busy: interrupt` is a queued message that asks the runs before it to stop, in the same statement: once it is
  *   stored, so is the wish, and before it is stored nothing is stopped.
  * The limit of runs per owner is not of this kind: it is counted before the statement's own write, so requests that come
@@ -21,17 +24,17 @@
  * out which. If the answer is lost (the database hung), the caller gets `db_unavailable` and does the same. A run that
  * was committed so and that nobody runs is found by its key or by the reaper; one that is queued, by the promotion.
  */
-import { createHash } from 'node:crypto'
 import { v7 as uuidv7 } from 'uuid'
 import { type Db, DbError, uniqueViolation } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
-import { cleanJson, limitJson } from '../http/text.ts'
 import type { Mode } from '../log/event.ts'
-import { metadataBytesMax, titleFrom } from '../sessions/model.ts'
+import type { SessionChanges } from '../sessions/changes.ts'
+import { titleFrom } from '../sessions/model.ts'
 import { isoTime } from '../sessions/store.ts'
-import type { ChatBody, RunFacts, RunRecord } from './model.ts'
+import { type Asked, cleanAsked, hashAsked, type Plan, planOf, type Wishes } from './asked.ts'
+import type { RunFacts, RunRecord } from './model.ts'
 import type { RunStore } from './store.ts'
 
 /** Which provider and model each mode means, for a request that may leave the mode to its session. */
@@ -48,6 +51,7 @@ export interface AcceptOptions {
   readonly runs: RunStore
   readonly instanceId: string
   readonly runsPerOwnerMax: number
+  readonly changes?: SessionChanges
 }
 
 interface AcceptRow {
@@ -69,44 +73,47 @@ interface AcceptRow {
 // runs begin and end faster than this statement runs could go on like that.
 const attemptsMax = 8
 
-export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOptions) {
-  async function findPrior(owner: Owner, body: ChatBody, hash: string): Promise<RunRecord | undefined> {
-    if (body.client_message_id === undefined) return undefined
-    const prior = await runs.findByKey(owner, body.client_message_id)
+export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }: AcceptOptions) {
+  async function findPrior(owner: Owner, asked: Asked, hash: string): Promise<RunRecord | undefined> {
+    if (asked.client_message_id === undefined) return undefined
+    const prior = await runs.findByKey(owner, asked.client_message_id)
     if (prior === undefined) return undefined
-    const otherSession = body.session_id !== undefined && body.session_id.toLowerCase() !== prior.session_id
+    const sessionId = 'session_id' in asked ? asked.session_id : undefined
+    const otherSession = sessionId !== undefined && sessionId.toLowerCase() !== prior.session_id
     if (prior.request_hash !== hash || otherSession) throw new Problem('idempotency_mismatch')
     return prior
   }
 
   /**
-   * @param body as validated; cleaned here, because its hash must be that of what is stored
+   * @param raw as validated; cleaned here, because its hash must be that of what is stored
    * @returns the new run, running or queued, or the one that the key already has
    * @throws Problem `invalid_request` `too_large` `not_found` `session_busy` `idempotency_mismatch` `rate_limited` `db_unavailable`
    */
-  async function accept(owner: Owner, raw: ChatBody, models: ModelByMode): Promise<Acceptance> {
-    const body = cleanBody(raw)
-    const hash = hashRequest(body)
+  async function accept(owner: Owner, raw: Asked, models: ModelByMode): Promise<Acceptance> {
+    const asked = cleanAsked(raw)
+    const hash = hashAsked(asked)
+    const wishes: Wishes = asked
+    const plan = await planOf(db, owner, asked, uuidv7())
     for (let attempt = 1; ; attempt += 1) {
-      const ids = { run: uuidv7(), userMessage: uuidv7(), message: uuidv7() }
-      const sessionId = body.session_id?.toLowerCase() ?? uuidv7()
+      const ids = { run: uuidv7(), userMessage: plan.answered ?? uuidv7(), message: uuidv7() }
       try {
-        const row = await insert(owner, body, hash, models, ids, sessionId)
+        const row = await insert(owner, wishes, plan, hash, models, ids)
         if (row.prior_run) {
-          const prior = await findPrior(owner, body, hash)
+          const prior = await findPrior(owner, asked, hash)
           if (prior !== undefined) return { run: prior, isNew: false }
         } else if (row.at_limit) {
           throw new Problem('rate_limited', `At most ${runsPerOwnerMax} runs at once.`, { retryAfterSeconds: 5 })
         } else if (row.not_found) {
           throw new Problem('not_found', 'There is no such session, or no such parent message in it.')
         } else if (row.session_id !== null) {
-          return { run: toFacts(ids, row.session_id, row, body), isNew: true }
-        } else if (row.active_run_id !== null && (body.on_busy ?? 'reject') === 'reject') {
+          changes?.changed(row.session_id)
+          return { run: toFacts(ids, row.session_id, row, wishes), isNew: true }
+        } else if (row.active_run_id !== null && (wishes.on_busy ?? 'reject') === 'reject') {
           throw busy(row.active_run_id)
         }
       } catch (error) {
         if (!(error instanceof DbError) || error.sqlstate !== uniqueViolation) throw error
-        const prior = await findPrior(owner, body, hash)
+        const prior = await findPrior(owner, asked, hash)
         if (prior !== undefined) return { run: prior, isNew: false }
       }
       if (attempt === attemptsMax) throw new Problem('internal', 'The message could not be placed in its session.')
@@ -115,17 +122,57 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
 
   async function insert(
     owner: Owner,
-    body: ChatBody,
+    wishes: Wishes,
+    plan: Plan,
     hash: string,
     models: ModelByMode,
     ids: NewIds,
-    sessionId: string,
   ): Promise<AcceptRow> {
-    const key = body.client_message_id ?? null
-    const parentId = body.parent_id ?? null
+    const { sessionId, sessionExists, message } = plan
+    const key = wishes.client_message_id ?? null
+    const mode = wishes.mode ?? null
+    const parentId = plan.parentId ?? null
+    const isPlaced = plan.parentId !== undefined
     const limit = runsPerOwnerMax === 0 ? null : runsPerOwnerMax
-    const parts = JSON.stringify([{ kind: 'text', text: body.message }])
-    const onBusy = body.on_busy ?? 'reject'
+    const onBusy = wishes.on_busy ?? 'reject'
+    const metadata = JSON.stringify(wishes.metadata ?? {})
+    const parts = JSON.stringify([{ kind: 'text', text: message }])
+    const title = message === undefined ? null : titleFrom(message)
+    const titleSource = title === null ? null : 'message'
+    const written = message === undefined ? 1 : 2
+    const mayWrite = sql`
+      not request.prior_run and not request.at_limit and not request.not_found
+      and (request.active_run_id is null or ${onBusy}::text <> 'reject')`
+    const change = sql`
+      status = 'running',
+      title = coalesce(s.title, ${title}::text),
+      title_source = coalesce(s.title_source, ${titleSource}::text),
+      message_count = s.message_count + ${written}::int,
+      active_run_id = coalesce((select started_run_id from request), s.active_run_id),
+      ended_at = null,
+      version = s.version + 1,
+      updated_at = now(),
+      last_activity_at = now()`
+    const asSeen = sql`
+      s.owner = ${owner.key} and s.deleted_at is null
+      and ((select started_run_id from request) is null or s.version = (select version from request))`
+    const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode`
+    // Only what may make its session inserts one: of a session that is purged at this moment, nothing may come back.
+    const session = sessionExists
+      ? sql`
+        update chat_sessions as s set ${change} from request
+        where s.id = ${sessionId}::uuid and ${mayWrite} and ${asSeen}
+        returning ${returned}`
+      : sql`
+        insert into chat_sessions as s (
+          id, user_id, visitor_hash, status, mode, title, title_source, message_count, active_run_id
+        )
+        select
+          ${sessionId}::uuid, ${owner.userId}::text, ${owner.visitorHash}::text, 'running', coalesce(${mode}::text, 'balanced'),
+          ${title}::text, ${titleSource}::text, ${written}::int, started_run_id
+        from request where ${mayWrite}
+        on conflict (id) do update set ${change} where ${asSeen}
+        returning ${returned}`
     const [row] = await db.rows<AcceptRow>(sql`
       with seen as (
         -- Two questions, because each has an index that does not grow with the session.
@@ -143,53 +190,31 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
           ${limit}::int is not null and (
             select count(*) from chat_runs where owner = ${owner.key} and status in ('queued', 'running')
           ) >= ${limit}::int as at_limit,
-          seen.version is null and exists (
+          seen.version is null and (${sessionExists}::boolean or exists (
             select 1 from chat_sessions where id = ${sessionId}::uuid
-          ) or ${parentId}::uuid is not null and not exists (
+          )) or ${parentId}::uuid is not null and not exists (
             select 1 from chat_messages where id = ${parentId}::uuid and session_id = ${sessionId}::uuid
           ) as not_found,
-          coalesce(${parentId}::uuid, (
+          case when ${isPlaced}::boolean then ${parentId}::uuid else (
             select id from chat_messages
             where session_id = ${sessionId}::uuid and seen.active_run_id is null
             order by seq desc limit 1
-          )) as parent_id,
+          ) end as parent_id,
           seen.version,
           seen.active_run_id,
           case when seen.active_run_id is null then ${ids.run}::uuid end as started_run_id
         from (select 1) one left join seen on true
-      ), session as (
-        insert into chat_sessions as s (
-          id, user_id, visitor_hash, status, mode, title, title_source, message_count, active_run_id
-        )
-        select
-          ${sessionId}::uuid, ${owner.userId}::text, ${owner.visitorHash}::text, 'running',
-          coalesce(${body.mode ?? null}::text, 'balanced'), ${titleFrom(body.message)}::text, 'message', 2, started_run_id
-        from request
-        where not prior_run and not at_limit and not not_found and (active_run_id is null or ${onBusy}::text <> 'reject')
-        on conflict (id) do update set
-          status = 'running',
-          title = coalesce(s.title, excluded.title),
-          title_source = coalesce(s.title_source, excluded.title_source),
-          message_count = s.message_count + 2,
-          active_run_id = coalesce(excluded.active_run_id, s.active_run_id),
-          ended_at = null,
-          version = s.version + 1,
-          updated_at = now(),
-          last_activity_at = now()
-        where s.owner = excluded.owner and s.deleted_at is null
-          and (excluded.active_run_id is null or s.version = (select version from request))
-        returning s.id, s.message_count, coalesce(${body.mode ?? null}::text, s.mode) as mode
-      ), run as (
+      ), session as (${session}), run as (
         insert into chat_runs (
-          id, session_id, user_message_id, message_id, status, mode, provider, model, instance_id, owner,
-          idempotency_key, request_hash, on_disconnect, started_at
+          id, session_id, user_message_id, message_id, kind, status, mode, provider, model, instance_id, owner,
+          idempotency_key, request_hash, on_disconnect, parent_pending, started_at
         )
         select
-          ${ids.run}::uuid, session.id, ${ids.userMessage}::uuid, ${ids.message}::uuid,
+          ${ids.run}::uuid, session.id, ${ids.userMessage}::uuid, ${ids.message}::uuid, ${plan.kind},
           case when request.started_run_id is null then 'queued' else 'running' end, session.mode,
           choice.value ->> 'provider', choice.value ->> 'model',
           case when request.started_run_id is not null then ${instanceId}::uuid end, ${owner.key},
-          ${key}::text, ${hash}, ${body.on_disconnect ?? 'continue'},
+          ${key}::text, ${hash}, ${wishes.on_disconnect ?? 'continue'}, not ${isPlaced}::boolean,
           case when request.started_run_id is not null then clock_timestamp() end
         from request, session join jsonb_each(${JSON.stringify(models)}::jsonb) choice on choice.key = session.mode
         returning session_id, status, mode, provider, model, created_at
@@ -200,13 +225,13 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
         )
         select
           ${ids.userMessage}::uuid, session.id, ${owner.key}, session.message_count - 1, request.parent_id, ${ids.run}::uuid, 'user',
-          ${body.message}, ${parts}::jsonb, 'completed', ${key}::text, ${JSON.stringify(body.metadata ?? {})}::jsonb, now()
-        from session, request
+          ${message ?? ''}, ${parts}::jsonb, 'completed', ${key}::text, ${metadata}::jsonb, now()
+        from session, request where ${message !== undefined}::boolean
       ), reply as (
-        insert into chat_messages (id, session_id, owner, seq, parent_id, run_id, role, status, model, agent_id)
+        insert into chat_messages (id, session_id, owner, seq, parent_id, run_id, role, status, model, agent_id, metadata)
         select
           ${ids.message}::uuid, session.id, ${owner.key}, session.message_count, ${ids.userMessage}::uuid, ${ids.run}::uuid,
-          'assistant', 'streaming', run.model, ${body.agent_id ?? null}::text
+          'assistant', 'streaming', run.model, ${wishes.agent_id ?? null}::text, ${message === undefined ? metadata : '{}'}::jsonb
         from session, run
       ), stopping as (
         update chat_runs set stop_requested_at = coalesce(chat_runs.stop_requested_at, now())
@@ -221,7 +246,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
     return row as AcceptRow
   }
 
-  function toFacts(ids: NewIds, sessionId: string, row: AcceptRow, body: ChatBody): RunFacts {
+  function toFacts(ids: NewIds, sessionId: string, row: AcceptRow, wishes: Wishes): RunFacts {
     return {
       id: ids.run,
       session_id: sessionId,
@@ -234,42 +259,25 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax }: AcceptOp
       generation: 1,
       last_seq: 0,
       instance_id: row.status === 'running' ? instanceId : null,
-      on_disconnect: body.on_disconnect ?? 'continue',
+      on_disconnect: wishes.on_disconnect ?? 'continue',
       created_at: row.created_at,
     }
   }
 
   return {
     accept,
-    findPrior: (owner: Owner, raw: ChatBody) => {
-      const body = cleanBody(raw)
-      return findPrior(owner, body, hashRequest(body))
+    findPrior: (owner: Owner, raw: Asked) => {
+      const asked = cleanAsked(raw)
+      return findPrior(owner, asked, hashAsked(asked))
     },
   }
 }
 
 interface NewIds {
   readonly run: string
+  /** Of a new one, or of the one that is answered once more. */
   readonly userMessage: string
   readonly message: string
-}
-
-function cleanBody(raw: ChatBody): ChatBody {
-  const body = cleanJson(raw)
-  if (body.message.trim() === '') throw new Problem('invalid_request', 'message is empty.')
-  limitJson('metadata', body.metadata, metadataBytesMax)
-  return body
-}
-
-/**
- * What makes two requests the same: all that is asked of the model and stored. How the reply is to be delivered may
- * differ, and so may the session: a client that did not know it yet may know it at the repeat.
- */
-function hashRequest(body: ChatBody): string {
-  const { message, mode, model, agent_id, parent_id, metadata } = body
-  return createHash('sha256')
-    .update(JSON.stringify([message, mode, model, agent_id, parent_id, metadata]))
-    .digest('hex')
 }
 
 function busy(runId: string): Problem {

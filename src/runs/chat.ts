@@ -1,6 +1,7 @@
 /**
- * What all surfaces share when a message comes in: refuse what cannot be taken, accept, and start the run here, or leave
- * it in its session's queue. How the reply is then shown is the surface's business.
+ * What all surfaces share when a message comes in, or whatever else asks for a reply (asked.ts): refuse what cannot be
+ * taken, accept, and start the run here, or leave it in its session's queue. How the reply is then shown is the surface's
+ * business.
  *
  * If the process dies at an await after the acceptance, the message is stored, and with it the wish that others stop for
  * it: another process makes the reply.
@@ -9,7 +10,7 @@ import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
 import type { Acceptance, createAccept, ModelByMode } from './accept.ts'
-import type { ChatBody } from './model.ts'
+import type { Asked, Wishes } from './asked.ts'
 import type { OwnedRuns } from './owned.ts'
 import type { createStop } from './stop.ts'
 import type { RunStore } from './store.ts'
@@ -43,24 +44,25 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, holdLea
     }
   }
 
-  async function place(owner: Owner, body: ChatBody, models: ModelByMode): Promise<Acceptance> {
+  async function place(owner: Owner, asked: Asked, models: ModelByMode): Promise<Acceptance> {
     if (owned.isDraining) {
       // An earlier request with this key may still be watched; nothing new begins.
-      const prior = await accept.findPrior(owner, body)
+      const prior = await accept.findPrior(owner, asked)
       if (prior === undefined) owned.refuseWhenDraining()
       else return { run: prior, isNew: false }
     }
     await holdLease()
-    return accept.accept(owner, body, models)
+    return accept.accept(owner, asked, models)
   }
 
-  /** @returns the run that answers this message; it is queued, under way, or has ended */
-  async function send(owner: Owner, body: ChatBody): Promise<Acceptance> {
-    const acceptance = await place(owner, body, resolveModels(body.model))
+  /** @returns the run that is asked for; it is queued, under way, or has ended */
+  async function send(owner: Owner, asked: Asked): Promise<Acceptance> {
+    const wishes: Wishes = asked
+    const acceptance = await place(owner, asked, resolveModels(wishes.model))
     const { run } = acceptance
     if (run.status === 'queued') {
       // The wish is stored already: this brings it to the other processes now, and ends those that wait.
-      if (body.on_busy === 'interrupt') await Promise.all((await runs.findActiveBefore(run)).map(stop))
+      if (wishes.on_busy === 'interrupt') await Promise.all((await runs.findActiveBefore(run)).map(stop))
       // The run before it may have ended just before this one was stored.
       await owned.startNext(run.session_id)
     }
@@ -72,5 +74,5 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, holdLea
     return acceptance
   }
 
-  return (owner: Owner, body: ChatBody): Promise<Acceptance> => owned.arrive(() => send(owner, body))
+  return (owner: Owner, asked: Asked): Promise<Acceptance> => owned.arrive(() => send(owner, asked))
 }

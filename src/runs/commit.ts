@@ -8,6 +8,10 @@
  * session is doing takes turns there, and no two of them can wait for each other. It also makes the answer exact that
  * the statement gives about messages behind this one, which its snapshot alone could miss.
  *
+ * What the session is doing is said by its row alone, which is locked: a commit that comes late leaves the status to the run
+ * that is active by then, and a deleted session stays `deleted`. A run that was asked to end by a kill makes the session
+ * `killed`, whoever commits it; if its reply was whole first, the session is `completed`.
+ *
  * If the process dies at the await, the statement has happened whole or not at all; if not, the run is taken over and
  * ends from its checkpoints. If only the answer is lost, the statement is run again: it finds the run ended, and then
  * reads back whether it ended so, because `done` may only say what is stored.
@@ -80,7 +84,8 @@ export async function commitRun(
       from place
       where chat_runs.id = ${runId}::uuid and chat_runs.session_id = place.id
         and generation = ${generation}::int and status = ${from}
-      returning chat_runs.id, session_id, user_message_id, message_id, status, started_at
+      returning
+        chat_runs.id, session_id, user_message_id, message_id, status, started_at, parent_pending, kill_requested_at
     ), message as (
       update chat_messages set
         content = ${ending.content},
@@ -101,7 +106,8 @@ export async function commitRun(
       update chat_sessions set
         -- A message that is stopped in the queue is not what the session is doing.
         status = case
-          when chat_sessions.active_run_id <> run.id then chat_sessions.status
+          when chat_sessions.active_run_id <> run.id or chat_sessions.deleted_at is not null then chat_sessions.status
+          when run.status = 'stopped' and run.kill_requested_at is not null then 'killed'
           when run.status in ('completed', 'stopped') then 'completed'
           else 'failed'
         end,
@@ -115,7 +121,7 @@ export async function commitRun(
       returning chat_sessions.message_count > message.seq as next_may_wait
     ), unanswered as (
       update chat_messages m set parent_id = ${messageBefore}
-      from run where m.id = run.user_message_id and m.parent_id is null and run.started_at is null
+      from run where m.id = run.user_message_id and m.parent_id is null and run.started_at is null and run.parent_pending
     ), cleared as (
       delete from run_checkpoints using run where run_checkpoints.run_id = run.id
     )

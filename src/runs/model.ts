@@ -95,11 +95,29 @@ export const ChatBody = Type.Object(
 )
 export type ChatBody = Static<typeof ChatBody>
 
+const { message, session_id: _session, parent_id: _parent, ...branchFields } = ChatBody.properties
+
+/** Of a new reply to a message that is there. */
+export const BranchBody = Type.Object(branchFields, { additionalProperties: false })
+export type BranchBody = Static<typeof BranchBody>
+
+/** Of a message in another's place. */
+export const EditBody = Type.Object({ message, ...branchFields }, { additionalProperties: false })
+export type EditBody = Static<typeof EditBody>
+
+const { mode, model, agent_id, client_message_id } = branchFields
+
+/** Of a session's background run. */
+export const StartBody = Type.Object({ mode, model, agent_id, client_message_id }, { additionalProperties: false })
+export type StartBody = Static<typeof StartBody>
+
 /** A native EventSource repeats its GET when it reconnects: without a key each repeat would be a new run. */
 export const ChatQuery = Type.Object({ ...fields, client_message_id: key }, { additionalProperties: false })
 
 export const WholeReply = Type.Object({ session: Session, user_message: Message, message: Message, run: Run })
 export const StoppedRun = Type.Object({ run: Run, message: Message })
+export const AcceptedRun = Type.Object({ run: Run, user_message: Message, message: Message })
+export const StartedSession = Type.Object({ session: Session, run: Run })
 
 /** What a client may see of a run. */
 export function toRun(record: RunRecord): Run {

@@ -22,7 +22,16 @@ import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
 import { promote, stopQueued } from './queue.ts'
-import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
+import {
+  type ActiveRun,
+  announceRun,
+  createActiveRun,
+  generate,
+  type Phase,
+  pause,
+  type RunDeps,
+  settledWithin,
+} from './run.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
   readonly instanceId: string
@@ -30,6 +39,23 @@ export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 
   /** How long viewers wait for a commit before they are told to come back later. */
   readonly persistWaitMs?: number | undefined
   readonly logger: FastifyBaseLogger
+}
+
+/** A run as it goes on, for whoever shows sessions at work. */
+export interface LiveRun {
+  readonly runId: string
+  readonly sessionId: string
+  readonly phase: Phase
+  /** So far, when the provider says so before the end. */
+  readonly outputTokens?: number
+  /** When it last said something, or began: milliseconds since 1970. */
+  readonly lastActivityAt: number
+}
+
+function toLive({ runId, facts, phase, draft, lastActivityAt }: ActiveRun): LiveRun {
+  const outputTokens = draft.usage?.output_tokens
+  const counted = outputTokens === undefined ? {} : { outputTokens }
+  return { runId, sessionId: facts.session_id, phase, ...counted, lastActivityAt }
 }
 
 export type OwnedRuns = ReturnType<typeof createOwnedRuns>
@@ -44,7 +70,7 @@ const behindMs = 250
 export type HandOver = (runIds: readonly string[]) => Promise<void>
 
 export function createOwnedRuns(options: OwnedRunsOptions) {
-  const { db, log, frames, logger, instanceId, checkpointMs, persistWaitMs = persistWaitDefaultMs } = options
+  const { db, log, frames, logger, instanceId, checkpointMs, changes, persistWaitMs = persistWaitDefaultMs } = options
   const active = new Map<string, { readonly run: ActiveRun; readonly ended: Promise<void> }>()
   // Let go by their upstream, and not yet by this process: their last words are still to be checkpointed.
   const released = new Map<string, ActiveRun>()
@@ -125,6 +151,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     if (draining.signal.aborted) return
     await arrive(async () => {
       for (const facts of await promote(db, instanceId, sessionId)) {
+        changes?.changed(facts.session_id)
         // A repeat of its message may have found it before the answer to the promotion was here.
         if (!active.has(facts.id) && log.terminalId(facts.id) === undefined) start(facts)
         if (facts.stop_requested) active.get(facts.id)?.run.stop('stop')
@@ -135,7 +162,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   /** For a run that nobody waits for any more. If it has begun elsewhere, it goes on there. */
   async function leaveQueue(facts: RunFacts): Promise<void> {
     try {
-      const { nextMayWait } = await stopQueued(db, facts)
+      const { outcome, nextMayWait } = await stopQueued(db, facts)
+      if (outcome === 'committed') changes?.changed(facts.session_id)
       if (nextMayWait) await startNext(facts.session_id)
     } catch (error) {
       deps.onFault(facts.id, 'a message could not be taken out of the queue; it will be answered', error)
@@ -210,6 +238,12 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     generations: () =>
       [...active.values()].map(({ run: { facts } }) => ({ id: facts.id, generation: facts.generation })),
     has: (runId: string) => active.has(runId),
+    /** Ids of this process's runs of a session. */
+    ofSession: (sessionId: string) =>
+      [...active.values()].filter(({ run }) => run.facts.session_id === sessionId).map(({ run }) => run.runId),
+
+    /** What each run of this process is doing at this moment. */
+    live: (): LiveRun[] => [...active.values()].map(({ run }) => toLive(run)),
 
     /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
     start,

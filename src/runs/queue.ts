@@ -9,8 +9,13 @@
  * those who died between the two. None runs out of turn: the session's row is locked here, in accept and in the commit
  * before a run changes its status, and whoever still holds an older view of it finds the run no longer queued.
  *
- * What a queued message follows, unless its sender said so, is the message before it. That one may have been out of
- * sight when this one was accepted, so it is looked up when this one leaves the queue, here or in the commit.
+ * Its order is that of the replies' `seq`: a reply that is asked for once more has a user message that is long answered.
+ *
+ * What a queued message follows, unless its sender said so (`parent_pending` is false), is the message before it. That one
+ * may have been out of sight when this one was accepted, so it is looked up when this one leaves the queue, here or in the
+ * commit.
+ *
+ * What waits in a session that was deleted leaves the queue like any other, asked to stop: it ends as soon as it has begun.
  *
  * If the process dies at the await of a promotion, it has happened or not; if so, the run is a running one of a dead
  * process of which nothing was shown, and is taken over like any other. If the database does not answer, the next look
@@ -42,27 +47,33 @@ export function promote(db: Db, instanceId: string, sessionId: string | undefine
   return db.rows<PromotedRun>(sql`
     with next as (
       select distinct on (run.session_id) run.id, run.session_id
-      from chat_runs run join chat_messages message on message.id = run.user_message_id
+      from chat_runs run join chat_messages message on message.id = run.message_id
       where run.status = 'queued' ${ofSession} and not exists (
         select 1 from chat_runs other where other.session_id = run.session_id and other.status = 'running'
       )
       order by run.session_id, message.seq
       limit ${promotionsMax}::int
     ), place as materialized (
-      select s.id from chat_sessions s where s.id in (select session_id from next)
+      select s.id, s.deleted_at from chat_sessions s where s.id in (select session_id from next)
       for update ${sessionId === undefined ? sql`skip locked` : sql``}
     ), run as (
       -- Not now(): that is when the statement was prepared, which can be before the run before this one had ended.
-      update chat_runs set status = 'running', instance_id = ${instanceId}::uuid, started_at = clock_timestamp()
+      update chat_runs set
+        status = 'running', instance_id = ${instanceId}::uuid, started_at = clock_timestamp(),
+        stop_requested_at = case
+          when place.deleted_at is null then chat_runs.stop_requested_at
+          else coalesce(chat_runs.stop_requested_at, now())
+        end
       from next, place
       where chat_runs.id = next.id and place.id = next.session_id and chat_runs.status = 'queued'
       returning chat_runs.*
     ), message as (
       update chat_messages m set parent_id = ${messageBefore}
-      from run where m.id = run.user_message_id and m.parent_id is null
+      from run where m.id = run.user_message_id and m.parent_id is null and run.parent_pending
     ), session as (
       update chat_sessions s set
-        status = 'running', active_run_id = run.id, ended_at = null, version = s.version + 1, updated_at = now()
+        status = case when s.deleted_at is null then 'running' else s.status end,
+        active_run_id = run.id, ended_at = null, version = s.version + 1, updated_at = now()
       from run where s.id = run.session_id
     )
     select

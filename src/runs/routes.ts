@@ -1,19 +1,30 @@
-/** Runs as JSON: read one, stop one, and ask for a whole reply without a stream. */
+/** Runs as JSON: read one, stop one, ask for a whole reply without a stream; a session's background run and its kill. */
 
-import type { FastifyReply } from 'fastify'
+import type { FastifyReply, FastifyRequest } from 'fastify'
 import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import type { MessageStore } from '../sessions/messages.ts'
-import { IdParams, type Message } from '../sessions/model.ts'
+import { IdParams, type Message, Session } from '../sessions/model.ts'
 import type { SessionStore } from '../sessions/store.ts'
 import type { Chat } from './chat.ts'
 import { type FollowDeps, followRun } from './follow.ts'
-import { ChatBody, isTerminal, Run, type RunFacts, type RunRecord, StoppedRun, toRun, WholeReply } from './model.ts'
+import {
+  ChatBody,
+  isTerminal,
+  Run,
+  type RunFacts,
+  type RunRecord,
+  StartBody,
+  StartedSession,
+  StoppedRun,
+  toRun,
+  WholeReply,
+} from './model.ts'
 import type { OwnedRuns } from './owned.ts'
-import type { createStop } from './stop.ts'
+import type { createStop, StopSession } from './stop.ts'
 import type { RunStore } from './store.ts'
 
 export interface RunRoutesOptions {
@@ -24,6 +35,7 @@ export interface RunRoutesOptions {
   readonly owned: OwnedRuns
   readonly follow: FollowDeps
   readonly stop: ReturnType<typeof createStop>
+  readonly stopSession: StopSession
 }
 
 /** The ids that every surface's answer to a run carries. */
@@ -37,7 +49,10 @@ export function runHeaders(run: RunFacts): Record<string, string> {
 }
 
 /** Body of a chat request with the header that means the same as `client_message_id`. */
-export function withIdempotencyKey(body: ChatBody, header: string | string[] | undefined): ChatBody {
+export function withIdempotencyKey<Body extends { readonly client_message_id?: string }>(
+  body: Body,
+  header: string | string[] | undefined,
+): Body {
   if (header === undefined) return body
   const key = String(header)
   if (!/^[A-Za-z0-9._:-]{1,128}$/.test(key)) {
@@ -49,13 +64,18 @@ export function withIdempotencyKey(body: ChatBody, header: string | string[] | u
   return { ...body, client_message_id: key }
 }
 
+/** For routes whose body may be left out: nothing means what an empty object does. */
+export async function allowNoBody(request: FastifyRequest): Promise<void> {
+  request.body ??= {}
+}
+
 /** For the documents: a header is checked where it is read. */
 export const IdempotencyHeader = Type.Object({
   'idempotency-key': Type.Optional(Type.String({ description: 'the same as client_message_id' })),
 })
 
 export function registerRuns(app: Server, options: RunRoutesOptions): void {
-  const { chat, runs, sessions, messages, owned, follow, stop } = options
+  const { chat, runs, sessions, messages, owned, follow, stop, stopSession } = options
 
   app.get(
     '/runs/:id',
@@ -92,6 +112,41 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
       const session = await sessions.getSession(request.owner, request.params.id)
       const run = await runs.findActive(request.owner, session.id)
       return run === undefined ? reply.code(204).send(null) : answerStopped(request.owner, run, reply)
+    },
+  )
+
+  app.post(
+    '/sessions/:id/start',
+    {
+      schema: {
+        tags: ['runs'],
+        headers: IdempotencyHeader,
+        params: IdParams,
+        body: StartBody,
+        response: { 202: StartedSession, ...problemResponses },
+      },
+      preValidation: allowNoBody,
+      config: { budget: 'runs' },
+    },
+    async (request, reply) => {
+      const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
+      const { run } = await chat(request.owner, { ...body, start: request.params.id })
+      const [session, record] = await Promise.all([
+        sessions.getSession(request.owner, run.session_id),
+        runs.getRun(request.owner, run.id),
+      ])
+      reply.code(202).headers(runHeaders(run))
+      return { session, run: toRun(record) }
+    },
+  )
+
+  app.post(
+    '/sessions/:id/kill',
+    { schema: { tags: ['runs'], params: IdParams, response: { 200: Session, ...problemResponses } } },
+    async (request) => {
+      const { id } = await sessions.getSession(request.owner, request.params.id)
+      await stopSession(request.owner, id, true)
+      return sessions.getSession(request.owner, id)
     },
   )
 

@@ -20,6 +20,7 @@ import type { Done, EventId, LogEntry, RunEvent, TerminalStatus } from '../log/e
 import { resetEntry } from '../log/fold.ts'
 import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
+import type { SessionChanges } from '../sessions/changes.ts'
 import type { HistoryMessage } from '../sessions/context.ts'
 import type { Upstream } from '../upstream/upstream.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
@@ -32,6 +33,9 @@ import type { RunFacts } from './model.ts'
  */
 export type StopReason = 'stop' | 'drain' | 'release' | 'fenced'
 
+/** What the model is doing: nothing that is known yet, or what it said last. */
+export type Phase = 'waiting' | 'reasoning' | 'answering' | 'tool'
+
 export interface ActiveRun extends FrameSource {
   readonly facts: RunFacts
   readonly draft: Draft
@@ -41,6 +45,9 @@ export interface ActiveRun extends FrameSource {
   readonly startedAt: number
   readonly ttftMs: number | undefined
   readonly stopReason: StopReason | undefined
+  readonly phase: Phase
+  /** When its last words were handed over, or it began: milliseconds since 1970. */
+  readonly lastActivityAt: number
   /** When the reply was whole and its commit began, on the clock of `performance.now()`. */
   commitStartedAt: number | undefined
   stop(reason: StopReason): void
@@ -60,7 +67,10 @@ export interface RunDeps {
   readonly onFault: (runId: string, message: string, error: unknown) => void
   /** Aborted when the process cannot wait for the database any longer. */
   readonly closing: AbortSignal
+  readonly changes?: SessionChanges
 }
+
+const phases = { text: 'answering', reasoning: 'reasoning', tool_call: 'tool' } as const
 
 const retryPauseFirstMs = 100
 const retryPauseMaxMs = 2000
@@ -75,6 +85,7 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
   let seq = 0
   let ttftMs: number | undefined
   let stopReason: StopReason | undefined
+  let lastActivityAt = Date.now()
 
   function number(event: LogEntry['event']): LogEntry {
     seq += 1
@@ -101,13 +112,24 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
     get stopReason() {
       return stopReason
     },
+    // From what is there anyway: an event costs nothing for it.
+    get phase() {
+      const last = draft.parts.at(-1)
+      return last === undefined ? 'waiting' : phases[last.kind]
+    },
+    get lastActivityAt() {
+      return lastActivityAt
+    },
     stop(reason) {
       stopReason ??= reason
       abort.abort(reason)
     },
     takeEntries() {
       const entries = draft.takeEvents().map(number)
-      if (entries.length > 0) ttftMs ??= Math.round(performance.now() - startedAt)
+      if (entries.length > 0) {
+        ttftMs ??= Math.round(performance.now() - startedAt)
+        lastActivityAt = Date.now()
+      }
       return entries
     },
   }
@@ -149,6 +171,7 @@ export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ended | u
   const ending = toEnding(run, end)
   const commit = await commitReply(run, ending, deps)
   if (commit?.outcome === 'committed') {
+    deps.changes?.changed(run.facts.session_id)
     deps.log.append([{ runId: run.runId, entries: [run.number({ type: 'done', data: toDone(run.facts, ending) })] }])
     return { ending, nextMayWait: commit.nextMayWait }
   }

@@ -6,12 +6,20 @@
  * A process that does not follow within `patienceMs` is dead, frozen or cut off. Then the run is claimed, which fences
  * that process out, and ended here as `stopped` with all its text; so a stop is final whatever its process does.
  *
+ * All runs of a session are stopped the same way, the wish for all of them being one statement: those that wait leave the
+ * queue first, the last one first, so that none of them begins meanwhile; one that begins all the same is started only to
+ * be ended. What this process makes for a session that is gone (purged) has nobody left to end it in the database, and is
+ * let go: its upstream is aborted, its viewers end as those of a run that does not exist. Other processes find out by
+ * themselves within half a second (reaper.ts).
+ *
  * If this process dies at an await, the wish is stored or it is not: asked again, it says the same. A run whose process
  * dies with the wish stored ends as `stopped` when it is taken over.
  */
 import type { Db } from '../db/db.ts'
+import type { Owner } from '../http/identity.ts'
 import type { Control } from '../log/control.ts'
-import { isTerminal, type RunFacts, type RunRecord } from './model.ts'
+import type { SessionChanges } from '../sessions/changes.ts'
+import { isTerminal, type RunRecord } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
 import { stopQueued } from './queue.ts'
 import { pause, settledWithin } from './run.ts'
@@ -24,6 +32,7 @@ export interface StopOptions {
   readonly owned: OwnedRuns
   readonly control: Control
   readonly takeover: Takeover
+  readonly changes?: SessionChanges
 }
 
 /** How long the answer waits for the run's end. */
@@ -32,15 +41,16 @@ export const stopWaitMs = 2000
 const patienceMs = 1000
 const pollMs = 100
 
-export function createStop({ db, runs, owned, control, takeover }: StopOptions) {
+export function createStop({ db, runs, owned, control, takeover, changes }: StopOptions) {
   async function untilEnded(run: RunRecord, ms: number): Promise<RunRecord> {
     const enough = AbortSignal.timeout(ms)
-    let now: RunFacts & RunRecord = (await runs.reread(run.id)) ?? run
-    while (!isTerminal(now.status) && !enough.aborted) {
-      await pause(pollMs, enough)
-      now = (await runs.reread(run.id)) ?? now
+    for (let last = run; ; await pause(pollMs, enough)) {
+      const now = await runs.reread(run.id)
+      // Purged meanwhile: it will not end any more than it has.
+      if (now === undefined) return last
+      if (isTerminal(now.status) || enough.aborted) return now
+      last = now
     }
-    return now
   }
 
   /** @returns the run as it is afterwards: ended, unless the database needs longer than {@link stopWaitMs} */
@@ -48,7 +58,8 @@ export function createStop({ db, runs, owned, control, takeover }: StopOptions) 
     if (isTerminal(run.status)) return run
     await runs.requestStop(run)
     if (run.status === 'queued') {
-      const { nextMayWait } = await stopQueued(db, run)
+      const { outcome, nextMayWait } = await stopQueued(db, run)
+      if (outcome === 'committed') changes?.changed(run.session_id)
       if (nextMayWait) await owned.startNext(run.session_id)
     }
     if (owned.has(run.id)) {
@@ -62,5 +73,49 @@ export function createStop({ db, runs, owned, control, takeover }: StopOptions) 
     const claimed = await takeover.claim(then.id, then.generation)
     if (claimed !== undefined) await takeover.takeOver(claimed)
     return untilEnded(then, stopWaitMs - patienceMs)
+  }
+}
+
+export interface StopSessionOptions extends Pick<StopOptions, 'db' | 'runs' | 'owned' | 'changes'> {
+  readonly stop: ReturnType<typeof createStop>
+}
+
+export type StopSession = ReturnType<typeof createStopSession>
+
+export function createStopSession({ db, runs, owned, stop, changes }: StopSessionOptions) {
+  async function endAll(asked: readonly RunRecord[], sessionId: string): Promise<void> {
+    const begun = asked.filter(({ status }) => status === 'running')
+    const waiting = asked.filter(({ status }) => status === 'queued')
+    // By the time in their ids: nearly always the order of the queue, and no other is wrong.
+    waiting.sort((a, b) => (a.message_id < b.message_id ? 1 : -1))
+    let nextMayWait = false
+    for (const run of waiting) {
+      const commit = await stopQueued(db, run)
+      nextMayWait ||= commit.nextMayWait
+      if (commit.outcome === 'committed') changes?.changed(sessionId)
+      else begun.push((await runs.reread(run.id)) ?? run)
+    }
+    await Promise.all(begun.map(stop))
+    // A message that came in after the wish may stand behind those that have left.
+    if (nextMayWait) await owned.startNext(sessionId)
+    for (const runId of owned.ofSession(sessionId)) {
+      if ((await runs.reread(runId)) !== undefined) continue
+      owned.fence(runId)
+      await owned.ended(runId)
+    }
+  }
+
+  /**
+   * Ends every run of a session that has not ended, whether the session is there, deleted or purged. Returns when they have
+   * ended, or after {@link stopWaitMs}; what needs longer goes on.
+   * @param kill makes the session `killed`, unless a reply was whole first
+   * @throws Problem `db_unavailable` when nobody knows whether the wish is stored
+   */
+  return async function stopSession(owner: Owner, sessionId: string, kill = false): Promise<void> {
+    const asked = await runs.requestStopOfSession(owner, sessionId, kill)
+    await settledWithin(
+      owned.arrive(() => endAll(asked, sessionId)),
+      stopWaitMs,
+    )
   }
 }

@@ -1,6 +1,6 @@
 /**
- * Reading runs, and the one small write that is not accept or commit: the request to stop. As everywhere, the owner is
- * part of the condition.
+ * Reading runs, and the small writes that are not accept or commit: the requests to stop. As everywhere, the owner is part
+ * of the condition.
  */
 import type { Db } from '../db/db.ts'
 import { and, desc, eq, type SQL, sql } from '../db/drizzle.ts'
@@ -92,18 +92,18 @@ export function createRunStore(db: Db) {
 
     findActive: (owner: Owner, sessionId: string) => findRun(owner, and(eq(chatRuns.sessionId, sessionId), active)),
 
-    /** The runs of messages that came before this one's in its session, and that have not ended. */
-    findActiveBefore: ({ session_id, user_message_id }: RunFacts): Promise<RunRecord[]> =>
+    /** The runs of this one's session whose replies come before its own, and that have not ended. */
+    findActiveBefore: ({ session_id, message_id }: RunFacts): Promise<RunRecord[]> =>
       db.run((orm) =>
         orm
           .select(runColumns)
           .from(chatRuns)
-          .innerJoin(chatMessages, eq(chatMessages.id, chatRuns.userMessageId))
+          .innerJoin(chatMessages, eq(chatMessages.id, chatRuns.messageId))
           .where(
             and(
               eq(chatRuns.sessionId, session_id),
               active,
-              sql`${chatMessages.seq} < (select seq from chat_messages where id = ${user_message_id}::uuid)`,
+              sql`${chatMessages.seq} < (select seq from chat_messages where id = ${message_id}::uuid)`,
             ),
           ),
       ),
@@ -126,5 +126,22 @@ export function createRunStore(db: Db) {
           .where(and(eq(chatRuns.id, id), eq(chatRuns.owner, owner), active)),
       )
     },
+
+    /**
+     * The same for all runs of a session that have not ended, also of one that was deleted.
+     * @param kill makes the session `killed` when they have ended by it
+     * @returns them, in no order
+     */
+    requestStopOfSession: (owner: Owner, sessionId: string, kill: boolean): Promise<RunRecord[]> =>
+      db.run((orm) =>
+        orm
+          .update(chatRuns)
+          .set({
+            stopRequestedAt: sql`coalesce(${chatRuns.stopRequestedAt}, now())`,
+            ...(kill ? { killRequestedAt: sql`coalesce(${chatRuns.killRequestedAt}, now())` } : {}),
+          })
+          .where(and(eq(chatRuns.sessionId, sessionId), eq(chatRuns.owner, owner.key), active))
+          .returning(runColumns),
+      ),
   }
 }

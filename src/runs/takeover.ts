@@ -22,6 +22,7 @@ import { Problem } from '../errors.ts'
 import { compareEventIds, contentOf, type LogEntry } from '../log/event.ts'
 import { foldEvents, resetEntry } from '../log/fold.ts'
 import type { EventLog } from '../log/log.ts'
+import type { SessionChanges } from '../sessions/changes.ts'
 import { isoTime } from '../sessions/store.ts'
 import { type Checkpoint, readCheckpoint } from './checkpoint.ts'
 import { commitRun, type Ending } from './commit.ts'
@@ -43,6 +44,7 @@ export interface TakeoverOptions {
   readonly logger: FastifyBaseLogger
   /** Aborted when this process ends. */
   readonly closing: AbortSignal
+  readonly changes?: SessionChanges
 }
 
 interface Known {
@@ -63,7 +65,7 @@ export const claimedColumns = sql`
 
 export type Takeover = ReturnType<typeof createTakeover>
 
-export function createTakeover({ db, log, owned, instanceId, logger, closing }: TakeoverOptions) {
+export function createTakeover({ db, log, owned, instanceId, logger, closing, changes }: TakeoverOptions) {
   /**
    * The furthest that is known of what the run has said; both sources end at an event of the same numbering.
    * @param isAwaited somebody waits for the answer, as with a stop: what is known at once has to do
@@ -115,6 +117,7 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing }: 
     }
     const { outcome, nextMayWait } = await commitRun(db, run.id, run.generation, ending)
     if (outcome === 'committed') {
+      changes?.changed(run.session_id)
       const { generation } = run
       const done: LogEntry = { generation, seq: 2, event: { type: 'done', data: toDone(run, ending) } }
       log.append([{ runId: run.id, entries: [resetEntry(run.message_id, text.parts, { generation, seq: 1 }), done] }])

@@ -1,7 +1,11 @@
-/** Messages in the database, for whoever owns their session. */
+/**
+ * Messages in the database, for whoever owns their session. They form a tree: each names the one it follows, and those of
+ * one parent are branches. What the model is told, and what `branch=active` lists, is one way through it, from the newest
+ * message (the highest `seq`) to the beginning.
+ */
 import { type Db, exactText } from '../db/db.ts'
-import { and, eq, type SQL, sql } from '../db/drizzle.ts'
-import { chatMessages, chatSessions } from '../db/schema.ts'
+import { and, desc, eq, type SQL, type SQLWrapper, sql } from '../db/drizzle.ts'
+import { chatMessages, chatSessions, feedback } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { type Page, readMessageCursor, toPage } from './cursor.ts'
@@ -33,6 +37,11 @@ export const messageColumns = {
   finish_reason: chatMessages.finishReason,
   error: sql<Message['error']>`${chatMessages.error}`,
   metadata: sql<Message['metadata']>`${chatMessages.metadata}`,
+  // Not a join, which every query with these columns would have to make: it costs the same, one look by primary key.
+  feedback: sql<Message['feedback']>`(
+    select json_build_object('rating', opinion.rating, 'comment', opinion.comment)
+    from ${feedback} opinion where opinion.message_id = ${chatMessages.id}
+  )`,
   created_at: isoTime(chatMessages.createdAt),
   completed_at: isoTime(chatMessages.completedAt) as SQL<string | null>,
 }
@@ -43,24 +52,60 @@ export const messageBefore = sql`(
   where before.session_id = m.session_id and before.seq < m.seq order by before.seq desc limit 1
 )`
 
+/**
+ * What `m`, an alias of chat_messages, follows. While its run is queued, that may not be written down yet; it is then the
+ * message before it, as it will be when the run leaves the queue.
+ */
+export const parentOf = sql`coalesce(m.parent_id, (
+  select before.id from chat_runs pending
+  join chat_messages before on before.session_id = m.session_id and before.seq < m.seq
+  where m.role = 'user' and pending.id = m.run_id and pending.parent_pending
+  order by before.seq desc limit 1
+))`
+
+/**
+ * Ids of a page of the messages on the way from a session's newest one to its beginning. The seq falls on it, so it has an
+ * end. Newest first, it is walked no further than the page goes; oldest first, all of it (3 µs a message).
+ * @param after the condition on `seq` behind the cursor
+ */
+const activeBranch = (sessionId: string, after: SQL, isFalling: boolean, rowsMax: number) => sql`
+  with recursive way as (
+    (
+      select m.id, m.seq, ${parentOf} as parent_id from chat_messages m
+      where m.session_id = ${sessionId}::uuid order by m.seq desc limit 1
+    )
+    union all
+    select m.id, m.seq, ${parentOf} from way
+    join chat_messages m on m.id = way.parent_id and m.session_id = ${sessionId}::uuid and m.seq < way.seq
+  )
+  select id from way where ${after} ${isFalling ? sql`` : sql`order by seq`} limit ${rowsMax}::int`
+
 export function createMessageStore(db: Db) {
   const { getSession } = createSessionStore(db)
 
   return {
     /**
-     * Oldest first. The content of a running message is what its last checkpoint holds, which may be nothing; whoever
-     * knows more puts it in its place.
+     * Oldest first, or newest first with `order=desc`. The cursor is the seq of the last message given out, from which it
+     * goes on in the order that is asked for. With `branch=active` only what is on that way at the moment: when another
+     * branch becomes the active one between two pages, the second is of that one.
+     * The content of a running message is what its last checkpoint holds, which may be nothing; whoever knows more puts it
+     * in its place.
      */
     async listMessages(owner: Owner, sessionId: string, query: ListMessagesQuery): Promise<Page<Message>> {
       const limit = query.limit ?? 50
-      const after = query.cursor === undefined ? 0 : readMessageCursor(query.cursor)
+      const isFalling = query.order === 'desc'
+      const place = query.cursor === undefined ? undefined : readMessageCursor(query.cursor)
+      const afterPlace = (seq: SQLWrapper) =>
+        place === undefined ? sql`true` : isFalling ? sql`${seq} < ${place}::int` : sql`${seq} > ${place}::int`
+      const way = activeBranch(sessionId, afterPlace(sql`seq`), isFalling, limit + 1)
+      const onBranch = query.branch === 'active' ? sql`${chatMessages.id} in (${way})` : undefined
       const rows: Message[] = await db.run((orm) =>
         orm
           .select(messageColumns)
           .from(chatMessages)
           .innerJoin(chatSessions, eq(chatSessions.id, chatMessages.sessionId))
-          .where(and(eq(chatMessages.sessionId, sessionId), sql`${chatMessages.seq} > ${after}`, mine(owner)))
-          .orderBy(chatMessages.seq)
+          .where(and(eq(chatMessages.sessionId, sessionId), afterPlace(chatMessages.seq), onBranch, mine(owner)))
+          .orderBy(isFalling ? desc(chatMessages.seq) : chatMessages.seq)
           .limit(limit + 1),
       )
       if (rows.length === 0) await getSession(owner, sessionId)

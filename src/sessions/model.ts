@@ -12,6 +12,10 @@ export const Time = Type.String({ description: 'ISO 8601 in UTC with microsecond
 export const nullable = <T extends Type.TSchema>(schema: T) => Type.Union([schema, Type.Null()])
 const JsonObject = Type.Record(Type.String(), Type.Unknown())
 
+const degraded = Type.Optional(
+  Type.Literal(true, { description: 'the database does not answer: this is what was known of it last' }),
+)
+
 export const SessionStatus = Type.Union([
   Type.Literal('created'),
   Type.Literal('running'),
@@ -49,6 +53,7 @@ export const Session = Type.Object({
   updated_at: Time,
   last_activity_at: Time,
   ended_at: nullable(Time),
+  degraded,
 })
 export type Session = Static<typeof Session>
 
@@ -59,6 +64,11 @@ export const MessageStatus = Type.Union([
   Type.Literal('failed'),
   Type.Literal('interrupted'),
 ])
+
+export const Feedback = Type.Object({
+  rating: Type.Union([Type.Literal(1), Type.Literal(-1)]),
+  comment: nullable(Type.String()),
+})
 
 export const Message = Type.Object({
   id: Uuid,
@@ -83,6 +93,7 @@ export const Message = Type.Object({
   finish_reason: nullable(Type.String()),
   error: nullable(RunErrorSchema),
   metadata: JsonObject,
+  feedback: nullable(Feedback),
   created_at: Time,
   completed_at: nullable(Time),
   cursor: Type.Optional(
@@ -111,7 +122,31 @@ export const CreateSessionBody = Type.Object(
 )
 export type CreateSessionBody = Static<typeof CreateSessionBody>
 
+export const tagsMax = 50
+export const tagUnitsMax = 100
+export const stateBytesMax = 64 * 1024
+
+export const PatchSessionBody = Type.Object(
+  {
+    title: Type.Optional(nullable(Type.String({ minLength: 1, maxLength: titleUnitsMax }))),
+    mode: Type.Optional(Mode),
+    metadata: Type.Optional(JsonObject),
+    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: tagUnitsMax }), { maxItems: tagsMax })),
+    state: Type.Optional(Type.Unknown({ description: 'any JSON; null is none' })),
+    ended: Type.Optional(Type.Boolean()),
+  },
+  { additionalProperties: false, minProperties: 1 },
+)
+export type PatchSessionBody = Static<typeof PatchSessionBody>
+
+export const IfMatch = Type.Object({
+  'if-match': Type.Optional(Type.String({ description: 'the ETag of the session as it was read; `*` is any' })),
+})
+
 export const pageRowsMax = 100
+export const pageRowsDefault = 50
+export const searchUnitsMax = 200
+export const listOffsetMax = 10_000
 
 export const ListSessionsQuery = Type.Object(
   {
@@ -122,9 +157,16 @@ export const ListSessionsQuery = Type.Object(
     from: Type.Optional(Type.String({ format: 'date-time', description: 'last activity at or after' })),
     to: Type.Optional(Type.String({ format: 'date-time', description: 'last activity before' })),
     archived: Type.Optional(Type.Boolean()),
+    q: Type.Optional(
+      Type.String({
+        maxLength: searchUnitsMax,
+        description:
+          'words, each of which is in the title or a message, also as a part of a word; capitals do not matter',
+      }),
+    ),
     cursor: Type.Optional(Type.String({ maxLength: 512 })),
-    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: 50 })),
-    offset: Type.Optional(Type.Integer({ minimum: 0, maximum: 10_000 })),
+    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: pageRowsDefault })),
+    offset: Type.Optional(Type.Integer({ minimum: 0, maximum: listOffsetMax })),
   },
   { additionalProperties: false },
 )
@@ -134,15 +176,61 @@ export const ListMessagesQuery = Type.Object(
   {
     cursor: Type.Optional(Type.String({ maxLength: 512 })),
     limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: 50 })),
+    order: Type.Optional(Type.Union([Type.Literal('asc'), Type.Literal('desc')], { default: 'asc' })),
+    branch: Type.Optional(
+      Type.Union([Type.Literal('all'), Type.Literal('active')], {
+        default: 'all',
+        description: 'active: only what is on the way from the newest message to the beginning',
+      }),
+    ),
   },
   { additionalProperties: false },
 )
 export type ListMessagesQuery = Static<typeof ListMessagesQuery>
 
+export const commentCharactersMax = 2000
+export const retrievedDocsMax = 100
+export const retrievedDocsBytesMax = 64 * 1024
+
+export const FeedbackBody = Type.Object(
+  {
+    rating: Feedback.properties.rating,
+    comment: Type.Optional(Type.String({ maxLength: commentCharactersMax })),
+  },
+  { additionalProperties: false },
+)
+export type FeedbackBody = Static<typeof FeedbackBody>
+
+export const MessageFeedback = Type.Object({
+  message_id: Uuid,
+  ...Feedback.properties,
+  created_at: Time,
+  updated_at: Time,
+})
+export type MessageFeedback = Static<typeof MessageFeedback>
+
+export const RetrievalBody = Type.Object(
+  {
+    retrieved_docs: Type.Array(JsonObject, { maxItems: retrievedDocsMax }),
+    reranker_used: Type.Optional(Type.Boolean()),
+  },
+  { additionalProperties: false },
+)
+export type RetrievalBody = Static<typeof RetrievalBody>
+
+export const SessionInclude = Type.Object(
+  {
+    include: Type.Optional(
+      Type.String({ pattern: '^(messages|artifacts)(,(messages|artifacts))*$', description: 'messages, artifacts' }),
+    ),
+  },
+  { additionalProperties: false },
+)
+
 export const IdParams = Type.Object({ id: Uuid })
 
 export const page = <T extends Type.TSchema>(row: T) =>
-  Type.Object({ data: Type.Array(row), next_cursor: nullable(Type.String()) })
+  Type.Object({ data: Type.Array(row), next_cursor: nullable(Type.String()), degraded })
 
 const titleCharactersMax = 50
 

@@ -1,22 +1,37 @@
-/** The REST side of sessions and their messages. What a running reply has said so far comes from whoever makes it. */
-
+/**
+ * The REST side of sessions and their messages. What a running reply has said so far comes from whoever makes it. It holds
+ * nothing; when the process dies at an await, what the store says of that statement is all there is to know.
+ */
+import { type Static, Type } from 'typebox'
 import { Problem } from '../errors.ts'
+import type { Owner } from '../http/identity.ts'
 import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
 import type { Part } from '../log/event.ts'
+import { ArtifactSummary } from './artifact-model.ts'
+import type { Page } from './cursor.ts'
+import type { HistoryCache } from './history.ts'
 import type { SessionList } from './list.ts'
+import type { LiveState } from './live.ts'
 import type { MessageStore } from './messages.ts'
 import {
   CreateSessionBody,
   IdParams,
+  IfMatch,
   ListMessagesQuery,
   ListSessionsQuery,
   Message,
   metadataBytesMax,
+  nullable,
+  PatchSessionBody,
   page,
+  pageRowsMax,
   Session,
+  SessionInclude,
+  stateBytesMax,
 } from './model.ts'
+import type { Snapshots } from './snapshots.ts'
 import type { SessionStore } from './store.ts'
 
 /** The text of a running reply, and the event up to which it goes, read together. */
@@ -30,13 +45,64 @@ export interface SessionRoutesOptions {
   readonly sessions: SessionStore
   readonly list: SessionList
   readonly messages: MessageStore
+  /** Undefined when copies of messages are not kept. */
+  readonly history?: HistoryCache | undefined
+  readonly live: LiveState
+  /** Undefined when copies of sessions are not kept. */
+  readonly snapshots?: Snapshots | undefined
   /** @returns undefined when the run has ended meanwhile, or has said nothing that is known here */
   readonly readPartial: (runId: string) => Promise<PartialReply | undefined>
+  /** As the list of artifacts gives them. The session has been found to be the owner's. */
+  readonly listArtifacts: (owner: Owner, sessionId: string) => Promise<ArtifactSummary[]>
 }
 
 const tags = ['sessions']
 
-export function registerSessions(app: Server, { sessions, list, messages, readPartial }: SessionRoutesOptions): void {
+/** A session with what else was asked for. */
+const SessionWithMembers = Type.Object({
+  ...Session.properties,
+  messages: Type.Optional(Type.Array(Message)),
+  messages_next_cursor: Type.Optional(nullable(Type.String())),
+  artifacts: Type.Optional(Type.Array(ArtifactSummary)),
+})
+type SessionWithMembers = Static<typeof SessionWithMembers>
+
+/**
+ * @param read from the database
+ * @param readKnown what was known last; asked only when the database does not answer, never when it answers with nothing
+ */
+async function orKnown<T extends object>(
+  read: () => Promise<T>,
+  readKnown: () => Promise<T | undefined> | undefined,
+): Promise<T & { degraded?: true }> {
+  try {
+    return await read()
+  } catch (error) {
+    const isAway = error instanceof Problem && error.code === 'db_unavailable'
+    const known = isAway ? await readKnown() : undefined
+    if (known === undefined) throw error
+    return { ...known, degraded: true }
+  }
+}
+
+export function registerSessions(app: Server, options: SessionRoutesOptions): void {
+  const { sessions, list, messages, history, live, snapshots, readPartial, listArtifacts } = options
+
+  /** A page of messages, with what a running reply has said so far. */
+  async function readMessages(owner: Owner, sessionId: string, query: ListMessagesQuery): Promise<Page<Message>> {
+    const read = () => messages.listMessages(owner, sessionId, query)
+    const answer = await read()
+    // Of several, the others are queued, and have said nothing.
+    const streaming = answer.data.filter((message) => message.status === 'streaming')
+    const running = query.order === 'desc' ? streaming.at(-1) : streaming[0]
+    if (running?.run_id == null) return answer
+    const partial = await readPartial(running.run_id)
+    // It ended between the two looks: now its text is in the row.
+    if (partial === undefined) return read()
+    Object.assign(running, partial)
+    return answer
+  }
+
   app.post(
     '/sessions',
     { schema: { tags, body: CreateSessionBody, response: { 200: Session, 201: Session, ...problemResponses } } },
@@ -51,6 +117,7 @@ export function registerSessions(app: Server, { sessions, list, messages, readPa
       return reply
         .code(created ? 201 : 200)
         .header('Location', `/api/v1/sessions/${session.id}`)
+        .header('ETag', tagOf(session))
         .send(session)
     },
   )
@@ -58,13 +125,68 @@ export function registerSessions(app: Server, { sessions, list, messages, readPa
   app.get(
     '/sessions',
     { schema: { tags, querystring: ListSessionsQuery, response: { 200: page(Session), ...problemResponses } } },
-    async (request) => list.listSessions(request.owner, cleanJson(request.query)),
+    async (request) => {
+      const query = cleanJson(request.query)
+      const answer = await orKnown(
+        () => list.listSessions(request.owner, query),
+        () => snapshots?.listSessions(request.owner, query),
+      )
+      return { ...answer, data: await live.overlay(answer.data) }
+    },
   )
 
   app.get(
     '/sessions/:id',
-    { schema: { tags, params: IdParams, response: { 200: Session, ...problemResponses } } },
-    async (request) => sessions.getSession(request.owner, request.params.id),
+    {
+      schema: {
+        tags,
+        params: IdParams,
+        querystring: SessionInclude,
+        response: { 200: SessionWithMembers, ...problemResponses },
+      },
+    },
+    async (request, reply) => {
+      const { owner } = request
+      const members = (request.query.include ?? '').split(',')
+      const known = await orKnown(
+        () => sessions.getSession(owner, request.params.id),
+        () => snapshots?.getSession(owner, request.params.id),
+      )
+      const [session = known] = await live.overlay([known])
+      reply.header('ETag', tagOf(session))
+      const answer: SessionWithMembers = { ...session }
+      if (members.includes('messages')) {
+        const { data, next_cursor } = await readMessages(owner, session.id, { limit: pageRowsMax })
+        Object.assign(answer, { messages: data, messages_next_cursor: next_cursor })
+      }
+      if (members.includes('artifacts')) answer.artifacts = await listArtifacts(owner, session.id)
+      return answer
+    },
+  )
+
+  app.patch(
+    '/sessions/:id',
+    {
+      schema: {
+        tags,
+        params: IdParams,
+        headers: IfMatch,
+        body: PatchSessionBody,
+        response: { 200: Session, ...problemResponses },
+      },
+    },
+    async (request, reply) => {
+      const body = cleanJson(request.body)
+      limitJson('metadata', body.metadata, metadataBytesMax)
+      limitJson('state', body.state, stateBytesMax)
+      if (body.title?.trim() === '') throw new Problem('invalid_request', 'title is empty.')
+      if (body.tags?.some((tag) => tag.trim() === '')) throw new Problem('invalid_request', 'A tag is empty.')
+      const given = body.tags === undefined ? body : { ...body, tags: [...new Set(body.tags)] }
+      const versions = readIfMatch(request.headers['if-match'])
+      const session = await sessions.patchSession(request.owner, request.params.id, given, versions)
+      reply.header('ETag', tagOf(session))
+      return session
+    },
   )
 
   app.get(
@@ -77,16 +199,34 @@ export function registerSessions(app: Server, { sessions, list, messages, readPa
         response: { 200: page(Message), ...problemResponses },
       },
     },
-    async (request) => {
-      const read = () => messages.listMessages(request.owner, request.params.id, request.query)
-      const answer = await read()
-      const running = answer.data.find((message) => message.status === 'streaming')
-      if (running?.run_id == null) return answer
-      const partial = await readPartial(running.run_id)
-      // It ended between the two looks: now its text is in the row.
-      if (partial === undefined) return read()
-      Object.assign(running, partial)
-      return answer
+    async (request, reply) => {
+      const { owner, params, query } = request
+      const copied = await history?.readPage(owner, params.id, query)
+      // As JSON already; the schema is of what it says.
+      if (copied !== undefined) return reply.type('application/json; charset=utf-8').send(copied as never)
+      return readMessages(owner, params.id, query)
     },
   )
+}
+
+const tagOf = ({ version }: Session) => `"${version}"`
+
+const versionMax = 2_147_483_647
+const entityTag = /^(W\/)?"([!#-~\x80-\xff]*)"$/
+
+/**
+ * `If-Match` of RFC 9110, section 13.1.1. A tag that no session can have, a weak one among them, matches none.
+ * @returns the versions, of which one must be the session's; undefined when any will do
+ * @throws Problem `invalid_request`
+ */
+export function readIfMatch(header: string | undefined): number[] | undefined {
+  if (header === undefined || header.trim() === '*') return undefined
+  return header.split(',').flatMap((text) => {
+    const match = entityTag.exec(text.trim())
+    if (match === null) {
+      throw new Problem('invalid_request', 'If-Match must be the ETag of the session, with its quotation marks.')
+    }
+    const [, weak, tag = ''] = match
+    return weak === undefined && /^[1-9]\d*$/.test(tag) && Number(tag) <= versionMax ? [Number(tag)] : []
+  })
 }

@@ -1,15 +1,20 @@
 /**
  * Sessions in the database, one at a time. The owner is a condition of every statement, never a check before it, so
- * there is no moment at which somebody else's row could slip through; what is not yours is simply not found.
+ * there is no moment at which somebody else's row could slip through; what is not yours is simply not found. So is the
+ * version that a change was made for: of two changes for one version one finds nothing to change.
+ *
+ * Each write is one statement. When the process dies at its await, it has happened whole or not at all; when the database
+ * dies there, the caller gets `db_unavailable` and does not know which: creating again with the same id, or reading the
+ * version, tells. What is read after a write that changed nothing only words the refusal.
  */
 import { v7 as uuidv7 } from 'uuid'
 import type { Db } from '../db/db.ts'
-import { and, eq, isNull, type SQL, sql } from '../db/drizzle.ts'
+import { and, eq, isNotNull, isNull, type SQL, sql } from '../db/drizzle.ts'
 import { chatSessions } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { SessionChanges } from './changes.ts'
-import type { CreateSessionBody, Session } from './model.ts'
+import { type CreateSessionBody, metadataBytesMax, type PatchSessionBody, type Session } from './model.ts'
 
 export type SessionStore = ReturnType<typeof createSessionStore>
 
@@ -36,7 +41,8 @@ export const sessionColumns = {
   total_tokens: sql<number>`${chatSessions.totalTokens}::float8`,
   total_cost_usd: sql<string>`${chatSessions.totalCost}::text`,
   active_run_id: chatSessions.activeRunId,
-  tags: chatSessions.tags,
+  // drizzle's own reader of arrays loses a backslash at the end of a text.
+  tags: sql<string[]>`to_json(${chatSessions.tags})`,
   metadata: sql<Session['metadata']>`${chatSessions.metadata}`,
   version: chatSessions.version,
   archived: chatSessions.archived,
@@ -72,7 +78,8 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
 
     /**
      * Makes a session, or finds the owner's own one with the same id or external id.
-     * @throws Problem `not_found` when the id is somebody else's; `invalid_request` when the two ids name different sessions
+     * @throws Problem `not_found` when the id is somebody else's; `conflict` when it is that of a session that the owner has
+     * deleted; `invalid_request` when the two ids name different sessions
      */
     async createSession(owner: Owner, body: CreateSessionBody): Promise<{ session: Session; created: boolean }> {
       const id = body.id?.toLowerCase() ?? uuidv7()
@@ -93,11 +100,11 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
             metadata: body.metadata ?? {},
           })
           .onConflictDoNothing()
-          .returning({ id: chatSessions.id }),
+          .returning(sessionColumns),
       )
-      if (inserted.length > 0) {
+      if (inserted[0] !== undefined) {
         changes?.changed(id)
-        return { session: await getSession(owner, id), created: true }
+        return { session: inserted[0], created: true }
       }
 
       const byId = await findSession(owner, id)
@@ -106,6 +113,15 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
           throw new Problem('invalid_request', 'A session with this id exists, with another external_id.')
         }
         return { session: byId, created: false }
+      }
+      const [deleted] = await db.run((orm) =>
+        orm
+          .select({ id: chatSessions.id })
+          .from(chatSessions)
+          .where(and(eq(chatSessions.id, id), eq(chatSessions.owner, owner.key), isNotNull(chatSessions.deletedAt))),
+      )
+      if (deleted !== undefined) {
+        throw new Problem('conflict', 'The session with this id is deleted; it can be restored.')
       }
       if (body.external_id === undefined) throw new Problem('not_found')
       const [byExternalId] = await db.run((orm) =>
@@ -120,5 +136,72 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
       }
       return { session: byExternalId, created: false }
     },
+
+    /**
+     * Changes what is given and nothing else. Members of `metadata` are set, and removed where they are null.
+     * @param versions of which the session must have one; undefined is any
+     * @throws Problem `not_found`; `precondition_failed` when it has another version; `too_large` when the metadata would be
+     */
+    async patchSession(
+      owner: Owner,
+      id: string,
+      body: PatchSessionBody,
+      versions: readonly number[] | undefined,
+    ): Promise<Session> {
+      const { title, mode, metadata, tags, state, ended } = body
+      const merged = metadata === undefined ? undefined : mergedMetadata(metadata)
+      const [session] = await db.run((orm) =>
+        orm
+          .update(chatSessions)
+          .set({
+            ...(title === undefined ? {} : { title, titleSource: title === null ? null : 'client' }),
+            ...(mode === undefined ? {} : { mode }),
+            ...(merged === undefined ? {} : { metadata: merged }),
+            ...(tags === undefined ? {} : { tags: textArray(tags) }),
+            ...(state === undefined ? {} : { state: state === null ? null : sql`${JSON.stringify(state)}::jsonb` }),
+            ...(ended === undefined ? {} : { endedAt: ended ? sql`coalesce(${chatSessions.endedAt}, now())` : null }),
+            version: sql`${chatSessions.version} + 1`,
+            updatedAt: sql`now()`,
+          })
+          .where(
+            and(
+              eq(chatSessions.id, id),
+              mine(owner),
+              versions && sql`${chatSessions.version} in (select value::int from ${jsonTexts(versions)})`,
+              merged && sql`octet_length(${compact(merged)}) <= ${metadataBytesMax}::int`,
+            ),
+          )
+          .returning(sessionColumns),
+      )
+      if (session !== undefined) {
+        changes?.changed(session.id)
+        return session
+      }
+      const { version } = await getSession(owner, id)
+      if (versions !== undefined && (merged === undefined || !versions.includes(version))) {
+        throw new Problem('precondition_failed', `The session has version ${version}.`)
+      }
+      // It was restored between the two looks.
+      if (merged === undefined) throw new Problem('not_found')
+      throw new Problem('too_large', `metadata may hold ${metadataBytesMax} bytes of JSON at most, with what is there.`)
+    },
   }
 }
+
+/** JSON as a parameter, because the drivers differ in how they send arrays. */
+export const jsonTexts = (values: readonly unknown[]): SQL =>
+  sql`jsonb_array_elements_text(${JSON.stringify(values)}::jsonb)`
+
+const textArray = (texts: readonly string[]): SQL =>
+  sql`array(select value from ${jsonTexts(texts)} with ordinality as given (value, place) order by place)`
+
+/** RFC 7396 for one level: what is an object in a member is replaced whole. */
+function mergedMetadata(patch: Readonly<Record<string, unknown>>): SQL {
+  const entries = Object.entries(patch)
+  const set = Object.fromEntries(entries.filter(([, value]) => value !== null))
+  const removed = entries.filter(([, value]) => value === null).map(([name]) => name)
+  return sql`(${chatSessions.metadata} || ${JSON.stringify(set)}::jsonb) - ${textArray(removed)}`
+}
+
+/** jsonb as JSON.stringify would write it: without the blanks between members, which are no part of any string. */
+const compact = (json: SQL): SQL => sql`regexp_replace((${json})::text, '("(?:[^"\\\\]|\\\\.)*")|\\s', '\\1', 'g')`

@@ -14,6 +14,8 @@ import { eventStream, problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import type { SseConnection, SseEdge } from '../http/sse.ts'
 import { compareEventIds, type EventId, parseEventId } from '../log/event.ts'
+import type { Acceptance } from '../runs/accept.ts'
+import type { AnswerWithStream } from '../runs/branches.ts'
 import type { Chat } from '../runs/chat.ts'
 import { type FollowDeps, followRun, terminalIdOf } from '../runs/follow.ts'
 import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
@@ -56,7 +58,8 @@ const CursorAndKeyHeaders = Type.Object({ ...CursorHeader.properties, ...Idempot
 const response = { 200: eventStream, ...problemResponses }
 const responseToGet = { 204: Type.Null({ description: 'the cursor is at the end; ends an EventSource' }), ...response }
 
-export function registerNative(app: Server, options: NativeRoutesOptions): void {
+/** @returns what answers a request that has another route with the stream of a run */
+export function registerNative(app: Server, options: NativeRoutesOptions): AnswerWithStream {
   const { chat, runs, owned, follow, edge, tickets } = options
   const encoder = createNativeEncoder()
 
@@ -106,20 +109,24 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     return edge.open(request, reply, runHeaders(run))
   }
 
+  async function answerWithStream(request: FastifyRequest, reply: FastifyReply, accept: () => Promise<Acceptance>) {
+    // Clients on fetch repeat their POST when they reconnect, key and cursor included.
+    const after = readCursor(request.headers['last-event-id'])
+    edge.refuseAtLimit(request.owner.key)
+    const { run, isNew } = await accept()
+    const connection = open(request, reply, run)
+    // 204 would be an error to them: a stream that ends at once says the same.
+    if (pastEnd(run, after) === 0) connection.end()
+    else await show(connection, run, after, !isNew)
+  }
+
   app.post(
     '/chat/stream',
     { schema: { tags: ['chat'], headers: CursorAndKeyHeaders, body: ChatBody, response }, config: { budget: 'runs' } },
-    async (request, reply) => {
-      // Clients on fetch repeat their POST when they reconnect, key and cursor included.
-      const after = readCursor(request.headers['last-event-id'])
-      edge.refuseAtLimit(request.owner.key)
-      const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
-      const { run, isNew } = await chat(request.owner, body)
-      const connection = open(request, reply, run)
-      // 204 would be an error to them: a stream that ends at once says the same.
-      if (pastEnd(run, after) === 0) connection.end()
-      else await show(connection, run, after, !isNew)
-    },
+    (request, reply) =>
+      answerWithStream(request, reply, async () =>
+        chat(request.owner, withIdempotencyKey(request.body, request.headers['idempotency-key'])),
+      ),
   )
 
   app.get(
@@ -176,6 +183,8 @@ export function registerNative(app: Server, options: NativeRoutesOptions): void 
     if (!(error instanceof Problem) || !reconnects || error.retryAfterSeconds === undefined) throw error
     edge.turnAway(reply, Math.round(turnAwayMs * (0.5 + Math.random())))
   }
+
+  return answerWithStream
 }
 
 /** @throws Problem `invalid_request` for what is not an event id */

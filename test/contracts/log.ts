@@ -272,6 +272,34 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
     t.same(ids(await untilAt(reader, again, '2-1')), ['2-1'])
   })
 
+  await t.test('what is erased is gone for everybody, whoever erases it, and its viewers are woken', async (t) => {
+    const [ended, open, kept] = [randomUUID(), randomUUID(), randomUUID()]
+    writer.append([
+      { runId: ended, entries: [...deltas(1, 3), done(4)] },
+      { runId: open, entries: deltas(1, 3) },
+      { runId: kept, entries: deltas(1, 3) },
+    ])
+    await Promise.all([untilAt(reader, ended, '1-4'), untilAt(reader, open, '1-3'), untilAt(reader, kept, '1-3')])
+    const woken = Promise.withResolvers<void>()
+    const unwatch = reader.watch(ended, woken.resolve)
+    // The one that makes it lets go of it before, as of any run that it may not write any more.
+    writer.forget(open)
+    await reader.erase([ended, open, randomUUID()])
+    await woken.promise
+    unwatch()
+    for (const run of [ended, open]) {
+      t.same(await reader.load(run), [])
+      t.equal(reader.terminalId(run), undefined)
+      t.notMatch(ids(await reader.read(run, undefined, max)), ['1-1'])
+    }
+    await writer.erase([ended])
+    t.same(await writer.load(ended), [], 'also where it was made')
+    writer.append([{ runId: kept, entries: [delta(4)] }])
+    t.same(ids(await untilAt(reader, kept, '1-4')), ['1-1', '1-2', '1-3', '1-4'], 'and nothing else')
+    await writer.erase([])
+    await writer.erase([ended, open])
+  })
+
   await t.test('a watcher is woken by every append, also by the first of all, until it stops', async (t) => {
     const run = randomUUID()
     let stopped = 0

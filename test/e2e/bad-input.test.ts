@@ -216,10 +216,9 @@ const badTimes = [
   '2025-13-01T00:00:00Z',
   '2025-02-30T00:00:00Z',
 ]
-const outOfRange = ['0000-01-01T00:00:00Z', '2025-01-01T00:00:00%2B23:59']
 
 const queries: readonly Row[] = [
-  ...[...badTimes, ...outOfRange].flatMap((time) => [get(`${sessions}?from=${time}`), get(`${sessions}?to=${time}`)]),
+  ...badTimes.flatMap((time) => [get(`${sessions}?from=${time}`), get(`${sessions}?to=${time}`)]),
   ...['0', '101', 'abc', '-1', '1.5', '', '1e9', 'null', 'Infinity', '99999999999999999999'].flatMap((limit) => [
     get(`${sessions}?limit=${limit}`),
     get(`${sessions}/{own}/messages?limit=${limit}`),

@@ -108,7 +108,7 @@ async function withInput(owner: Client): Promise<Subject> {
 async function deleted(owner: Client, url: string): Promise<Subject> {
   const subject = await session(owner, url)
   await owner.delete(`${v1}/sessions/${subject.session}`)
-  return subject
+  return { ...subject, read: async () => (await owner.get(`${v1}/sessions?status=deleted`)).body }
 }
 
 /** What a visitor has, whose token the owner knows. */

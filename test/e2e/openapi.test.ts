@@ -36,9 +36,27 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'GET /metrics': ['200'],
   'POST /api/v1/sessions': ['200', '201', '4XX', '5XX'],
   'GET /api/v1/sessions': ['200', '4XX', '5XX'],
+  'POST /api/v1/sessions/claim': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
+  'DELETE /api/v1/sessions/{id}': ['204', '4XX', '5XX'],
+  'POST /api/v1/sessions/{id}/restore': ['200', '4XX', '5XX'],
+  'GET /api/v1/sessions/{id}/export': ['200', '4XX', '5XX'],
+  'POST /api/v1/sessions/import': ['201', '4XX', '5XX'],
+  'GET /api/v1/me/export': ['200', '4XX', '5XX'],
+  'DELETE /api/v1/me': ['204', '4XX', '5XX'],
+  'PATCH /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/messages': ['200', '4XX', '5XX'],
+  'GET /api/v1/sessions/{id}/artifacts': ['200', '4XX', '5XX'],
+  'GET /api/v1/sessions/{id}/artifacts/{name}': ['200', '304', '4XX', '5XX'],
+  'PUT /api/v1/sessions/{id}/artifacts/{name}': ['200', '201', '4XX', '5XX'],
+  'DELETE /api/v1/sessions/{id}/artifacts/{name}': ['204', '4XX', '5XX'],
   'POST /api/v1/sessions/{id}/stop': ['200', '204', '4XX', '5XX'],
+  'POST /api/v1/sessions/{id}/start': ['202', '4XX', '5XX'],
+  'POST /api/v1/sessions/{id}/kill': ['200', '4XX', '5XX'],
+  'POST /api/v1/messages/{id}/regenerate': ['200', '202', '4XX', '5XX'],
+  'POST /api/v1/messages/{id}/edit': ['200', '202', '4XX', '5XX'],
+  'PUT /api/v1/messages/{id}/feedback': ['200', '4XX', '5XX'],
+  'PUT /api/v1/messages/{id}/retrieval': ['200', '4XX', '5XX'],
   'POST /api/v1/chat/stream': ['200', '4XX', '5XX'],
   'GET /api/v1/chat/stream': ['200', '204', '4XX', '5XX'],
   'POST /api/v1/chat/message': ['200', '4XX', '5XX'],
@@ -149,6 +167,17 @@ for (const database of databases()) {
       check(t, 'post', '/api/v1/sessions', await client.post('/api/v1/sessions', { external_id: 'e' }), 200)
       check(t, 'post', '/api/v1/sessions', await client.post('/api/v1/sessions', { color: 'red' }), 400)
 
+      const artifacts = `/api/v1/sessions/${created.body.id}/artifacts`
+      const artifactPath = '/api/v1/sessions/{id}/artifacts/{name}'
+      for (const status of [201, 200]) {
+        check(t, 'put', artifactPath, await client.put(`${artifacts}/a`, { body: { a: [1] } }), status)
+      }
+      check(t, 'put', artifactPath, await client.put(`${artifacts}/a`, { body: 1 }, { 'if-match': '"1"' }), 412)
+      check(t, 'get', artifactPath, await client.get(`${artifacts}/a`), 200)
+      check(t, 'get', artifactPath, await client.get(`${artifacts}/transcript?generate=1`), 200)
+      check(t, 'get', '/api/v1/sessions/{id}/artifacts', await client.get(artifacts), 200)
+      check(t, 'delete', artifactPath, await client.delete(`${artifacts}/a`), 204)
+
       upstream.answer(() => say({ text: 'Hello there' }))
       const session_id = created.body.id
       const body = { message: 'Hi', session_id, metadata: { a: 1 }, agent_id: 'a', client_message_id: 'k' }
@@ -204,7 +233,16 @@ for (const database of databases()) {
       gate.open()
       await stream.ended
 
+      const one = `/api/v1/sessions/${session_id}`
+      const change = { title: 'T2', mode: 'fast', metadata: { c: null }, tags: ['a'], state: [1], ended: true }
+      check(t, 'get', '/api/v1/sessions/{id}', await client.get(`${one}?include=messages,artifacts`), 200)
+      check(t, 'get', '/api/v1/sessions/{id}', await client.get(`${one}?include=x`), 400)
+      check(t, 'patch', '/api/v1/sessions/{id}', await client.patch(one, change), 200)
+      check(t, 'patch', '/api/v1/sessions/{id}', await client.patch(one, {}), 400)
+      check(t, 'patch', '/api/v1/sessions/{id}', await client.patch(one, change, { 'if-match': '"1"' }), 412)
+
       check(t, 'get', '/api/v1/sessions', await client.get('/api/v1/sessions'), 200)
+      check(t, 'get', '/api/v1/sessions', await client.get('/api/v1/sessions?q=t2'), 200)
       check(t, 'get', '/api/v1/sessions', await client.get('/api/v1/sessions?limit=0'), 400)
       check(t, 'get', '/api/v1/sessions/{id}/messages', await client.get(messages), 200)
       check(t, 'get', '/api/v1/sessions/{id}/messages', await client.get(`${messages}?limit=2`), 200)
@@ -222,6 +260,32 @@ for (const database of databases()) {
       await long.until(isDelta)
       check(t, 'post', '/api/v1/sessions/{id}/stop', await client.post(`/api/v1/sessions/${session_id}/stop`), 200)
       await long.ended
+
+      upstream.answer(() => say({ text: 'Again' }))
+      const idle = (await client.post('/api/v1/sessions', { input: 'Go' })).body.id
+      const messagePath = `/api/v1/messages/${whole.body.message.id}`
+      const of = (what: string) => `/api/v1/messages/{id}/${what}`
+      check(t, 'put', of('feedback'), await client.put(`${messagePath}/feedback`, { rating: 1 }), 200)
+      check(t, 'put', of('feedback'), await client.put(`${messagePath}/feedback`, { rating: 2 }), 400)
+      check(t, 'put', of('retrieval'), await client.put(`${messagePath}/retrieval`, { retrieved_docs: [{}] }), 200)
+      check(t, 'post', of('edit'), await client.post(`${messagePath}/edit`, { message: 'x' }), 400)
+      check(t, 'post', of('regenerate'), await client.post(`${messagePath}/regenerate`), 202)
+      const queued = { message: 'x', on_busy: 'queue' }
+      const edited = await client.post(`/api/v1/messages/${whole.body.user_message.id}/edit`, queued)
+      check(t, 'post', of('edit'), edited, 202)
+      check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`), 202)
+      check(t, 'post', '/api/v1/sessions/{id}/start', await client.post(`/api/v1/sessions/${idle}/start`, queued), 400)
+      check(t, 'post', '/api/v1/sessions/{id}/kill', await client.post(`/api/v1/sessions/${session_id}/kill`), 200)
+      const exported = await client.get(`${one}/export`)
+      check(t, 'get', '/api/v1/sessions/{id}/export', exported, 200)
+      const imports = '/api/v1/sessions/import'
+      check(t, 'post', imports, await client.post(imports, exported.body), 201)
+      check(t, 'post', imports, await client.post(imports, {}), 400)
+      check(t, 'delete', '/api/v1/sessions/{id}', await client.delete(one), 204)
+      check(t, 'delete', '/api/v1/sessions/{id}', await client.delete(one), 404)
+      check(t, 'post', '/api/v1/sessions/{id}/restore', await client.post(`${one}/restore`), 200)
+      check(t, 'delete', '/api/v1/me', await client.delete('/api/v1/me'), 204)
+      check(t, 'get', '/api/v1/sessions/{id}/export', await client.get(`${one}/export`), 404)
 
       const stranger = createClient(gateway.url, { authorization: 'Bearer x' })
       check(t, 'get', '/api/v1/sessions', await stranger.get('/api/v1/sessions'), 401)

@@ -430,6 +430,36 @@ test('nothing is left when a log is closed: no connection, no timer, no memory',
   t.notMatch(clients, /verbatim/)
 })
 
+test('erasing removes the streams of all runs, and waits for a Redis that hangs as long as for one command', {
+  skip,
+}, async (t) => {
+  const url = sharedRedis()
+  const prefix = createPrefix(t, url)
+  const redis = connectRedis(t, url)
+  const proxy = await startProxy(t, new URL(url))
+  const { log, until } = await openSharedLog(t, { url: `redis://127.0.0.1:${proxy.port}`, prefix })
+  const runs = Array.from({ length: 1200 }, () => randomUUID())
+  const write = () => log.append(runs.map((runId) => ({ runId, entries: [delta(1), done(2)] })))
+  const left = async () => (await redis.keys(`${prefix}:*:log`)).length
+  write()
+  await waitFor('all are written', async () => (await left()) === runs.length)
+  await log.erase(runs)
+  t.equal(await left(), 0, 'in several batches')
+  t.equal(log.size, 0)
+  const others = [randomUUID()]
+  log.append(others.map((runId) => ({ runId, entries: [delta(1), done(2)] })))
+  await waitFor('one is written', async () => (await left()) === 1)
+  proxy.set('hang')
+  const startedAt = performance.now()
+  await log.erase([...others, ...runs])
+  const tookMs = performance.now() - startedAt
+  t.ok(tookMs < 2500, `${Math.round(tookMs)} ms, and not as long for each batch`)
+  t.same(await log.load(runs[0] as string), 'unanswered')
+  await log.erase(others)
+  proxy.set('pass')
+  await until(isWell)
+})
+
 test('closing waits for no Redis, be it away or hanging', { skip }, async (t) => {
   const server = await startPrivateRedis(t)
   const before = process.getActiveResourcesInfo().length

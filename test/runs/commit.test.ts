@@ -1,11 +1,13 @@
 /**
  * The commit: one end per run, whoever comes first and however often, and everything with it or nothing.
  */
+import { randomUUID } from 'node:crypto'
 import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import type { TerminalStatus } from '../../src/log/event.ts'
 import { commitRun as commit, type Ending } from '../../src/runs/commit.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
+import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { databases } from '../support/database.ts'
 import { createOwner, endingOf, openStore, textPart } from '../support/runs.ts'
 
@@ -132,6 +134,82 @@ for (const kind of databases()) {
       t.match(message, { content: 'kept', output_tokens: 2_147_483_647 })
       t.equal(session.total_tokens, 2_147_483_647)
       t.same(ended?.usage, usage)
+    })
+
+    await t.test('a session is killed by a run that a kill has ended, whoever commits it', async (t) => {
+      const kill = (run: RunFacts) => runs.requestStopOfSession(owner, run.session_id, true)
+      const statusAfter = async (run: RunFacts, status: TerminalStatus, generation = 1) => {
+        t.equal(await commitRun(db, run.id, generation, endingOf([], { status })), 'committed')
+        return (await stored(run)).session.status
+      }
+      const killed = await begin()
+      t.match(await kill(killed), [{ id: killed.id, stop_requested_at: String }])
+      t.equal(await statusAfter(killed, 'stopped'), 'killed')
+      const next = await accept({ owner, body: { session_id: killed.session_id } })
+      t.equal((await stored(next)).session.status, 'running', 'a message after it')
+      t.equal(await commitRun(db, killed.id, 1, endingOf([], { status: 'completed' })), 'fenced', 'late')
+      t.equal((await stored(next)).session.status, 'running')
+      t.equal(await statusAfter(next, 'stopped'), 'completed', 'twin: a stop that is no kill')
+
+      const taken = await begin()
+      await kill(taken)
+      await db.rows(sql`update chat_runs set generation = 2 where id = ${taken.id}::uuid`)
+      t.equal(await statusAfter(taken, 'stopped', 2), 'killed', 'by a takeover')
+
+      const faster = await begin()
+      await kill(faster)
+      t.equal(await statusAfter(faster, 'completed'), 'completed', 'the reply was whole first')
+      t.same(await kill(faster), [], 'and nothing is left to be killed')
+      const broken = await begin()
+      await kill(broken)
+      t.equal(await statusAfter(broken, 'failed'), 'failed')
+    })
+
+    await t.test('a message that waits can be all that a kill ends, and never speaks for one that runs', async (t) => {
+      const wait = (session_id: string) => accept({ owner, body: { session_id, on_busy: 'queue' } })
+      const stopWaiting = async (run: RunFacts) => (await stopQueued(db, run)).outcome
+      const first = await begin()
+      const [a, b] = [await wait(first.session_id), await wait(first.session_id)]
+      await commitRun(db, first.id, 1, endingOf([], { status: 'failed' }))
+      await runs.requestStopOfSession(owner, first.session_id, true)
+      t.equal(await stopWaiting(b), 'committed')
+      t.equal(await stopWaiting(a), 'committed')
+      t.match((await stored(first)).session, { status: 'killed', active_run_id: null })
+
+      const running = await begin()
+      const waiting = await wait(running.session_id)
+      await runs.requestStopOfSession(owner, running.session_id, true)
+      t.equal(await stopWaiting(waiting), 'committed')
+      t.match((await stored(running)).session, { status: 'running', active_run_id: running.id })
+      t.equal(await commitRun(db, running.id, 1, endingOf([])), 'committed')
+      t.match((await stored(running)).session, { status: 'completed' })
+    })
+
+    await t.test('a deleted session stays deleted, and its run ends with all its words', async (t) => {
+      const remove = (run: RunFacts) =>
+        db.rows(sql`
+          update chat_sessions set status = 'deleted', deleted_at = now() where id = ${run.session_id}::uuid`)
+      const statusOf = async (run: RunFacts) => {
+        const [row] = await db.rows<{ status: string; active: boolean }>(sql`
+          select status, active_run_id is not null as active from chat_sessions where id = ${run.session_id}::uuid`)
+        return row
+      }
+      for (const status of ['completed', 'stopped', 'failed'] as const) {
+        const run = await begin()
+        if (status === 'stopped') await runs.requestStopOfSession(owner, run.session_id, true)
+        await remove(run)
+        t.equal(await commitRun(db, run.id, 1, endingOf([textPart('All')], { status })), 'committed')
+        t.same(await statusOf(run), { status: 'deleted', active: false })
+        t.match(await messages.readReply(run.message_id), { status, content: 'All' })
+      }
+      const first = await begin()
+      const waiting = await accept({ owner, body: { session_id: first.session_id, on_busy: 'queue' } })
+      await commitRun(db, first.id, 1, endingOf([]))
+      await remove(first)
+      t.match(await promote(db, randomUUID(), first.session_id), [{ id: waiting.id, stop_requested: true }])
+      t.same(await statusOf(first), { status: 'deleted', active: true }, 'what waited has begun only to be ended')
+      t.equal(await commitRun(db, waiting.id, 1, endingOf([], { status: 'stopped' })), 'committed')
+      t.same(await statusOf(first), { status: 'deleted', active: false })
     })
 
     await t.test('a run whose session was purged is fenced', async (t) => {

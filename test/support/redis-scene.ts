@@ -68,8 +68,8 @@ export const stallMsMax = 1_000
 export const coarseMsMax = 4_000
 /** From the end of a fault until viewers elsewhere are served from Redis again. */
 export const fineMsMax = 5_000
-/** One that writes, one that blocks, one that asks. */
-export const connectionsPerGateway = 3
+/** One that writes, one that blocks, one that asks; and one for copies and counters. */
+export const connectionsPerGateway = 4
 
 const paceMs = 20
 /** The longest that a reply can be spoken: two minutes. */
