@@ -70,7 +70,7 @@ for (const database of databases()) {
         OPENAI_API_KEY: 'sk-canary-of-the-key',
         JWT_SECRET: secret,
         LOG_LEVEL: 'trace',
-        RATE_LIMIT_VISITORS: '1',
+        RATE_LIMIT_VISITORS: '2',
         CHECKPOINT_MS: '10',
       },
     })

@@ -14,7 +14,7 @@ import { connect } from 'node:net'
 import { type FakeCall, type Steps, say } from '../../scripts/fake-upstream.ts'
 import { catalogue } from '../../src/errors.ts'
 import { createClient } from './client.ts'
-import { type FuzzRequest, makeRequests, type Operation, refPattern, type Schema } from './fuzz-requests.ts'
+import { type FuzzRequest, knownName, makeRequests, type Operation, refPattern, type Schema } from './fuzz-requests.ts'
 
 export interface FuzzOptions {
   readonly url: string
@@ -69,7 +69,8 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzReport> {
   let sent = 0
   let slowestMs = 0
 
-  async function run(request: FuzzRequest, index: number, ids: Ids): Promise<void> {
+  /** @returns whether something may be gone now */
+  async function run(request: FuzzRequest, index: number, ids: Ids): Promise<boolean> {
     const startedAt = performance.now()
     const { reason, reply } = await judge(url, request, ids)
     slowestMs = Math.max(slowestMs, performance.now() - startedAt)
@@ -78,24 +79,28 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzReport> {
     statuses[status] = (statuses[status] ?? 0) + 1
     const route = `${request.operation.method} ${request.operation.path}`
     if (request.method === request.operation.method && status.startsWith('2')) accepted[route] = accepted[route]! + 1
-    if (reason === undefined) return
+    if (reason === undefined) return request.method === 'DELETE' && status.startsWith('2')
     const small = await shrink(url, request, ids, reason)
     const bytes = encodeRequest(small, ids).toString('latin1')
     const answer = reply === undefined ? 'nothing' : `${reply.status} ${reply.body.toString()}`
     const failure = { index, reason, request: show(bytes), answer: show(answer) }
     failures.push(failure)
     onFailure(failure)
+    return false
   }
 
   for (let start = 0; start < requests; start += blockRequests) {
     if (signal?.aborted === true || failures.length >= failuresMax) break
     if (only !== undefined && Math.floor(only / blockRequests) * blockRequests !== start) continue
     const block = makeRequests(operations, seed + start, Math.min(blockRequests, requests - start))
-    const ids = await prepare(url, options.userToken)
+    let ids = prepare(url, options.userToken)
     const queue = block.map((request, i) => ({ request, index: start + i }))
     const left = only === undefined ? queue : queue.filter(({ index }) => index === only)
     const workers = Array.from({ length: concurrency }, async () => {
-      for (let next = left.shift(); next !== undefined; next = left.shift()) await run(next.request, next.index, ids)
+      for (let next = left.shift(); next !== undefined; next = left.shift()) {
+        const hasDeleted = await run(next.request, next.index, await ids)
+        if (hasDeleted) ids = prepare(url, options.userToken)
+      }
     })
     await Promise.all(workers)
   }
@@ -112,12 +117,14 @@ async function prepare(url: string, userToken: string | undefined): Promise<Ids>
   const visitors = ['f', 'g'].map((letter) => `vst_${letter.repeat(43)}`)
   const client = createClient(url, { 'x-visitor-token': visitors[0]! })
   const v1 = '/api/v1'
-  const first = await client.post(`${v1}/sessions`, { title: 'Fuzzed', metadata: { a: 1 } })
+  const first = await client.post(`${v1}/sessions`, { title: 'Fuzzed', input: 'Fuzz', metadata: { a: 1 } })
   const replies = await Promise.all(
     ['a', 'b', 'c'].map((name) =>
       client.post(`${v1}/chat/message`, { message: `Hello ${name}`, client_message_id: `fuzz-${name}` }),
     ),
   )
+  const made = [first.body.id, ...replies.map(({ body }) => body.session?.id)]
+  for (const id of made) await client.put(`${v1}/sessions/${id}/artifacts/${knownName}`, { body: 'Fuzz' })
   const [page, ticket] = await Promise.all([
     client.get(`${v1}/sessions?limit=1`),
     client.post(`${v1}/stream-tickets`, { run_id: replies[0]?.body.run?.id }),
@@ -125,7 +132,7 @@ async function prepare(url: string, userToken: string | undefined): Promise<Ids>
   const given = (values: readonly unknown[]) => values.filter((value) => typeof value === 'string').map(String)
   const bodies = replies.map(({ body }) => body)
   return {
-    session: given([first.body.id, ...bodies.map((body) => body.session?.id)]),
+    session: given(made),
     run: given(bodies.map((body) => body.run?.id)),
     message: given(bodies.flatMap((body) => [body.message?.id, body.user_message?.id])),
     cursor: given([page.body.next_cursor]),
