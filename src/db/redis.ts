@@ -122,9 +122,9 @@ export function openRedisStore(options: RedisStoreOptions): RedisStore {
   return {
     prefix,
     get degraded() {
-      if (problem !== undefined) return `Redis does not serve the cache (${problem}): reads go to the database`
+      if (problem !== undefined) return `Redis cannot be read (${problem}): histories and lists come from the database`
       if (refusal !== undefined && refusal.until > performance.now()) {
-        return `Redis refuses commands of the cache (${refusal.reason})`
+        return `Redis refuses what is to be copied or counted (${refusal.reason})`
       }
       return undefined
     },
