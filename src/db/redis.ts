@@ -133,9 +133,11 @@ export function openRedisStore(options: RedisStoreOptions): RedisStore {
       try {
         return await Promise.race([what(redis), deadline.passed])
       } catch (error) {
-        if (error instanceof ReplyError)
+        if (error instanceof ReplyError) {
           refusal = { reason: firstWord(error as Error), until: performance.now() + refusedMs }
-        else fail(describeError(error))
+        } else {
+          fail(describeError(error))
+        }
         return undefined
       } finally {
         deadline.clear()
