@@ -23,8 +23,7 @@ export interface RedisStore {
   readonly prefix: string
   /**
    * @param what commands and nothing else: whatever it throws is taken for Redis's failure
-   * @returns undefined when Redis does not answer, or refuses. Never throws; one command after the other may take
-   *   `commandMs` each
+   * @returns undefined when Redis refuses, or does not answer all of them within `commandMs`. Never throws
    */
   ask<T>(what: (redis: Redis) => Promise<T>): Promise<T | undefined>
   /** Whether commands are sent at all. */
@@ -36,7 +35,7 @@ export interface RedisStoreOptions {
   readonly url: string
   readonly logger: Pick<FastifyBaseLogger, 'info' | 'warn'>
   readonly prefix?: string
-  /** Longest wait for the answer to a command. */
+  /** Longest wait for an answer. */
   readonly commandMs?: number
 }
 
@@ -65,7 +64,7 @@ const connection: RedisOptions = {
 
 export function openRedisStore(options: RedisStoreOptions): RedisStore {
   const { url, logger, prefix = 'vb', commandMs = commandDefaultMs } = options
-  const redis = new Redis(url, { ...connection, commandTimeout: commandMs })
+  const redis = new Redis(url, { ...connection, commandTimeout: 2 * commandMs })
   // It begins open, without a problem: nothing has failed yet.
   let isOpen = true
   let problem: string | undefined
@@ -122,21 +121,26 @@ export function openRedisStore(options: RedisStoreOptions): RedisStore {
   return {
     prefix,
     get degraded() {
-      if (problem !== undefined) return `Redis does not serve the cache (${problem}): reads go to the database`
+      if (problem !== undefined) return `Redis cannot be read (${problem}): histories and lists come from the database`
       if (refusal !== undefined && refusal.until > performance.now()) {
-        return `Redis refuses commands of the cache (${refusal.reason})`
+        return `Redis refuses what is to be copied or counted (${refusal.reason})`
       }
       return undefined
     },
     async ask(what) {
       if (isOpen || redis.status !== 'ready') return undefined
+      const deadline = createDeadline(commandMs)
       try {
-        return await what(redis)
+        return await Promise.race([what(redis), deadline.passed])
       } catch (error) {
-        if (error instanceof ReplyError)
+        if (error instanceof ReplyError) {
           refusal = { reason: firstWord(error as Error), until: performance.now() + refusedMs }
-        else fail(describeError(error))
+        } else {
+          fail(describeError(error))
+        }
         return undefined
+      } finally {
+        deadline.clear()
       }
     },
     get isWell() {
@@ -154,6 +158,13 @@ export function openRedisStore(options: RedisStoreOptions): RedisStore {
       enough.abort()
     },
   }
+}
+
+/** Rejects after `ms`. What has arrived by then is read first: a process that is busy does not call Redis slow. */
+function createDeadline(ms: number): { readonly passed: Promise<never>; clear(): void } {
+  const { promise, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(() => setImmediate(reject, new Error(`no answer within ${ms} ms`)), ms)
+  return { passed: promise, clear: () => clearTimeout(timer) }
 }
 
 function pause(ms: number, signal: AbortSignal): Promise<void> {

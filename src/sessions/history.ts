@@ -113,7 +113,7 @@ export function createHistoryCache({ db, store, ttlMs, messagesMax, count }: His
   async function makeCopies(ids: readonly string[]): Promise<ReadonlyMap<string, Copy>> {
     const rows = await selectRows({ ids: JSON.stringify(ids), messagesMax, bytesMax: copyBytesMax })
     const copies = new Map<string, Copy>()
-    for (const [id, ofSession] of Map.groupBy(rows, (row) => row.copy_session)) {
+    for (const [id, ofSession] of Map.groupBy(rows, (row) => row.session)) {
       const copy = toCopy(ofSession)
       if (copy !== undefined) copies.set(id, copy)
     }
@@ -189,13 +189,16 @@ const stampsStatement = sql`
   join chat_sessions s on s.id = asked.id and s.owner = asked.owner
   where s.deleted_at is null`
 
-interface Row extends Omit<Message, 'id'> {
-  readonly copy_session: string
-  readonly copy_owner: string
-  readonly copy_stamp: string
-  readonly copy_count: number
-  /** Null in the one row of a session without messages. */
-  readonly id: string | null
+interface Row {
+  readonly session: string
+  readonly owner: string
+  readonly stamp: string
+  readonly count: number
+  /** Null in the one row of a session without messages, like all that follows. */
+  readonly seq: number | null
+  readonly status: Message['status']
+  /** As JSON. */
+  readonly message: string
 }
 
 const columns = sql.join(
@@ -206,10 +209,12 @@ const columns = sql.join(
 /**
  * The last messages of each session, as many as are worth a copy, with the stamp that goes with them. For the gateway
  * itself; whoever shows a copy compares its owner. The lateral table has the name of the table whose columns it has, because
- * that is what `messageColumns` call it.
+ * that is what `messageColumns` call it. JSON is made where the row is, so that it is not read here to be written again.
  */
 const copiesStatement = sql`
-  select s.id as copy_session, s.owner as copy_owner, ${stampOf} as copy_stamp, s.message_count as copy_count, ${columns}
+  select
+    s.id as session, s.owner, ${stampOf} as stamp, s.message_count as count, chat_messages.seq, chat_messages.status,
+    (select row_to_json(shown) from (select ${columns}) shown)::text as message
   from chat_sessions s left join lateral (
     select * from (
       select m.*, sum(
@@ -230,16 +235,16 @@ function toCopy(rows: readonly Row[]): Copy | undefined {
   const texts: string[] = []
   const seqs: number[] = []
   let settled = true
-  for (const { copy_session, copy_owner, copy_stamp, copy_count, ...message } of rows) {
-    if (message.id === null) continue
-    texts.push(JSON.stringify(message))
-    seqs.push(message.seq)
-    if (message.status === 'streaming') settled = false
+  for (const { seq, status, message } of rows) {
+    if (seq === null) continue
+    texts.push(message)
+    seqs.push(seq)
+    if (status === 'streaming') settled = false
   }
   const page = Buffer.from(`${pageBegin}${texts.join(between)}${pageEnd}`)
   // No messages, although it has some: they are too long.
-  if ((seqs.length === 0 && first.copy_count > 0) || page.length > copyBytesMax) return undefined
-  return { shape, stamp: first.copy_stamp, owner: hashOwner(first.copy_owner), settled, seqs, page }
+  if ((seqs.length === 0 && first.count > 0) || page.length > copyBytesMax) return undefined
+  return { shape, stamp: first.stamp, owner: hashOwner(first.owner), settled, seqs, page }
 }
 
 const shape = Object.keys(messageColumns).join()

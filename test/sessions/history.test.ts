@@ -36,7 +36,13 @@ for (const kind of databases()) {
     await t.test('every page that is served is the one of the database, and those of the end are served', async (t) => {
       const owner = createOwner()
       for (const count of [0, 1, 2, 5, 6, 9]) {
-        const id = await seedSession(db, owner, count, { text: (seq) => `${seq}:\n"é\u2028,😀` })
+        const id = await seedSession(db, owner, count, { text: (seq) => `\uFEFF${seq}:\n"é\u2028,😀` })
+        const metadata = JSON.stringify({
+          line: '\r\n',
+          number: 1.5e300,
+          deep: [{ '': null, digits: 2 ** 53 + 2, part: 0.1 }],
+        })
+        await db.rows(sql`update chat_messages set metadata = ${metadata}::jsonb where session_id = ${id}::uuid`)
         await warm(owner, id)
         const all = (await messages.listMessages(owner, id, { limit: 100 })).data
         for (const limit of [1, 2, 4, 5, 6, 10]) {
