@@ -19,6 +19,8 @@ export default defineRailway(() => {
     env: {
       DATABASE_URL: database.env.DATABASE_URL,
       REDIS_URL: log.env.REDIS_URL,
+      // Where Railway's edge has been seen to come from; it documents no range. Without it all visitors share one budget.
+      TRUST_PROXY: '100.64.0.0/10',
       // Longer than DRAIN_MS (25 s). Railway's default is 0: SIGKILL at once, in the middle of the replies.
       RAILWAY_DEPLOYMENT_DRAINING_SECONDS: '30',
       RAILWAY_DEPLOYMENT_OVERLAP_SECONDS: '10',
