@@ -69,6 +69,7 @@ for (const database of databases()) {
         OPENAI_BASE_URL: upstream.url,
         OPENAI_API_KEY: 'sk-canary-of-the-key',
         JWT_SECRET: secret,
+        CORS_ORIGINS: canaryHeaders.origin,
         LOG_LEVEL: 'trace',
         RATE_LIMIT_VISITORS: '2',
         CHECKPOINT_MS: '10',
@@ -141,7 +142,8 @@ for (const database of databases()) {
       401,
     )
     expect('401 of a ticket', await visitor.get(`/api/v1/runs/${created.body.id}/events?ticket=canary`), 401)
-    expect('403', await visitor.get(sessions, { 'sec-fetch-site': 'cross-site' }), 403)
+    const foreign = { origin: 'https://another-canary.example', 'sec-fetch-site': 'cross-site' }
+    expect('403', await byCookie.get(sessions, foreign), 403)
     expect('404', await user.get(session), 404)
     expect('404 of a route', await visitor.get('/canary/canary?canary=canary'), 404)
     expect('404 of a name', await visitor.put(`${session}/nothing/canary.pdf`, { body: 'canary' }), 404)
