@@ -120,9 +120,9 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
       },
     },
     async (request, reply) => {
-      const page = await history?.readPage(request.owner, request.params.id, request.query)
-      // As JSON already; the schema is of what it says.
-      if (page !== undefined) return reply.type('application/json; charset=utf-8').send(page as never)
+      const copy = await history?.readPage(request.owner, request.params.id, request.query)
+      // JSON already, so it has the bytes of the schema's type, and not the type.
+      if (copy !== undefined) return reply.type('application/json; charset=utf-8').send(copy as never)
       const read = () => messages.listMessages(request.owner, request.params.id, request.query)
       const answer = await read()
       const running = answer.data.find((message) => message.status === 'streaming')
