@@ -202,9 +202,9 @@ export function registerSessions(app: Server, options: SessionRoutesOptions): vo
     },
     async (request, reply) => {
       const { owner, params, query } = request
-      const copied = await history?.readPage(owner, params.id, query)
-      // As JSON already; the schema is of what it says.
-      if (copied !== undefined) return reply.type('application/json; charset=utf-8').send(copied as never)
+      const copy = await history?.readPage(owner, params.id, query)
+      // JSON already, so it has the bytes of the schema's type, and not the type.
+      if (copy !== undefined) return reply.type('application/json; charset=utf-8').send(copy as never)
       return readMessages(owner, params.id, query)
     },
   )
