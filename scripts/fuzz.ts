@@ -56,12 +56,19 @@ async function main(): Promise<number> {
       },
     })
     say(`${describeReport(report)}; ${Math.round((performance.now() - startedAt) / 1000)} s`)
-    const isWell = (await fetch(`${url}/health/ready`)).ok
+    const isWell = await isReady(url)
     if (!isWell) say('FAIL the gateway is not ready afterwards')
     return report.failures.length === 0 && isWell && !interrupt.signal.aborted ? 0 : 1
+  } catch (error) {
+    say(`FAIL the gateway cannot be asked any more: ${error instanceof Error ? error.message : String(error)}`)
+    return 1
   } finally {
     for (const end of endings.reverse()) await end()
   }
+}
+
+async function isReady(url: string): Promise<boolean> {
+  return (await fetch(`${url}/health/ready`)).ok
 }
 
 /** @param died is aborted when the gateway ends by itself */

@@ -53,6 +53,8 @@ export interface RawReply {
 
 const blockRequests = 250
 const concurrency = 16
+/** Requests before what they have deleted is made again. */
+const freshRequests = 60
 const answerMsMax = 10_000
 const failuresMax = 20
 const shrinkTriesMax = 60
@@ -94,22 +96,30 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzReport> {
     if (only !== undefined && Math.floor(only / blockRequests) * blockRequests !== start) continue
     const block = makeRequests(operations, seed + start, Math.min(blockRequests, requests - start))
     let ids = prepare(url, options.userToken)
+    let isStale = false
+    let freshAt = start
     const queue = block.map((request, i) => ({ request, index: start + i }))
     const left = only === undefined ? queue : queue.filter(({ index }) => index === only)
     const workers = Array.from({ length: concurrency }, async () => {
       for (let next = left.shift(); next !== undefined; next = left.shift()) {
         const hasDeleted = await run(next.request, next.index, await ids)
-        if (hasDeleted) ids = prepare(url, options.userToken)
+        isStale ||= hasDeleted
+        if (!isStale || next.index < freshAt + freshRequests) continue
+        isStale = false
+        freshAt = next.index
+        ids = prepare(url, options.userToken)
       }
     })
     await Promise.all(workers)
+    // The last ones may have been made for nobody.
+    await ids
   }
   return { sent, failures, statuses, accepted, slowestMs }
 }
 
 /** The provider: most replies come at once, and some take so long that other requests find their session busy. */
 export function sayQuickly({ index }: FakeCall): Steps {
-  return index % 4 === 3 ? say({ tokens: 30, paceMs: 10 }) : say({ text: 'Fuzzed, and none the worse.' })
+  return index % 4 === 3 ? say({ tokens: 10, paceMs: 10 }) : say({ text: 'Fuzzed, and none the worse.' })
 }
 
 /** Something real of each kind, made the way a client does. */
@@ -124,10 +134,10 @@ async function prepare(url: string, userToken: string | undefined): Promise<Ids>
     ),
   )
   const made = [first.body.id, ...replies.map(({ body }) => body.session?.id)]
-  for (const id of made) await client.put(`${v1}/sessions/${id}/artifacts/${knownName}`, { body: 'Fuzz' })
   const [page, ticket] = await Promise.all([
     client.get(`${v1}/sessions?limit=1`),
     client.post(`${v1}/stream-tickets`, { run_id: replies[0]?.body.run?.id }),
+    ...made.map((id) => client.put(`${v1}/sessions/${id}/artifacts/${knownName}`, { body: 'Fuzz' })),
   ])
   const given = (values: readonly unknown[]) => values.filter((value) => typeof value === 'string').map(String)
   const bodies = replies.map(({ body }) => body)
