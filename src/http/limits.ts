@@ -30,6 +30,7 @@
  * window.
  */
 import { createHmac, hash, randomBytes } from 'node:crypto'
+import { BlockList, isIP } from 'node:net'
 import fastifyRateLimit, {
   type FastifyRateLimitStore,
   type FastifyRateLimitStoreCtor,
@@ -173,7 +174,7 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
 
   const runs = createBudget('runs', (request) => request.owner.key)
   const reads = createBudget('reads', (request) => request.owner.key)
-  const visitors = createBudget('visitors', addressOf)
+  const visitors = createBudget('visitors', createAddressOf(trustedProxies))
 
   function startsRun(request: FastifyRequest): boolean {
     if (request.routeOptions.config.budget !== 'runs') return false
@@ -184,7 +185,8 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
   }
 
   function warnOfProxy(request: FastifyRequest): void {
-    if (toldOfProxy || trustedProxies.length > 0 || request.headers['x-forwarded-for'] === undefined) return
+    const { 'x-forwarded-for': forwardedFor, 'x-real-ip': realIp } = request.headers
+    if (toldOfProxy || trustedProxies.length > 0 || (forwardedFor ?? realIp) === undefined) return
     toldOfProxy = true
     app.log.warn(
       'a proxy forwards requests, and TRUST_PROXY does not name it: all visitors behind it share the budget of its address',
@@ -220,11 +222,26 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
 /** Of a key with its budget in front. */
 const isAddress = (key: string): boolean => key.startsWith('visitors ')
 
-/** Of the client, as far as trusted proxies tell; an IPv6 address as its /64. Never leaves this file as it is. */
-function addressOf(request: FastifyRequest): string {
-  // A link-local address brings the name of an interface.
-  const [address = ''] = request.ip.split('%')
-  return normalizeIP(address, 64)
+/**
+ * Of the client, as far as trusted proxies tell: in X-Forwarded-For, which Fastify reads, or else in X-Real-IP, which is all
+ * that some say. An IPv6 address counts as its /64. Never leaves this file as it is.
+ */
+function createAddressOf(trustedProxies: readonly string[]): (request: FastifyRequest) => string {
+  const proxies = new BlockList()
+  for (const range of trustedProxies) {
+    const [address = '', bits] = range.split('/')
+    const family = isIP(address) === 4 ? 'ipv4' : 'ipv6'
+    if (bits === undefined) proxies.addAddress(address, family)
+    else proxies.addSubnet(address, Number(bits), family)
+  }
+  const isProxy = (address: string) => proxies.check(address, isIP(address) === 4 ? 'ipv4' : 'ipv6')
+  return ({ ip, headers }) => {
+    // A link-local address brings the name of an interface.
+    const [told = ''] = ip.split('%')
+    const real = String(headers['x-real-ip'] ?? '')
+    const isLast = headers['x-forwarded-for'] === undefined && isIP(real) !== 0 && isProxy(told)
+    return normalizeIP(isLast ? real : told, 64)
+  }
 }
 
 const createSalt = (): string => randomBytes(32).toString('base64url')

@@ -10,6 +10,8 @@ import { type SQL, sql } from '../../src/db/drizzle.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
 import type { Owner } from '../../src/http/identity.ts'
 import { createRunStore } from '../../src/runs/store.ts'
+import { createArtifactStore } from '../../src/sessions/artifacts.ts'
+import { createSessionChanges } from '../../src/sessions/changes.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { writeCursor } from '../../src/sessions/cursor.ts'
 import { createSessionList } from '../../src/sessions/list.ts'
@@ -121,6 +123,7 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
   const list = createSessionList(recorded)
   const sessions = createSessionStore(recorded)
   const messages = createMessageStore(recorded)
+  const artifacts = createArtifactStore(recorded, createSessionChanges())
   const runs = createRunStore(recorded)
   const [newest] = (await list.listSessions(owner, {})).data
   const session = (await list.listSessions(owner, { q: word })).data[0]!.id
@@ -149,6 +152,7 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
         archived: false,
         cursor,
       }),
+    'a list of what is deleted': () => list.listSessions(owner, { status: 'deleted' }),
     'a search for a rare word': () => list.listSessions(owner, { q: word }),
     'a search for a common word': () => list.listSessions(owner, { q: 'many' }),
     'a search for words, one of them nowhere': () =>
@@ -159,6 +163,10 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
     'a change': () => sessions.patchSession(owner, session, { title: 'Other', metadata: { a: 1 } }, [1]),
     messages: () => messages.listMessages(owner, session, { limit: 10 }),
     'later messages': () => messages.listMessages(owner, session, { limit: 10, cursor: writeCursor([2]) }),
+    'messages, newest first': () => messages.listMessages(owner, session, { limit: 10, order: 'desc' }),
+    'the active branch': () => messages.listMessages(owner, session, { limit: 10, branch: 'active' }),
+    artifacts: () => artifacts.listArtifacts(owner, session),
+    'an artifact': () => artifacts.findArtifact(owner, session, 'notes'),
     'a message': () => messages.getMessage(owner, run.message_id),
     'what goes upstream': () => readHistory(recorded, run.message_id, 20),
     'a run': () => runs.getRun(owner, run.id),

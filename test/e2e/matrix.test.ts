@@ -176,10 +176,6 @@ const rows: Readonly<Record<string, Row | readonly Row[]>> = {
     { make: reply, id: 'run', owner: 200 },
   ],
   'POST /api/v1/stream-tickets': { make: reply, body: ({ run }) => ({ run_id: run }), owner: 200 },
-}
-
-/** Routes that need not be there yet. */
-const coming: Readonly<Record<string, Row | readonly Row[]>> = {
   'PATCH /api/v1/sessions/{id}': { make: session, body: () => ({ title: 'Changed' }), owner: 200 },
   'DELETE /api/v1/sessions/{id}': [
     { make: session, owner: 204 },
@@ -241,15 +237,14 @@ async function checkMatrix(t: Test, database: DatabaseKind): Promise<void> {
     env: { OPENAI_BASE_URL: upstream.url, JWT_SECRET: secret, FRAME_MS: '5' },
   })
   const routes = await readRoutes(gateway)
-  const table = { ...pick(coming, routes), ...rows }
 
   await t.test('every route has a row, and every row a route', async (t) => {
-    t.same(missing(Object.keys(table), routes), [])
+    t.same(missing(Object.keys(rows), routes), [])
     t.same(missing(['GET /a', 'GET /b'], ['GET /b', 'GET /c']), ['GET /a', 'GET /c'], 'a twin')
   })
 
   let subjects = 0
-  for (const [route, described] of Object.entries(table)) {
+  for (const [route, described] of Object.entries(rows)) {
     await t.test(route, async (t) => {
       for (const row of [described].flat() as Row[]) {
         subjects += 1
@@ -326,10 +321,6 @@ async function readRoutes({ url }: Gateway): Promise<readonly string[]> {
   return Object.entries(document.paths)
     .flatMap(([path, methods]) => Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`))
     .toSorted()
-}
-
-function pick<T>(table: Readonly<Record<string, T>>, keys: readonly string[]): Record<string, T> {
-  return Object.fromEntries(Object.entries(table).filter(([key]) => keys.includes(key)))
 }
 
 /** What one of them has and the other has not. */

@@ -203,6 +203,24 @@ test('behind a trusted proxy each client has a budget of its own, which it canno
   )
 })
 
+test('a trusted proxy that says only X-Real-IP is believed too, and nobody else', async (t) => {
+  const bed = await openBed(t, {
+    rateLimits: { ...noLimits, visitors: 1 },
+    trustedProxies: ['192.0.2.0/28', '2001:db8:ffff::/48'],
+  })
+  const status = async (real: string, from: string, more: Readonly<Record<string, string>> = {}) =>
+    (await bed.get('/read', { headers: { 'x-real-ip': real, ...more }, from })).status
+  t.equal(await status('203.0.113.1', '192.0.2.1'), 200)
+  t.equal(await status('203.0.113.2', '192.0.2.1'), 200)
+  t.equal(await status('203.0.113.2', '::ffff:192.0.2.2'), 429, 'also where IPv4 comes through IPv6')
+  t.equal(await status('203.0.113.1', '2001:db8:ffff::1'), 429)
+  t.equal(await status('203.0.113.3', '192.0.2.1', forwarded('203.0.113.1')), 429, 'X-Forwarded-For comes first')
+  t.equal(await status('no address', '192.0.2.3'), 200, 'then it is the proxy itself')
+  t.equal(await status('neither', '192.0.2.3'), 429)
+  t.equal(await status('203.0.113.4', '192.0.2.200'), 200, 'from outside the range: the peer counts')
+  t.equal(await status('203.0.113.5', '192.0.2.200'), 429)
+})
+
 test('protocol and host follow only trusted proxies', async (t) => {
   const headers = { 'x-forwarded-proto': 'https', 'x-forwarded-host': 'forged.example', host: 'own.example' }
   for (const [trustedProxies, expected] of [
