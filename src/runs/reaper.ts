@@ -7,7 +7,9 @@
  * open (embedded), whoever held a lease before is dead, so there is no wait.
  *
  * The same look asks how the database sees this process's own runs: one that was claimed by another process meanwhile is
- * let go, one that somebody wants stopped is stopped. The control stream says the same sooner, but may be lost.
+ * let go, one that somebody wants stopped is stopped. The control stream says the same sooner, but may be lost. A takeover
+ * can wait for a log for seconds, so the search goes on beside the looks: whoever asked for a stop waits for one second, and
+ * takes away a run whose process does not follow.
  *
  * A lease also runs out when the database is away for longer than that. When it is back, whoever looks first would take
  * over the runs of living processes that have not yet renewed theirs. So a process that has been without the database
@@ -61,6 +63,7 @@ export function createReaper(options: ReaperOptions) {
   let hurry = new AbortController()
   let renewal: Promise<void> | undefined
   let clock: Promise<void> | undefined
+  let search: Promise<void> | undefined
   let beatAt = Number.NEGATIVE_INFINITY
   // What the others have been told: nobody should hand over to a process that ends.
   let toldDraining = false
@@ -162,9 +165,19 @@ export function createReaper(options: ReaperOptions) {
     if (now() - beatAt >= beatMs || owned.isDraining !== toldDraining) await beat()
     await lookAtOwn()
     noteSight()
-    // A process that ends takes nothing new: whoever stays does.
-    while (!owned.isDraining && now() >= holdUntil && (await reap()) === claimMax);
+    search ??= searchAll().finally(() => {
+      search = undefined
+    })
     await owned.startNext()
+  }
+
+  async function searchAll(): Promise<void> {
+    try {
+      // A process that ends takes nothing new: whoever stays does.
+      while (!owned.isDraining && now() >= holdUntil && (await reap()) === claimMax);
+    } catch (error) {
+      logger.warn({ err: error }, 'the database could not be asked about runs that nobody makes')
+    }
   }
 
   return {
@@ -230,6 +243,7 @@ export function createReaper(options: ReaperOptions) {
     async close(): Promise<void> {
       closing.abort()
       await clock
+      await search
       await db
         .rows(sql`delete from instances where id = ${instanceId}::uuid`)
         .catch((error: unknown) => logger.warn({ err: error }, 'the lease could not be given back; it will run out'))

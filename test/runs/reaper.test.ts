@@ -5,6 +5,7 @@ import { randomUUID } from 'node:crypto'
 import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
+import type { LogEntry } from '../../src/log/event.ts'
 import type { EventLog, RunEntries } from '../../src/log/log.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { writeCheckpoints } from '../../src/runs/checkpoint.ts'
@@ -250,6 +251,35 @@ for (const kind of databases()) {
       t.teardown(() => reaper.close())
       await owned.untilStopped
       t.same(owned.stopped.slice(0, 1), [run.id])
+    })
+
+    await t.test('a wish to stop is heard while a takeover waits for a log that does not answer', async (t) => {
+      const instanceId = randomUUID()
+      const own = await accept({ instanceId })
+      const owned = createIdleRuns([own.id])
+      const [asked, answer] = [Promise.withResolvers<void>(), Promise.withResolvers<LogEntry[]>()]
+      let orphan: RunFacts | undefined
+      const load = async (runId: string) => {
+        if (runId !== orphan?.id) return []
+        asked.resolve()
+        return answer.promise
+      }
+      const reaper = createReaperOf({ db, instanceId, owned, log: { ...createMemoryLog(), load } })
+      await reaper.start()
+      // Not for a dead process at first: it may be found before it is known here.
+      orphan = await accept({ instanceId })
+      await db.rows(sql`update chat_runs set instance_id = null where id = ${orphan.id}::uuid`)
+      await asked.promise
+      const record = await runs.reread(own.id)
+      if (record !== undefined) await runs.requestStop(record)
+      await owned.untilStopped
+      t.match(await runs.reread(orphan.id), { status: 'running', generation: 2, attempts: 1 }, 'it waits still')
+      answer.resolve([])
+      await reaper.close()
+      t.ok(
+        owned.started.some(({ id }) => id === orphan?.id),
+        'and closing has waited for it',
+      )
     })
 
     if (url === undefined) {
