@@ -21,11 +21,10 @@
  * random: this process's own for its own counts, one of the day for those in Redis. An IPv6 address counts as its /64,
  * which is what one household gets. Neither is stored elsewhere, nor logged.
  *
- * An EventSource repeats its GET when it reconnects, with Last-Event-ID. That is a read, when this process has seen the
- * message's key before; otherwise it may as well be a new run with an invented header, and costs one. If the budget is
- * spent, an honest one is told to come back (surfaces/native-routes.ts), and does so until the window has ended.
+ * An EventSource repeats its GET when it reconnects, with Last-Event-ID. That is a read: it never starts a run
+ * (surfaces/native-routes.ts). If the budget is spent, it is told to come back, and does so until the window has ended.
  *
- * State, owned here: the windows of this process, and the visitors and keys seen, each with a bound; they go with the
+ * State, owned here: the windows of this process, and the visitors seen, each with a bound; they go with the
  * process. No await here is followed by anything that would have to be undone: a count that was for nothing ends with its
  * window.
  */
@@ -94,7 +93,6 @@ const sharesPerWindow = 50
 const sharedWaitDefaultMs = 250
 /** A salt is used for a day; processes whose clocks differ may ask for the one before. */
 const saltTtlMs = 2 * 24 * 3600 * 1000
-const reconnectsMax = 10_000
 const visitorsMax = 50_000
 
 const monotonic = (): number => performance.now()
@@ -116,7 +114,6 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
     now = monotonic,
   } = options
   const countShared = createSharedCount(options)
-  const reconnects = createSeen(reconnectsMax)
   const known = createSeen(visitorsMax)
   const admitted = new WeakSet<FastifyRequest>()
   const salt = createSalt()
@@ -176,13 +173,8 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
   const reads = createBudget('reads', (request) => request.owner.key)
   const visitors = createBudget('visitors', createAddressOf(trustedProxies))
 
-  function startsRun(request: FastifyRequest): boolean {
-    if (request.routeOptions.config.budget !== 'runs') return false
-    if (request.method !== 'GET') return true
-    const { client_message_id: key } = request.query as { client_message_id?: unknown }
-    const before = reconnects.add(digest(salt, JSON.stringify([request.owner.key, key])))
-    return !before || request.headers['last-event-id'] === undefined
-  }
+  const startsRun = ({ routeOptions, method, headers }: FastifyRequest): boolean =>
+    routeOptions.config.budget === 'runs' && (method !== 'GET' || (headers['last-event-id'] ?? '') === '')
 
   function warnOfProxy(request: FastifyRequest): void {
     const { 'x-forwarded-for': forwardedFor, 'x-real-ip': realIp } = request.headers

@@ -10,6 +10,7 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
+import type { Owner } from '../http/identity.ts'
 import { eventStream, problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import type { SseConnection, SseEdge } from '../http/sse.ts'
@@ -105,6 +106,10 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     return order < 0 ? undefined : order === 0 ? 0 : 1
   }
 
+  async function isGone(owner: Owner, key: string): Promise<boolean> {
+    return (await runs.findByKey(owner, key)) === undefined
+  }
+
   function open(request: FastifyRequest, reply: FastifyReply, run: RunFacts): SseConnection {
     return edge.open(request, reply, runHeaders(run))
   }
@@ -139,6 +144,10 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     async (request, reply) => {
       const after = readCursor(request.headers['last-event-id'])
       edge.refuseAtLimit(request.owner.key)
+      // It has seen events of a run that is purged by now, or another owner's: made anew, it would bring them back.
+      if (after !== undefined && (await isGone(request.owner, request.query.client_message_id))) {
+        return reply.code(204).send(null)
+      }
       const { run, isNew } = await chat(request.owner, request.query)
       // At the end or beyond: whatever else an EventSource is told, it would ask the same again.
       if (pastEnd(run, after) !== undefined) return reply.headers(runHeaders(run)).code(204).send(null)

@@ -183,6 +183,20 @@ for (const database of databases()) {
       t.equal((await (await newClient()).post(sessions, { id })).status, 201)
     })
 
+    await t.test('an EventSource that comes back to what was purged is ended, and brings nothing back', async (t) => {
+      const client = await newClient()
+      const path = '/api/v1/chat/stream?message=Purge+me&client_message_id=purged'
+      const stream = await client.watch(path)
+      await stream.ended
+      const id = stream.headers.get('x-session-id')
+      t.equal((await client.delete(`${sessions}/${id}?purge=true`)).status, 204)
+      const again = await client.get(path, { 'last-event-id': stream.received.at(-2)?.id ?? '' })
+      t.equal(again.status, 204)
+      t.same(await idsOf(client), [])
+      t.equal((await client.get(path)).status, 200, 'a twin: without Last-Event-ID it is a new message')
+      t.equal((await idsOf(client)).length, 1)
+    })
+
     await t.test('a deleted session can be purged, and so can one that is being answered', async (t) => {
       const client = await newClient()
       const id = await fill(gateway, client)
