@@ -22,7 +22,7 @@ export const environmentSchema = Type.Object({
   DATA_DIR: Type.String({
     default: '.data',
     minLength: 1,
-    description: 'folder of the embedded database; `memory:` keeps nothing',
+    description: 'folder of the embedded database; `memory:` keeps nothing, `memory:<file>` begins with a dump',
   }),
   REDIS_URL: optional('redis://… or rediss://…, 6.2 or later; without it the event log is in the process'),
   REDIS_TTL: integer(

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { type Test, test } from 'tap'
 import { begin, chunk, createGate, doneMarker, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { createClient, isDelta, shownText } from '../support/client.ts'
+import { inMemory } from '../support/database.ts'
 import { createFolder, untilReady } from '../support/gateway.ts'
 import { openSocket } from '../support/raw.ts'
 
@@ -57,7 +58,7 @@ async function start(t: Test, env: Record<string, string>) {
   const errors = await openPipe(t)
   const child: ChildProcess = spawn(process.execPath, ['src/main.ts'], {
     cwd: new URL('../..', import.meta.url).pathname,
-    env: { PATH: process.env.PATH ?? '', PORT: '0', HOST: '127.0.0.1', DRAIN_MS: '0', DATA_DIR: 'memory:', ...env },
+    env: { PATH: process.env.PATH ?? '', PORT: '0', HOST: '127.0.0.1', DRAIN_MS: '0', DATA_DIR: inMemory, ...env },
     stdio: ['ignore', output.writer, errors.writer],
   })
   closeSync(output.writer)
@@ -165,7 +166,7 @@ test('row 74: npm start | head -1', async (t) => {
       PORT: '0',
       HOST: '127.0.0.1',
       DRAIN_MS: '0',
-      DATA_DIR: 'memory:',
+      DATA_DIR: inMemory,
     },
     stdio: ['ignore', 'pipe', 'inherit'],
     detached: true,

@@ -203,10 +203,30 @@ async function judge(url: string, request: FuzzRequest, ids: Ids): Promise<{ rea
   try {
     reply = await send(url, encodeRequest(request, ids))
   } catch (error) {
+    if (error instanceof CutOff && (await isErased(url, request, ids, error.reply))) return { reply: error.reply }
     return { reason: (error as Error).message }
   }
   const reason = complain(request, reply)
   return reason === undefined ? { reply } : { reason, reply }
+}
+
+/** An answer that ended before its end. */
+class CutOff extends Error {
+  readonly reply: RawReply
+
+  constructor(reply: RawReply) {
+    super('the body broke off')
+    this.reply = reply
+  }
+}
+
+/** Whether the stream was that of a run which another request has purged meanwhile: then it ends in no other way. */
+async function isErased(url: string, request: FuzzRequest, ids: Ids, { headers }: RawReply): Promise<boolean> {
+  const run = headers['x-run-id']
+  const hasOwner = request.headers.some(([name]) => /^(x-visitor-token|authorization|cookie)$/i.test(name))
+  if (!hasOwner || run === undefined || headers['content-type']?.startsWith('text/event-stream') !== true) return false
+  const question = { ...request, method: 'GET', path: `/api/v1/runs/${run}`, query: [], body: undefined }
+  return (await send(url, encodeRequest(question, ids))).status === 404
 }
 
 /** @returns what is wrong with the answer; undefined when nothing is */
@@ -311,7 +331,11 @@ export function readReply(bytes: Buffer): RawReply {
   const headers = Object.fromEntries(
     lines.map((line) => [line.slice(0, line.indexOf(':')).toLowerCase(), line.slice(line.indexOf(':') + 1).trim()]),
   )
-  if (headers['transfer-encoding'] === 'chunked') return { status, headers, body: joinChunks(rest) }
+  if (headers['transfer-encoding'] === 'chunked') {
+    const body = joinChunks(rest)
+    if (body === undefined) throw new CutOff({ status, headers, body: Buffer.alloc(0) })
+    return { status, headers, body }
+  }
   const length = headers['content-length']
   // An answer to HEAD has a length and no body.
   if (length !== undefined && rest.length !== 0 && rest.length !== Number(length)) {
@@ -320,12 +344,13 @@ export function readReply(bytes: Buffer): RawReply {
   return { status, headers, body: rest }
 }
 
-function joinChunks(bytes: Buffer): Buffer {
+/** @returns undefined when the last chunk is missing */
+function joinChunks(bytes: Buffer): Buffer | undefined {
   const parts: Buffer[] = []
   for (let at = 0; ; ) {
     const lineEnd = bytes.indexOf('\r\n', at)
     const size = lineEnd < 0 ? Number.NaN : Number.parseInt(bytes.toString('latin1', at, lineEnd), 16)
-    if (Number.isNaN(size)) throw new Error('the body broke off')
+    if (Number.isNaN(size)) return undefined
     if (size === 0) return Buffer.concat(parts)
     parts.push(bytes.subarray(lineEnd + 2, lineEnd + 2 + size))
     at = lineEnd + 2 + size + 2

@@ -12,7 +12,7 @@ import { createInterface } from 'node:readline'
 import type { Test } from 'tap'
 import { type App, buildApp, type Overrides } from '../../src/app.ts'
 import { readConfig } from '../../src/config.ts'
-import { createTestDatabase, type DatabaseKind } from './database.ts'
+import { createTestDatabase, type DatabaseKind, inMemory } from './database.ts'
 
 export interface GatewayOptions extends Overrides {
   readonly database?: DatabaseKind
@@ -35,7 +35,7 @@ type Teardown = Pick<Test, 'teardown'>
 /** The variables that point a gateway at a database of the test's own. */
 export async function databaseEnv(t: Teardown, database: DatabaseKind): Promise<Record<string, string>> {
   if (database === 'postgres') return { DATABASE_URL: (await createTestDatabase(t)).url, DATABASE_POOL: '5' }
-  return { DATA_DIR: 'memory:' }
+  return { DATA_DIR: inMemory }
 }
 
 /** A folder that is gone when the test ends. */

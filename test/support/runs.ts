@@ -23,7 +23,7 @@ import { createRunStore } from '../../src/runs/store.ts'
 import { createTakeover } from '../../src/runs/takeover.ts'
 import { createMessageStore, type MessageStore } from '../../src/sessions/messages.ts'
 import { createSessionStore, type SessionStore } from '../../src/sessions/store.ts'
-import { createTestDatabase, type DatabaseKind } from './database.ts'
+import { createTestDatabase, type DatabaseKind, inMemory } from './database.ts'
 
 const choice = { provider: 'demo', model: 'demo' }
 export const models: ModelByMode = { fast: choice, balanced: choice, quality: choice, adaptive: choice }
@@ -108,7 +108,7 @@ export interface AcceptOptions {
 /** The schema in a database of the test's own. */
 export async function openStore(t: Pick<Test, 'teardown'>, kind: DatabaseKind): Promise<Store> {
   const url = kind === 'postgres' ? (await createTestDatabase(t)).url : undefined
-  const db = url === undefined ? await openPglite('memory:') : openPostgres({ url, unpooledUrl: url, poolSize: 5 })
+  const db = url === undefined ? await openPglite(inMemory) : openPostgres({ url, unpooledUrl: url, poolSize: 5 })
   t.teardown(() => db.close())
   await db.migrate()
   const runs = createRunStore(db)
