@@ -39,7 +39,8 @@ const takeoverMsMax = 12_000 + 1_000
 /** What a gateway may hold at the end beyond what it held when it was new: its pool, and connections that it keeps. */
 const fdsMoreMax = 40
 const rssMoreMbMax = 200
-const redisClientsPerGateway = 3
+/** Three of the event log, one for copies and counters. */
+const redisClientsPerGateway = 4
 
 const help = 'Usage: npm run chaos -- [--minutes 2] [--seed 1] [--gateways 3] [--keep], or -- --judge <kept folder>\n'
 const say = (line: string): void => void process.stdout.write(`${line}\n`)

@@ -176,7 +176,7 @@ export function createReaper(options: ReaperOptions) {
       // A process that ends takes nothing new: whoever stays does.
       while (!owned.isDraining && now() >= holdUntil && (await reap()) === claimMax);
     } catch (error) {
-      logger.warn({ err: error }, 'the database could not be asked about runs that nobody makes')
+      logger.warn({ err: error }, 'the database could not be asked about runs to take over')
     }
   }
 
