@@ -44,7 +44,7 @@ const probeMs = 500
 /** How long all must be well before an outage is said to be over: a Redis that comes and goes fills no log. */
 const wellMs = 1000
 /** How long a refusal is told after it has happened. */
-const refusedMs = 10_000
+const refusedMs = 2_000
 /** What closing waits for Redis. */
 const closeMs = 250
 

@@ -11,8 +11,9 @@ import { problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import { IdParams, Uuid } from './model.ts'
 import { importBytesMax, SessionDocument } from './transfer.ts'
+import { readDocument, readLines } from './transfer-check.ts'
 import { type ExportReader, writeDocument, writeLines } from './transfer-export.ts'
-import { type Importer, readDocument, readLines } from './transfer-import.ts'
+import type { Importer } from './transfer-import.ts'
 import { writeMarkdown } from './transfer-markdown.ts'
 
 export interface TransferRoutesOptions {
