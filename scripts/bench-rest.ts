@@ -9,6 +9,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createHmac, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import postgres from 'postgres'
@@ -139,7 +140,7 @@ async function start(
   const at = findInstalled(need, process.env)
   if (at === undefined) throw new ServicesError(explainMissing([need]))
   const server = await (need === 'postgres'
-    ? startPostgres(at, signal, ['shared_buffers=512MB', 'max_wal_size=8GB'])
+    ? startPostgres(at, signal, ['shared_buffers=512MB', 'max_wal_size=8GB'], tmpdir())
     : startRedis(at, signal))
   closers.push(() => server.close())
   return server

@@ -6,9 +6,9 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { chownSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chownSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { tmpdir } from 'node:os'
+import { freemem, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
@@ -57,14 +57,16 @@ export interface Answer {
  * @param folder with `initdb` and `postgres`
  * @param settings `name=value`, over the defaults. Without fsync a commit survives the death of the server only with
  *   `synchronous_commit=on`: it is then with the system, which does not die. Tests that kill a server need it
+ * @param place for its data; when absent, memory or the folder of temporary files
  */
 export async function startPostgres(
   folder: string,
   signal: AbortSignal,
   settings: readonly string[] = [],
+  place?: string,
 ): Promise<Server> {
   const account = unprivilegedAccount()
-  const home = makeHome('pg', account)
+  const home = makeHome('pg', account, place)
   const password = randomBytes(16).toString('hex')
   const passwordFile = join(home, 'password')
   const data = join(home, 'data')
@@ -179,8 +181,27 @@ function unprivilegedAccount(): Account | undefined {
   throw new ServicesError('Postgres does not run as root, and there is neither a user postgres nor nobody')
 }
 
-function makeHome(kind: string, account: Account | undefined): string {
-  const home = mkdtempSync(join(tmpdir(), `verbatim-test-${kind}-`))
+const sharedMemory = '/dev/shm'
+/** Room that a server's data may need there, and that this machine must have left besides. */
+const memoryBytesMin = 4 * 1024 ** 3
+
+/**
+ * Where servers of tests keep their data: in memory, where it takes a quarter less time and half of the system's share of a
+ * processor (three files of tests, twice each: 19.5 s against 15 s). TMPDIR, when it is set, is meant; and a container may
+ * have next to no shared memory.
+ */
+function choosePlace(): string {
+  if (process.env.TMPDIR !== undefined) return tmpdir()
+  try {
+    const { bavail, bsize } = statfsSync(sharedMemory)
+    return bavail * bsize >= memoryBytesMin && freemem() >= 2 * memoryBytesMin ? sharedMemory : tmpdir()
+  } catch {
+    return tmpdir() // there is none on this system
+  }
+}
+
+function makeHome(kind: string, account: Account | undefined, place = choosePlace()): string {
+  const home = mkdtempSync(join(place, `verbatim-test-${kind}-`))
   if (account !== undefined) chownSync(home, account.uid, account.gid)
   return home
 }

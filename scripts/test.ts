@@ -67,20 +67,6 @@ export function select(
   return { files: all.filter((file) => !leftOut.includes(file)), options, leftOut }
 }
 
-/**
- * Tests of faults mostly wait, for leases and limits, and the others mostly compute. So they are mixed evenly: a processor
- * has always something to do, and nobody waits for it with everybody else.
- */
-export function mix(files: readonly string[]): readonly string[] {
-  const isWaiting = (file: string) => /(^|\/)(faults|log)\//.test(file.split(sep).join('/'))
-  const waiting = files.filter(isWaiting)
-  const computing = files.filter((file) => !isWaiting(file))
-  const placed = [waiting, computing].flatMap((kind) =>
-    kind.map((file, index) => ({ file, place: (index + 0.5) / kind.length })),
-  )
-  return placed.toSorted((a, b) => a.place - b.place).map(({ file }) => file)
-}
-
 export const isBrowserTest = (file: string): boolean => file.split(sep).join('/').includes('test/browser/')
 
 async function main(): Promise<number> {
@@ -137,7 +123,7 @@ async function runOn(
   }
   const sum = { passed: 0, failed: 0, skipped: [] as string[] }
   const leftovers: string[] = []
-  let rest = mix(selection.files)
+  let rest = selection.files
   while (rest.length > 0) {
     const { summary, group } = await runTap(rest, selection.options, embeddedOnly, env, signal)
     leftovers.push(...(await endProcesses(group, run)))

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import { join, relative } from 'node:path'
 import { text } from 'node:stream/consumers'
 import t from 'tap'
-import { isBrowserTest, mix, select } from '../../scripts/test.ts'
+import { isBrowserTest, select } from '../../scripts/test.ts'
 
 const root = join(import.meta.dirname, '..', '..')
 const command = join(root, 'scripts', 'test.ts')
@@ -110,12 +110,6 @@ t.test('a pattern that finds nothing is a failure', async (t) => {
   t.match(output, 'No test file matches test/no-such.test.ts')
   t.equal(lastLine, '0 passed, 1 failed')
   t.equal(code, 1)
-})
-
-t.test('tests of faults are mixed evenly among the others, and none is lost', async (t) => {
-  const files = ['test/e2e/a', 'test/e2e/b', 'test/e2e/c', 'test/e2e/d', 'test/faults/x', 'test/log/y']
-  t.strictSame(mix(files), ['test/e2e/a', 'test/faults/x', 'test/e2e/b', 'test/e2e/c', 'test/log/y', 'test/e2e/d'])
-  t.strictSame(mix(['test/faults/x']), ['test/faults/x'])
 })
 
 t.test('arguments are files and options; without files it is the whole suite', async (t) => {
