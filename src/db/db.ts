@@ -234,6 +234,12 @@ const unavailableCodes: ReadonlySet<string> = new Set([
   'ETIMEDOUT',
   'EHOSTUNREACH',
   'ENETUNREACH',
+  'ENOTCONN',
+  'ECONNABORTED',
+  // The socket went between the choice of the connection and the write.
+  'ERR_STREAM_DESTROYED',
+  'ERR_STREAM_WRITE_AFTER_END',
+  'ERR_SOCKET_CLOSED',
   'ENOENT',
 ])
 

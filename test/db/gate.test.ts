@@ -245,7 +245,15 @@ t.test('what the database says about a statement keeps its state and constraint,
 
 t.test('a database that cannot be asked is db_unavailable', async (t) => {
   const codes = ['08000', '08006', '53300', '57P01', '57P03', '57014', '25006', 'XX000', 'CONNECTION_CLOSED']
-  for (const code of [...codes, 'CONNECT_TIMEOUT', 'ECONNREFUSED', 'ECONNRESET', 'EPIPE', 'ENOTFOUND']) {
+  for (const code of [
+    ...codes,
+    'CONNECT_TIMEOUT',
+    'ECONNREFUSED',
+    'ECONNRESET',
+    'EPIPE',
+    'ENOTFOUND',
+    'ERR_STREAM_DESTROYED',
+  ]) {
     const error = await errorOf(t, new Error('Failed query', { cause: Object.assign(new Error('x'), { code }) }))
     t.ok(error instanceof Problem, code)
     t.match(error, { code: 'db_unavailable', status: 503, retryable: true, retryAfterSeconds: 2 }, code)
