@@ -26,7 +26,7 @@ const startMs = 60_000
 const endMs = 10_000
 /** Requests at once while latencies are measured, and while throughput is. */
 const latencyClients = 4
-const throughputClients = 32
+const throughputClients = 128
 /** Sessions whose history is asked for again and again, and their share of the requests. */
 const hotSessions = 500
 const hitShare = 0.8
