@@ -1,6 +1,6 @@
 -- Owners, artifacts, feedback and search. The previous program can run on this schema; messages that it stores meanwhile
 -- have no owner, and are not found by search until their session is claimed. On a large database the new indexes are built
--- once, before the first new process is ready: about a minute for a million messages.
+-- once, before the first new process is ready: a few minutes for a million messages.
 -- Both extensions come with Postgres, and the owner of a database may create them (they are "trusted").
 CREATE EXTENSION IF NOT EXISTS btree_gin;--> statement-breakpoint
 CREATE EXTENSION IF NOT EXISTS pg_trgm;--> statement-breakpoint
