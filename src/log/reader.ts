@@ -25,8 +25,9 @@ import type { Command } from './control.ts'
 import type { EventId, LogEntry } from './event.ts'
 import { createHeldLogs, type HeldOptions } from './held.ts'
 import type { LogPage } from './log.ts'
+import { describeError } from './redis-batch.ts'
 import { decodeCommand, decodeEntry, type Keys } from './redis-codec.ts'
-import { describeError, notYet } from './redis-writer.ts'
+import { notYet } from './redis-writer.ts'
 import type { Watchers } from './watchers.ts'
 
 export interface ReaderLimits {

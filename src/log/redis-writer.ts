@@ -29,13 +29,14 @@
  * When this process dies, what Redis had not read from the socket is lost; no other process has seen it, and the one that
  * takes over begins with a `reset`. When Redis dies or forgets, everything is still here.
  */
-import type { ChainableCommander, Redis } from 'ioredis'
+import type { Redis } from 'ioredis'
 import type { Command } from './control.ts'
 import { compareEventIds, type EventId, type LogEntry, parseEventId } from './event.ts'
 import { foldEvents, resetEntry } from './fold.ts'
 import type { HeldLogs } from './held.ts'
 import type { RunEntries } from './log.ts'
-import { type EncodedEntry, encodeCommand, encodeEntry, type Keys } from './redis-codec.ts'
+import { type Batch, createBatch, describeError, type Outcome } from './redis-batch.ts'
+import { encodeCommand, encodeEntry, type Keys } from './redis-codec.ts'
 
 export interface WriterLimits {
   /** What may be unanswered at once; above it, Redis is too slow, and the breaker opens. */
@@ -72,9 +73,6 @@ interface OwnRun {
   epoch: number
 }
 
-type Results = readonly (readonly [error: Error | null, value?: unknown])[]
-type Outcome = 'done' | 'lost' | 'conflict' | 'barred' | Error
-
 /** The problem that a process begins with; nothing has failed yet. */
 export const notYet = 'it has not answered yet'
 /** Runs that are mended in one turn, their text together, and the pause between two turns: other runs' frames go on. */
@@ -83,9 +81,6 @@ const mendBytesMax = 1024 * 1024
 const mendPauseMs = 10
 /** Streams that are removed in one pipeline. */
 const eraseRunsMax = 500
-/** Commands are of use for moments. Their stream is trimmed, and goes by itself when its process is gone. */
-const controlTtlMs = 60_000
-const controlEntriesMax = 1000
 
 export function createWriter(options: WriterOptions) {
   const { redis, keys, instanceId, ttlMs, held, onFenced, onChange } = options
@@ -328,131 +323,4 @@ function messageIdOf(entries: readonly LogEntry[]): string {
     if (event.type === 'run' || event.type === 'reset' || event.type === 'done') return event.data.message_id
   }
   return ''
-}
-
-type Batch = ReturnType<typeof createBatch>
-
-/** One pipeline, and for each run in it what its part of the answers means. */
-function createBatch(redis: Redis, ttlMs: number) {
-  const pipeline = redis.pipeline()
-  const readers: ((results: Results) => void)[] = []
-  let bytes = 0
-
-  // Of a pipeline's own `multi()` the types say nothing.
-  const transaction = (body: () => number, settle: (outcome: Outcome) => void): void => {
-    const from = pipeline.length
-    pipeline.call('multi')
-    const deciding = body()
-    const exec = pipeline.length
-    pipeline.call('exec')
-    readers.push((results) => settle(readTransaction(results.slice(from, exec + 1), deciding)))
-  }
-
-  const add = (to: ChainableCommander, key: string, [id, field, value]: EncodedEntry, existing: boolean): void => {
-    bytes += key.length + value.length
-    if (existing) to.xadd(key, 'NOMKSTREAM', id, field, value)
-    else to.xadd(key, id, field, value)
-  }
-
-  return {
-    get bytes() {
-      return bytes
-    },
-    get isEmpty() {
-      return readers.length === 0
-    },
-
-    /** Adds to a stream, and makes it when it is not there. The last entry decides: those before it may be there. */
-    create(key: string, entries: readonly EncodedEntry[], settle: (outcome: Outcome) => void): void {
-      transaction(() => {
-        for (const entry of entries) add(pipeline, key, entry, false)
-        pipeline.pexpire(key, ttlMs)
-        return entries.length - 1
-      }, settle)
-    },
-
-    /** Adds to a stream that must be there. */
-    append(key: string, entries: readonly EncodedEntry[], ended: boolean, settle: (outcome: Outcome) => void): void {
-      const from = pipeline.length
-      for (const entry of entries) add(pipeline, key, entry, true)
-      const to = pipeline.length
-      if (ended) pipeline.pexpire(key, ttlMs)
-      readers.push((results) => settle(readAll(results.slice(from, to))))
-    },
-
-    /** A command each: in a cluster, keys of several slots are refused in one. */
-    erase(names: readonly string[], settle: (outcome: Outcome) => void): void {
-      const from = pipeline.length
-      for (const name of names) pipeline.unlink(name)
-      const to = pipeline.length
-      readers.push((results) => settle(readAll(results.slice(from, to))))
-    },
-
-    /** Asks for the id of a stream's last entry. */
-    ask(key: string, settle: (outcome: Outcome, top: string | undefined) => void): void {
-      const at = pipeline.length
-      pipeline.xrevrange(key, '+', '-', 'COUNT', 1)
-      readers.push((results) => {
-        const [error, value] = results[at] ?? [unanswered()]
-        settle(error === null ? 'done' : classify(error), (value as [id: string][] | undefined)?.[0]?.[0])
-      })
-    },
-
-    command(key: string, [field, value]: readonly [string, string], settle: (outcome: Outcome) => void): void {
-      transaction(() => {
-        pipeline.xadd(key, 'MAXLEN', '~', controlEntriesMax, '*', field, value)
-        pipeline.pexpire(key, controlTtlMs)
-        return 0
-      }, settle)
-    },
-
-    /** Resolves when all answers are read, or will not come; never rejects. */
-    async send(): Promise<void> {
-      let results: Results | null = null
-      try {
-        results = await pipeline.exec()
-      } catch (error) {
-        const failure: Results[number] = [error instanceof Error ? error : unanswered()]
-        results = Array.from({ length: pipeline.length }, () => failure)
-      }
-      for (const read of readers) read(results ?? [])
-    },
-  }
-}
-
-/** @param deciding index of the command in the transaction whose answer counts */
-function readTransaction(results: Results, deciding: number): Outcome {
-  // A command that is refused while it is queued makes EXEC fail, and says why.
-  const queued = results.slice(0, -1).find(([error]) => error !== null)
-  const [error, values] = results.at(-1) ?? [unanswered()]
-  const failure = queued?.[0] ?? error
-  if (failure !== null) return classify(failure)
-  const answer: unknown = Array.isArray(values) ? values[deciding] : undefined
-  if (answer instanceof Error) return classify(answer)
-  return answer === undefined || answer === null ? unanswered() : 'done'
-}
-
-function readAll(results: Results): Outcome {
-  let outcome: Outcome = results.length === 0 ? unanswered() : 'done'
-  for (const [error, value] of results) {
-    // What tells most about the run comes first: the connection's end says nothing about a conflict.
-    const one: Outcome = error === null ? (value === null ? 'lost' : 'done') : classify(error)
-    if (one === 'conflict' || one === 'barred') return one
-    if (one !== 'done' && outcome === 'done') outcome = one
-  }
-  return outcome
-}
-
-const unanswered = () => new Error('an answer is missing')
-
-/** Redis has no code for these but its words, which are the same since streams exist (5.0). */
-function classify(error: Error): Outcome {
-  if (error.message.includes('equal or smaller than the target stream top item')) return 'conflict'
-  if (error.message.startsWith('WRONGTYPE')) return 'barred'
-  return error
-}
-
-/** In few words, and without an address or a credential. */
-export function describeError(error: Error & { readonly code?: unknown }): string {
-  return typeof error.code === 'string' ? error.code : error.message
 }

@@ -17,8 +17,9 @@ import { compareEventIds, type EventId, type LogEntry } from './event.ts'
 import { createHeldLogs, type HeldOptions } from './held.ts'
 import type { EventLog, RunEntries } from './log.ts'
 import { createReader, type ReaderLimits, readerCommandMs, within } from './reader.ts'
+import { describeError } from './redis-batch.ts'
 import { createKeys } from './redis-codec.ts'
-import { createWriter, describeError, notYet, type WriterLimits } from './redis-writer.ts'
+import { createWriter, notYet, type WriterLimits } from './redis-writer.ts'
 import { createWatchers } from './watchers.ts'
 
 export interface RedisLogOptions extends WriterLimits, ReaderLimits {
