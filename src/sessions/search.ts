@@ -168,7 +168,8 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
     }
 
     let more = await readOn(conditions, step)
-    if (more && found.length < commonMin) {
+    // Titles of deleted sessions are in no index.
+    if (more && found.length < commonMin && query.status !== 'deleted') {
       const rarest = terms[met.indexOf(Math.min(...met))] as string
       const ids = await lookUp(owner, rarest)
       if (ids !== undefined) {

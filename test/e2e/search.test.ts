@@ -228,6 +228,16 @@ for (const database of databases()) {
       t.same(await find(client, 'zebra'), [])
     })
 
+    await t.test('among the deleted a word is found too, also in the title of an old one', async (t) => {
+      const newer = Array.from({ length: 100 }, (_, index) => ({ title: `Number ${index}`, messages: [] }))
+      const { client, ids } = await own([{ title: 'A walrus', messages: [] }, ...newer])
+      await db.rows(sql`
+        update chat_sessions set deleted_at = now(), status = 'deleted'
+        where id in (select value::uuid from jsonb_array_elements_text(${JSON.stringify(ids)}::jsonb))`)
+      t.same(await find(client, 'walrus', '&status=deleted'), [ids[0]])
+      t.same(await find(client, 'walrus'), [])
+    })
+
     await t.test('a message of 10 MB is stored and found by its beginning', async (t) => {
       const { client, ids } = await own([{ title: null, messages: ['short'] }])
       // Different everywhere, so that neither the text nor its trigrams are few.
