@@ -196,6 +196,7 @@ test('row 18: with its backends killed ten times a second, nothing is lost and n
       const stream = await untilAccepted(
         () => client.send(body),
         () => (refusals += 1),
+        lines,
       )
       sessionId = stream.headers.get('x-session-id') ?? undefined
       const how = await stream.ended
@@ -331,12 +332,23 @@ async function untilLocked(sql: postgres.Sql, count: number): Promise<void> {
   }
 }
 
-/** Sends until it is taken; a 503 says when to come again, and a storm does not wait for so long. */
-async function untilAccepted(send: () => Promise<Stream>, onRefusal: () => void): Promise<Stream> {
+/**
+ * Sends until it is taken; a 503 says when to come again, and a storm does not wait for so long.
+ * @param lines of the gateway's log: what is wrong with any other refusal stands nowhere else
+ */
+async function untilAccepted(
+  send: () => Promise<Stream>,
+  onRefusal: () => void,
+  lines: readonly string[],
+): Promise<Stream> {
   for (;;) {
     const stream = await send()
     if (stream.status === 200) return stream
-    if (stream.status !== 503) throw new Error(`${stream.status} ${stream.text()}`)
+    if (stream.status !== 503) {
+      await stream.ended
+      const errors = lines.filter((line) => line.includes('"level":"error"'))
+      throw new Error(`${stream.status} ${stream.text()}\n${errors.join('')}`)
+    }
     onRefusal()
     await sleep(20)
   }
