@@ -7,6 +7,7 @@
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import postgres from 'postgres'
+import { createRandom, type Random } from '../test/support/random.ts'
 
 export interface Seed {
   readonly sessions: number
@@ -106,12 +107,12 @@ async function loadSessions(sql: postgres.Sql, owners: Seed['owners'], sessionCo
         const fields = [
           sessionId(session),
           ownerOf(owners, session),
-          random() < 0.1 ? 'report' : 'chat',
-          pick(statuses, random),
+          random.next() < 0.1 ? 'report' : 'chat',
+          random.pick(statuses),
           writeText(random, 5),
-          pick(modes, random),
+          random.pick(modes),
           messagesPerSession,
-          random() < 0.05 ? '{starred,work}' : random() < 0.3 ? '{work}' : '{}',
+          random.next() < 0.05 ? '{starred,work}' : random.next() < 0.3 ? '{work}' : '{}',
           '{"source":"bench"}',
           at,
           at,
@@ -135,7 +136,7 @@ async function loadMessages(sql: postgres.Sql, sessionCount: number): Promise<vo
         for (let seq = 1; seq <= messagesPerSession; seq += 1) {
           const random = createRandom(session * messagesPerSession + seq)
           const isQuestion = seq % 2 === 1
-          const content = writeText(random, isQuestion ? 6 + random() * 28 : 28 + random() * 84)
+          const content = writeText(random, isQuestion ? 6 + random.next() * 28 : 28 + random.next() * 84)
           const fields = [
             messageId(session, seq),
             sessionId(session),
@@ -174,17 +175,17 @@ async function copy(statement: postgres.PendingQuery<never[]>, rows: () => Itera
 }
 
 /** About `words` words of one language, 200 characters for 35 English ones. */
-function writeText(random: () => number, words: number): string {
-  const language = pick(languages, random)
+function writeText(random: Random, words: number): string {
+  const language = random.pick(languages)
   const text: string[] = []
   for (let word = 0; word < words; word += 1) {
     // The square makes the first words of a vocabulary the common ones, as in real texts.
-    text.push(language.words[Math.floor(random() ** 2 * language.words.length)] as string)
+    text.push(language.words[Math.floor(random.next() ** 2 * language.words.length)] as string)
   }
-  const place = Math.floor(random() * text.length)
-  if (random() < 0.0002) text[place] = searched.rare
-  else if (random() < 0.3) text[place] = searched.common
-  else if (random() < 0.02) text[place] = searched.cjk
+  const place = Math.floor(random.next() * text.length)
+  if (random.next() < 0.0002) text[place] = searched.rare
+  else if (random.next() < 0.3) text[place] = searched.common
+  else if (random.next() < 0.02) text[place] = searched.cjk
   return text.join(language.between)
 }
 
@@ -214,22 +215,7 @@ const languages: readonly Language[] = [
 function makeWords(syllables: readonly string[], count: number, shortest: number, longest: number): readonly string[] {
   const random = createRandom(syllables.length)
   return Array.from({ length: count }, () => {
-    const length = shortest + Math.floor(random() * (longest - shortest + 1))
-    return Array.from({ length }, () => pick(syllables, random)).join('')
+    const length = shortest + Math.floor(random.next() * (longest - shortest + 1))
+    return Array.from({ length }, () => random.pick(syllables)).join('')
   })
-}
-
-function pick<T>(from: readonly T[], random: () => number): T {
-  return from[Math.floor(random() * from.length)] as T
-}
-
-/** mulberry32, https://github.com/cprosche/mulberry32 */
-function createRandom(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296
-  }
 }

@@ -539,8 +539,8 @@ test('CORS_ORIGINS may be written with and without blanks, and * goes without co
       t.equal(answer.headers.get('access-control-allow-origin'), origin)
     }
   }
-  const { url: any } = await startEdge(t, { CORS_ORIGINS: '*' })
-  const answer = await createClient(any, { origin: 'https://x.example', 'sec-fetch-site': 'cross-site' }).get('/who')
+  const { url: open } = await startEdge(t, { CORS_ORIGINS: '*' })
+  const answer = await createClient(open, { origin: 'https://x.example', 'sec-fetch-site': 'cross-site' }).get('/who')
   t.equal(answer.status, 200)
   t.equal(answer.headers.get('access-control-allow-origin'), '*')
   t.equal(answer.headers.get('access-control-allow-credentials'), null)

@@ -16,7 +16,7 @@ import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, endingOf, models, openStore, textPart } from '../support/runs.ts'
+import { createOwner, endingOf, models, openStore, textPart, untilWaiting } from '../support/runs.ts'
 
 const requests = 20
 const races = 10
@@ -129,7 +129,7 @@ for (const kind of databases()) {
           await hold`select 1 from chat_sessions where id = ${first.session_id} for update`
           for (const [n, asked] of asks.entries()) {
             pending.push(ask(owner, asked, n).catch((error: unknown) => error))
-            await untilWaiting(n + 1)
+            await untilWaiting(db, n + 1)
           }
         })
         const [winner, ...others] = (await Promise.all(pending)) as [RunFacts, ...Problem[]]
@@ -140,16 +140,6 @@ for (const kind of databases()) {
         await end(winner)
         await db.rows(sql`create unique index chat_runs_one_running on chat_runs (session_id) where status = 'running'`)
       })
-    }
-
-    async function untilWaiting(count: number): Promise<void> {
-      for (const giveUpAt = Date.now() + 4000; Date.now() < giveUpAt; ) {
-        const [row] = await db.rows<{ count: number }>(sql`
-          select count(*)::int as count from pg_stat_activity
-          where datname = current_database() and wait_event_type = 'Lock'`)
-        if (row?.count === count) return
-      }
-      throw new Error(`there are not ${count} statements that wait for the row`)
     }
 
     await t.test(

@@ -20,7 +20,7 @@ import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, endingOf, models, openStore, silent, textPart } from '../support/runs.ts'
+import { createOwner, endingOf, models, openStore, silent, textPart, untilWaiting } from '../support/runs.ts'
 
 const messagesAtOnce = 20
 const races = 20
@@ -421,20 +421,10 @@ for (const kind of databases()) {
           await hold`select 1 from chat_sessions where id = ${session_id} for update`
           for (const [index, step] of steps.entries()) {
             pending.push(step())
-            await untilWaiting(index + 1)
+            await untilWaiting(db, index + 1)
           }
         })
         return (await Promise.all(pending)) as unknown as T
-      }
-
-      async function untilWaiting(count: number): Promise<void> {
-        for (const giveUpAt = Date.now() + 4000; Date.now() < giveUpAt; ) {
-          const [row] = await db.rows<{ count: number }>(sql`
-            select count(*)::int as count from pg_stat_activity
-            where datname = current_database() and wait_event_type = 'Lock'`)
-          if (row?.count === count) return
-        }
-        throw new Error(`there are not ${count} statements that wait for the row`)
       }
 
       await t.test('a commit that could not see the queued message knows of it all the same', async (t) => {
@@ -508,7 +498,7 @@ for (const kind of databases()) {
           await holder.begin(async (hold) => {
             await hold`select 1 from chat_sessions where id = ${session_id} for update`
             late = two.accept(owner, { session_id })
-            await untilWaiting(1)
+            await untilWaiting(db, 1)
             await hold`update chat_runs set status = 'queued' where id = ${queued.id}`
             if (raiseVersion) await hold`update chat_sessions set version = version + 1 where id = ${session_id}`
           })

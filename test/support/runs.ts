@@ -163,3 +163,14 @@ export async function countRows(db: Db, table: 'run_checkpoints' | 'chat_runs' |
 }
 
 export const typesOf = (entries: readonly LogEntry[]) => entries.map(({ event }) => event.type)
+
+/** Resolves when so many statements of this database wait for a row that another holds. */
+export async function untilWaiting(db: Db, count: number): Promise<void> {
+  for (const giveUpAt = Date.now() + 4000; Date.now() < giveUpAt; ) {
+    const [row] = await db.rows<{ count: number }>(sql`
+      select count(*)::int as count from pg_stat_activity
+      where datname = current_database() and wait_event_type = 'Lock'`)
+    if (row?.count === count) return
+  }
+  throw new Error(`there are not ${count} statements that wait for the row`)
+}
