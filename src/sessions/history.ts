@@ -25,15 +25,7 @@ import type { Owner } from '../http/identity.ts'
 import { type CountCacheRead, copyBytesMax, createCopyKeys, hashOwner, throwFirst } from './copies.ts'
 import { writeCursor } from './cursor.ts'
 import { messageColumns } from './messages.ts'
-import type { Message } from './model.ts'
-
-export interface HistoryQuery {
-  readonly cursor?: string
-  /** 50 when absent. */
-  readonly limit?: number
-  readonly order?: 'asc' | 'desc'
-  readonly branch?: 'all' | 'active'
-}
+import { type ListMessagesQuery, type Message, pageRowsDefault } from './model.ts'
 
 export interface HistoryCacheOptions {
   readonly db: Db
@@ -130,7 +122,7 @@ export function createHistoryCache({ db, store, ttlMs, messagesMax, count }: His
   }
 
   /** When the database does not answer: what is known, or the failure. */
-  function serveOld(copy: Copy | undefined, owner: string, query: HistoryQuery, failure: unknown): Buffer {
+  function serveOld(copy: Copy | undefined, owner: string, query: ListMessagesQuery, failure: unknown): Buffer {
     const isAway = failure instanceof Problem && failure.code === 'db_unavailable'
     const page = isAway && copy?.owner === owner ? cutPage(copy, query, true) : undefined
     if (page === undefined) throw failure
@@ -143,7 +135,7 @@ export function createHistoryCache({ db, store, ttlMs, messagesMax, count }: His
      * @returns the answer of GET /sessions/:id/messages as JSON; undefined when the database has to be read for it
      * @throws Problem `not_found`; `db_unavailable` when there is no copy to show either
      */
-    async readPage(caller: Owner, sessionId: string, query: HistoryQuery): Promise<Buffer | undefined> {
+    async readPage(caller: Owner, sessionId: string, query: ListMessagesQuery): Promise<Buffer | undefined> {
       // What comes after a page is seldom in a copy of the end, and a branch is not what it holds.
       if (query.branch === 'active' || query.cursor !== undefined) return undefined
       const id = sessionId.toLowerCase()
@@ -271,8 +263,8 @@ function decode(value: Buffer): Copy | undefined {
 }
 
 /** @returns undefined when what is asked does not lie within the copy */
-function cutPage({ seqs, page }: Copy, query: HistoryQuery, isDegraded = false): Buffer | undefined {
-  const limit = query.limit ?? 50
+function cutPage({ seqs, page }: Copy, query: ListMessagesQuery, isDegraded = false): Buffer | undefined {
+  const limit = query.limit ?? pageRowsDefault
   const isFalling = query.order === 'desc'
   const beginsAtFirst = seqs.length === 0 || seqs[0] === 1
   if (!beginsAtFirst && !(isFalling && limit <= seqs.length)) return undefined

@@ -9,7 +9,7 @@ import { chatMessages, chatSessions, feedback } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { type Page, readMessageCursor, toPage } from './cursor.ts'
-import type { ListMessagesQuery, Message } from './model.ts'
+import { type ListMessagesQuery, type Message, pageRowsDefault } from './model.ts'
 import { createSessionStore, isoTime, mine } from './store.ts'
 
 export type MessageStore = ReturnType<typeof createMessageStore>
@@ -92,7 +92,7 @@ export function createMessageStore(db: Db) {
      * in its place.
      */
     async listMessages(owner: Owner, sessionId: string, query: ListMessagesQuery): Promise<Page<Message>> {
-      const limit = query.limit ?? 50
+      const limit = query.limit ?? pageRowsDefault
       const isFalling = query.order === 'desc'
       const place = query.cursor === undefined ? undefined : readMessageCursor(query.cursor)
       const afterPlace = (seq: SQLWrapper) =>

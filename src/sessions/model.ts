@@ -102,6 +102,16 @@ export const Message = Type.Object({
 })
 export type Message = Static<typeof Message>
 
+/** Roles as people read them. */
+export const roleNames: Readonly<Record<Message['role'], string>> = {
+  user: 'User',
+  assistant: 'Assistant',
+  system: 'System',
+  tool: 'Tool',
+}
+/** Of a session without one. */
+export const untitled = 'Untitled'
+
 export const externalIdUnitsMax = 255
 export const titleUnitsMax = 500
 export const metadataBytesMax = 16 * 1024
@@ -175,7 +185,7 @@ export type ListSessionsQuery = Static<typeof ListSessionsQuery>
 export const ListMessagesQuery = Type.Object(
   {
     cursor: Type.Optional(Type.String({ maxLength: 512 })),
-    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: 50 })),
+    limit: Type.Optional(Type.Integer({ minimum: 1, maximum: pageRowsMax, default: pageRowsDefault })),
     order: Type.Optional(Type.Union([Type.Literal('asc'), Type.Literal('desc')], { default: 'asc' })),
     branch: Type.Optional(
       Type.Union([Type.Literal('all'), Type.Literal('active')], {

@@ -14,8 +14,9 @@ import { chatSessions } from '../db/schema.ts'
 import type { Owner } from '../http/identity.ts'
 import { copyBytesMax, createCopyKeys, hashOwner, liveSeconds, throwFirst } from './copies.ts'
 import { type Page, readSessionCursor, toPage } from './cursor.ts'
-import type { ListSessionsQuery, Session } from './model.ts'
-import { sessionColumns } from './store.ts'
+import { readInstant } from './filter.ts'
+import { type ListSessionsQuery, pageRowsDefault, type Session } from './model.ts'
+import { jsonTexts, sessionColumns } from './store.ts'
 
 export type Snapshots = ReturnType<typeof createSnapshots>
 
@@ -68,7 +69,7 @@ export function createSnapshots(db: Db, store: RedisStore) {
       const owner = hashOwner(caller.key)
       const ids = await store.ask((redis) => redis.zrevrange(keys.sessions(owner), 0, indexMax - 1))
       if (isListed === undefined || ids === undefined || ids.length === 0) return undefined
-      const { limit = 50, offset = 0 } = query
+      const { limit = pageRowsDefault, offset = 0 } = query
       const found: Session[] = []
       for (let start = 0; start < ids.length && found.length <= offset + limit; start += readsMax) {
         const names = ids.slice(start, start + readsMax).map(keys.snapshot)
@@ -96,10 +97,7 @@ const readRows = (db: Db, ids: readonly string[]) =>
       .select({ ...sessionColumns, owner: sql<string>`${chatSessions.owner}` })
       .from(chatSessions)
       .where(
-        and(
-          sql`${chatSessions.id} in (select value::uuid from jsonb_array_elements_text(${JSON.stringify(ids)}::jsonb))`,
-          isNull(chatSessions.deletedAt),
-        ),
+        and(sql`${chatSessions.id} in (select value::uuid from ${jsonTexts(ids)})`, isNull(chatSessions.deletedAt)),
       ),
   )
 
@@ -127,32 +125,28 @@ const knownFilters: ReadonlySet<string> = new Set([
   'offset',
 ])
 
-/** The conditions of list.ts, on rows at hand. */
+/** The conditions of filter.ts, on rows at hand. Times are text of one form, and compared as that. */
 function toFilter(query: ListSessionsQuery): ((session: Session) => boolean) | undefined {
-  if (Object.keys(query).some((name) => !knownFilters.has(name))) return undefined
   const { status, kind, mode, tag, archived } = query
-  const from = query.from === undefined ? -Infinity : toMicroseconds(query.from)
-  const to = query.to === undefined ? Infinity : toMicroseconds(query.to)
+  // Of what is deleted there is no copy.
+  if (status === 'deleted' || Object.keys(query).some((name) => !knownFilters.has(name))) return undefined
+  const from = query.from === undefined ? undefined : readInstant('from', query.from)
+  const to = query.to === undefined ? undefined : readInstant('to', query.to)
   const after = query.cursor === undefined ? undefined : readSessionCursor(query.cursor)
   return (session) => {
     const { last_activity_at: time } = session
-    const at = toMicroseconds(time)
     return (
       (status === undefined || session.status === status) &&
       (kind === undefined || session.kind === kind) &&
       (mode === undefined || session.mode === mode) &&
       (tag === undefined || session.tags.includes(tag)) &&
       (archived === undefined || session.archived === archived) &&
-      at >= from &&
-      at < to &&
+      (from === undefined || time >= from) &&
+      (to === undefined || time < to) &&
       (after === undefined || time < after.time || (time === after.time && session.id < after.id))
     )
   }
 }
 
-/** Since 1970, exact for some 285 years: the score of a sorted set is a double. @param time as in RFC 3339 */
-function toMicroseconds(time: string): number {
-  const fraction = /\.(\d+)/.exec(time)?.[1] ?? ''
-  const seconds = Date.parse(time.replace(/\.\d+/, ''))
-  return seconds * 1000 + Number(fraction.padEnd(6, '0').slice(0, 6))
-}
+/** Since 1970, exact for some 285 years: the score of a sorted set is a double. @param time with six digits, in UTC */
+const toMicroseconds = (time: string): number => Date.parse(`${time.slice(0, 19)}Z`) * 1000 + Number(time.slice(20, 26))

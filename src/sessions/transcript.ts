@@ -4,7 +4,7 @@
  * the same text. It ends at `transcriptBytesMax`, and says so when there was more.
  */
 import type { ArtifactGenerator } from './generators.ts'
-import type { Message } from './model.ts'
+import { type Message, roleNames, untitled } from './model.ts'
 
 const transcriptBytesMax = 1_000_000
 const cutNote = '*The transcript ends here, because it would become too large. The conversation goes on.*\n'
@@ -13,7 +13,7 @@ export const transcript: ArtifactGenerator = {
   name: 'transcript',
   contentType: 'text/markdown',
   async generate({ session, readMessages }) {
-    let text = `# ${session.title?.trim().replace(/\s+/g, ' ') || 'Conversation'}\n`
+    let text = `# ${session.title?.trim().replace(/\s+/g, ' ') || untitled}\n`
     let bytesLeft = transcriptBytesMax - Buffer.byteLength(text) - Buffer.byteLength(cutNote) - 2
     for await (const message of readMessages()) {
       const block = `\n${toMarkdown(message)}`
@@ -26,15 +26,8 @@ export const transcript: ArtifactGenerator = {
   },
 }
 
-const speakers: Readonly<Record<Message['role'], string>> = {
-  user: 'User',
-  assistant: 'Assistant',
-  system: 'System',
-  tool: 'Tool',
-}
-
 function toMarkdown({ role, model, status, content }: Message): string {
-  const heading = `## ${speakers[role]}${role === 'assistant' && model !== null ? ` (${model})` : ''}\n`
+  const heading = `## ${roleNames[role]}${role === 'assistant' && model !== null ? ` (${model})` : ''}\n`
   const words = content === '' ? '' : `\n${content}\n`
   return `${heading}${words}${status === 'completed' ? '' : `\n*${status}*\n`}`
 }

@@ -6,15 +6,9 @@
  * It is read from the same pages as the other forms, and breaks off the same way.
  */
 import type { Owner } from '../http/identity.ts'
+import { roleNames, untitled } from './model.ts'
 import type { ExportedMessage, ExportedSession } from './transfer.ts'
 import type { ExportHead, ExportReader } from './transfer-export.ts'
-
-const roleNames: Readonly<Record<ExportedMessage['role'], string>> = {
-  user: 'User',
-  assistant: 'Assistant',
-  system: 'System',
-  tool: 'Tool',
-}
 
 /** A session as Markdown, piece by piece. @param exportedAt as ISO text */
 export async function* writeMarkdown(
@@ -65,7 +59,7 @@ function describeSession(session: ExportedSession, exportedAt: string): string {
     value === null || value === '' ? [] : [`- ${name}: ${escapeMarks(String(value))}\n`],
   )
   const input = session.input === null || session.input === '' ? '' : `Input:\n\n${fence(session.input)}\n`
-  return `# ${escapeMarks(session.title ?? '') || 'Untitled'}\n\n${lines.join('')}\n${input}`
+  return `# ${escapeMarks(session.title ?? '') || untitled}\n\n${lines.join('')}\n${input}`
 }
 
 function describeMessage(message: ExportedMessage, place: string): string {

@@ -5,7 +5,8 @@ import type { Db } from '../../src/db/db.ts'
 import { sql } from '../../src/db/drizzle.ts'
 import { Problem } from '../../src/errors.ts'
 import type { Owner } from '../../src/http/identity.ts'
-import { createHistoryCache, type HistoryQuery } from '../../src/sessions/history.ts'
+import { createHistoryCache } from '../../src/sessions/history.ts'
+import type { ListMessagesQuery } from '../../src/sessions/model.ts'
 import { addMessages, countReads, openStoreOnRedis, seedSession, untilSo } from '../support/copies.ts'
 import { databases } from '../support/database.ts'
 import { withoutRedis } from '../support/redis.ts'
@@ -22,7 +23,7 @@ for (const kind of databases()) {
     const open = (on: Db = db) => createHistoryCache({ db: on, store, ttlMs, messagesMax, count: reads.count })
     const history = open()
     const keyOf = (id: string) => `${prefix}:hist:${id}`
-    const read = async (owner: Owner, id: string, query: HistoryQuery = {}, from = history) => {
+    const read = async (owner: Owner, id: string, query: ListMessagesQuery = {}, from = history) => {
       const page = await from.readPage(owner, id, query)
       return page === undefined ? undefined : JSON.parse(page.toString())
     }

@@ -36,8 +36,8 @@ test('it holds who said what, and what was not said to its end', async (t) => {
     ].join('\n'),
   )
   t.equal(await write('  A\n title ', messages), text, 'the same every time')
-  t.equal(await write(null, []), '# Conversation\n')
-  t.equal(await write(' ', []), '# Conversation\n')
+  t.equal(await write(null, []), '# Untitled\n')
+  t.equal(await write(' ', []), '# Untitled\n')
 })
 
 test('it ends at its limit, between two characters, and says so', async (t) => {
