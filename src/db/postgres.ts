@@ -25,6 +25,11 @@ const requestWaitMs = 800
 /** Timers may be a little early. */
 const timerSlackMs = 20
 const reconnectSecondsMax = 0.5
+/**
+ * A planner that takes the functions of search for costly would compile statements, which takes a second, or start workers
+ * for them, which takes processors from other requests. No statement here runs for half a second.
+ */
+const manyShortStatements = { jit: 'off', max_parallel_workers_per_gather: '0' } as const
 const migrationWaitMs = 60_000
 const migrationPollMs = 250
 /** All pending migrations together: one that builds an index on a large table may take its time. */
@@ -51,9 +56,7 @@ export function openPostgres(options: PostgresOptions): Db {
       connection: {
         application_name: 'verbatim',
         // A pooler refuses start-up parameters that it does not know.
-        // Compiling a statement takes a second where the planner takes its functions for costly, and no statement here runs
-        // for half as long.
-        ...(statementTimeoutMs === undefined ? {} : { statement_timeout: statementTimeoutMs, jit: 'off' as const }),
+        ...(statementTimeoutMs === undefined ? {} : { statement_timeout: statementTimeoutMs, ...manyShortStatements }),
       },
     })
     return { client, orm: drizzle(client) as unknown as Orm }

@@ -5,11 +5,11 @@
  * compared as they are stored.
  *
  * Whether a word is rare or common decides how it is found quickly, and no planner knows that of a part of a word. So:
- * 1. The newest sessions are read, title and messages. Common words fill a page here; and an owner with few sessions is
- *    done here, whoever else's messages hold the word.
- * 2. If next to none of them has all terms, the term that was met least is looked up in the index of trigrams. When it is
- *    in `hitsMax` messages at most, their sessions are looked through, and that is all there is.
- * 3. Otherwise it is common enough to be met by reading on, in larger steps, until the page is full or `searchMsDefault`
+ * 1. The newest sessions are read, title and messages. Common words fill a page here, or show here that they are common;
+ *    and an owner with few sessions is done here, whoever else's messages hold the word.
+ * 2. If next to none of them has all terms, the terms that were met least are looked up in the index of trigrams, one after
+ *    the other. When one is in `hitsMax` messages at most, their sessions are looked through, and that is all there is.
+ * 3. Otherwise they are common enough to be met by reading on, in larger steps, until the page is full or `searchMsDefault`
  *    has passed. What was found until then is the page, and its cursor is the place that was reached, so a search goes on
  *    where it was and never takes the database for itself.
  *
@@ -36,22 +36,30 @@ const commonMin = 5
 const searchMsDefault = 2000
 /** Messages (and titles) of a rare term. Looking at one takes up to 1 ms, when it is long and Chinese. */
 const hitsMax = 500
-/** The first step: 3 ms for messages of 200 characters, 30 ms for messages of 3000. */
-const firstStep: Step = { sessions: 64, messages: 1000 }
+/** Terms of one search that are looked up; to learn that one is common takes up to 100 ms. */
+const lookUpsMax = 3
+/** 3 ms when the texts have 200 characters, 30 ms when they have 3000. */
+const firstStep: Step = { sessions: 200, texts: 800 }
+/** Follows when there were next to no messages: sessions without any are passed in microseconds, and say nothing of a word. */
+const emptyStep: Step = { sessions: 1000, texts: 1500 }
+const messagesMin = 100
 /** A step that took longer than this is not followed by a larger one. */
 const quickMs = 100
 const growth = 4
-const stepSessionsMin = 16
+const stepTextsMin = 200
+const stepTextsMax = 200_000
 
 interface Step {
   readonly sessions: number
-  /** Of the sessions before the last one, by their counters: one session is always read whole. */
-  readonly messages: number
+  /** Titles and messages, by the sessions' counters. No other session is begun behind them; one that was is read whole. */
+  readonly texts: number
 }
 
 interface Seen extends SessionPlace {
   /** A digit for each term: 1 when the session has it. */
   readonly has: string
+  /** Texts of this session and of those before it in this step, by their counters. */
+  readonly texts: number
   /** How many sessions there were to read in this step. */
   readonly offered: number
 }
@@ -68,16 +76,17 @@ export function readTerms(q: string): readonly string[] {
 export function createSearch(db: Db, searchMs = searchMsDefault) {
   /** Reads sessions, newest first, and says of each which terms it has. */
   async function look(condition: SQL | undefined, terms: readonly string[], step: Step): Promise<Seen[]> {
+    const fold = terms.every((term) => uncased.test(term)) ? cut : folded
     const has = (text: SQL) =>
       sql.join(
         terms.map((term) => sql`coalesce(bool_or(${contains(text, 'search_fold', term)}), false)::int::text`),
         sql` || `,
       )
     return db.rows<Seen>(sql`
-      select offered.id, ${isoTime(sql`offered.last_activity_at`)} as time, offered.offered, found.has
+      select offered.id, ${isoTime(sql`offered.last_activity_at`)} as time, offered.texts::float8, offered.offered, found.has
       from (
         select newest.*, count(*) over ()::int as offered,
-          sum(message_count) over (order by last_activity_at desc, id desc) - message_count as before
+          sum(1 + message_count) over (order by last_activity_at desc, id desc) as texts
         from (
           select id, title, last_activity_at, message_count from chat_sessions
           where ${condition}
@@ -88,12 +97,12 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
       cross join lateral (
         select ${has(sql`said.words`)} as has
         from (
-          select search_fold(offered.title) as words
+          select ${fold(sql`offered.title`)} as words
           union all
-          select search_fold(content) from chat_messages where session_id = offered.id
+          select ${fold(sql`content`)} from chat_messages where session_id = offered.id
         ) said
       ) found
-      where offered.before < ${step.messages}::int
+      where offered.texts - 1 - offered.message_count < ${step.texts}::int
       order by offered.last_activity_at desc, offered.id desc`)
   }
 
@@ -124,6 +133,20 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
     return ids.length < rows.length || ids.length > hitsMax ? undefined : ids
   }
 
+  /** Asks the index for the terms that are likely to be rare. @param met how many sessions had each @returns as `lookUp` */
+  async function lookUpRarest(owner: Owner, terms: readonly string[], met: readonly number[]) {
+    const rare = terms
+      .map((term, index) => ({ term, met: met[index] as number }))
+      .filter(({ met }) => met < commonMin)
+      // Of two that were not met, the longer one: the sessions that were read may be of another language, or empty.
+      .toSorted((a, b) => a.met - b.met || b.term.length - a.term.length)
+    for (const { term } of rare.slice(0, lookUpsMax)) {
+      const ids = await lookUp(owner, term)
+      if (ids !== undefined) return ids
+    }
+    return undefined
+  }
+
   /** @returns those of them that still fit, in the order of the places */
   async function read(condition: SQL | undefined, places: readonly SessionPlace[]): Promise<Session[]> {
     if (places.length === 0) return []
@@ -151,31 +174,33 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
     const found: SessionPlace[] = []
     const met = terms.map(() => 0)
     let reached = after
-    let step = firstStep
+    let stepTexts = firstStep.texts
+    let textsRead = 0
     let sessionsRead = 0
 
     /** @returns whether there is more to read */
-    async function readOn(condition: SQL | undefined, size: Step): Promise<boolean> {
-      const seen = await look(and(condition, reached && behind(reached)), terms, size)
+    async function readOn(condition: SQL | undefined, step: Step): Promise<boolean> {
+      const seen = await look(and(condition, reached && behind(reached)), terms, step)
       for (const { id, time, has } of seen) {
         for (const [index, digit] of [...has].entries()) met[index] = (met[index] as number) + Number(digit)
         if (!has.includes('0')) found.push({ time, id })
       }
+      textsRead += seen.at(-1)?.texts ?? 0
       sessionsRead += seen.length
       reached = seen.at(-1) ?? reached
       const offered = seen.at(0)?.offered ?? 0
-      return seen.length < offered || offered === size.sessions
+      return seen.length < offered || offered === step.sessions
     }
 
-    let more = await readOn(conditions, step)
+    let more = await readOn(conditions, firstStep)
+    if (more && textsRead - sessionsRead < messagesMin) more = await readOn(conditions, emptyStep)
     // Titles of deleted sessions are in no index.
     if (more && found.length < commonMin && query.status !== 'deleted') {
-      const rarest = terms[met.indexOf(Math.min(...met))] as string
-      const ids = await lookUp(owner, rarest)
+      const ids = await lookUpRarest(owner, terms, met)
       if (ids !== undefined) {
         const places = [...new Set(ids)]
         if (places.length > 0) {
-          await readOn(and(conditions, among(places)), { sessions: places.length, messages: int4Max })
+          await readOn(and(conditions, among(places)), { sessions: places.length, texts: int4Max })
         }
         more = false
       }
@@ -183,12 +208,14 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
     for (let stepAt = startedAt; more && found.length < wanted; ) {
       const now = performance.now()
       if (now - startedAt > searchMs) break
-      if (now - stepAt < quickMs) step = { sessions: step.sessions * growth, messages: step.messages * growth }
+      if (now - stepAt < quickMs) stepTexts = Math.min(stepTexts * growth, stepTextsMax)
       stepAt = now
       // To where what is missing is likely to be found, and somewhat further.
-      const likely = Math.ceil((1.25 * (wanted - found.length) * sessionsRead) / Math.max(1, found.length))
-      const sessions = Math.min(step.sessions, Math.max(likely, stepSessionsMin))
-      more = await readOn(conditions, { ...step, sessions })
+      const likely = Math.ceil((1.25 * (wanted - found.length) * textsRead) / Math.max(1, found.length))
+      const texts = Math.min(stepTexts, Math.max(likely, stepTextsMin))
+      // Sessions are about as long as before. To find those that are to be read takes time of its own.
+      const sessions = Math.ceil(texts * Math.min(1, (1.5 * sessionsRead) / textsRead))
+      more = await readOn(conditions, { sessions, texts })
     }
     const data = await read(conditions, found.slice(offset, offset + limit))
     const last = found.length >= wanted ? found[offset + limit - 1] : more ? reached : undefined
@@ -196,6 +223,11 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
   }
 }
 
+/** Of terms in scripts without capitals the texts need not be folded, which is half the time. */
+const uncased = /^[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]+$/u
+const folded = (text: SQL): SQL => sql`search_fold(${text})`
+/** What is left of a text in `search_fold`. */
+const cut = (text: SQL): SQL => sql`left(${text}, 200000)`
 const int4Max = 2_147_483_647
 
 /** Whether a text holds a term. `fold` is what both are put through: one of the functions of the index's migration. */

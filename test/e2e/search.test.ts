@@ -139,7 +139,7 @@ for (const database of databases()) {
     await t.test(
       'it does so too when there are many newer sessions, and other owners with the same words',
       async (t) => {
-        const others = Array.from({ length: 120 }, (_, n) => ({
+        const others = Array.from({ length: 320 }, (_, n) => ({
           title: `Newer ${n}`,
           messages: ['of this and that', '這個和那個'],
         }))
@@ -148,12 +148,26 @@ for (const database of databases()) {
           const positions = (await find(client, q)).map((id) => ids.indexOf(id)).filter((index) => index < talks.length)
           t.same(positions, found, encodeURIComponent(q))
         }
-        t.equal((await find(client, 'newer')).length, 120)
-        t.equal((await find(client, 'that')).length, 120)
-        t.equal((await find(client, '那個 newer', '&limit=100')).length, 120)
+        t.equal((await find(client, 'newer')).length, 320)
+        t.equal((await find(client, 'that')).length, 320)
+        t.equal((await find(client, '那個 newer', '&limit=100')).length, 320)
         t.same(await find(client, 'that nowhere'), [])
       },
     )
+
+    await t.test('it does so too behind more sessions without a word than are passed in one step', async (t) => {
+      const silent = Array.from({ length: 1300 }, () => ({ title: null, messages: [] }))
+      const common = Array.from({ length: 600 }, () => ({ title: null, messages: ['common 那個', 'words'] }))
+      const { client, ids } = await own([...talks, ...common, ...silent])
+      for (const [q, found] of cases) {
+        const positions = (await find(client, q)).map((id) => ids.indexOf(id)).filter((index) => index < talks.length)
+        t.same(positions, found, encodeURIComponent(q))
+      }
+      t.equal((await find(client, 'common', '&limit=100')).length, 600)
+      t.equal((await find(client, '那個 words', '&limit=100')).length, 600)
+      t.same(await find(client, 'common nowhere'), [])
+      t.same(await find(client, 'longest common'), [])
+    })
 
     await t.test('a search goes with every filter, a page size and an offset', async (t) => {
       const { client, ids } = await own(
@@ -185,7 +199,7 @@ for (const database of databases()) {
         const talk = fc.record({ title: fc.option(text), messages: fc.array(text, { maxLength: 3 }) })
         await fc.assert(
           fc.asyncProperty(
-            fc.array(talk, { minLength: 220, maxLength: 260 }),
+            fc.array(talk, { minLength: 300, maxLength: 360 }),
             fc.array(fc.array(word, { minLength: 1, maxLength: 3 }), { minLength: 6, maxLength: 6 }),
             async (talks, questions) => {
               const { client, ids, visitor } = await own(talks)
@@ -229,7 +243,7 @@ for (const database of databases()) {
     })
 
     await t.test('among the deleted a word is found too, also in the title of an old one', async (t) => {
-      const newer = Array.from({ length: 100 }, (_, index) => ({ title: `Number ${index}`, messages: [] }))
+      const newer = Array.from({ length: 250 }, (_, index) => ({ title: `Number ${index}`, messages: [] }))
       const { client, ids } = await own([{ title: 'A walrus', messages: [] }, ...newer])
       await db.rows(sql`
         update chat_sessions set deleted_at = now(), status = 'deleted'
