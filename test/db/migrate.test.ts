@@ -8,7 +8,7 @@ import { sql } from '../../src/db/drizzle.ts'
 import { migrationsFolder } from '../../src/db/migrate.ts'
 import { openPglite } from '../../src/db/pglite.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
-import { createTestDatabase, databases, inMemory } from '../support/database.ts'
+import { createTestDatabase, databases } from '../support/database.ts'
 
 const journal: { entries: { when: number }[] } = JSON.parse(
   readFileSync(`${migrationsFolder}/meta/_journal.json`, 'utf8'),
@@ -21,7 +21,7 @@ for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
     const url = kind === 'postgres' ? (await createTestDatabase(t)).url : undefined
     const open = async () =>
-      url === undefined ? openPglite(inMemory) : openPostgres({ url, unpooledUrl: url, poolSize: 2 })
+      url === undefined ? openPglite('memory:') : openPostgres({ url, unpooledUrl: url, poolSize: 2 })
     const db = await open()
     t.teardown(() => db.close())
 

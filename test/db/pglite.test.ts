@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import t, { type Test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
-import { openPglite, writeEmptyDump } from '../../src/db/pglite.ts'
+import { openPglite, writeDump } from '../../src/db/pglite.ts'
 import { createFolder } from '../support/gateway.ts'
 
 const source = new URL('../../src/', import.meta.url)
@@ -77,15 +77,14 @@ t.test('databases in memory are each their own', async (t) => {
 })
 
 t.test('a database in memory begins with a dump, and what is done to it stays in memory', async (t) => {
-  const dump = join(await createFolder(t), 'empty.tar')
-  await writeEmptyDump(dump)
+  const dump = join(await createFolder(t), 'new.tar')
+  await writeDump(dump)
   for (const _again of [1, 2]) {
     const db = await openPglite(`memory:${dump}`)
     t.match(db.description, /nothing is kept/)
-    await db.migrate()
     t.same(await db.rows(sql`select count(*)::int as count from chat_sessions`), [{ count: 0 }])
     await db.rows(sql`insert into chat_sessions (id, visitor_hash) values (gen_random_uuid(), 'x')`)
     await db.close()
   }
-  await t.rejects(openPglite('memory:/nowhere/empty.tar'), { code: 'ENOENT' })
+  await t.rejects(openPglite('memory:/nowhere/new.tar'), { code: 'ENOENT' })
 })

@@ -13,7 +13,7 @@ import { createRunStore } from '../../src/runs/store.ts'
 import { createMessageStore } from '../../src/sessions/messages.ts'
 import { createClient, isDelta, isDone, type Received, type Stream, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
-import { createFolder, startGateway } from '../support/gateway.ts'
+import { createDataFolder, startGateway } from '../support/gateway.ts'
 import { createOwner, endingOf, lease, textPart } from '../support/runs.ts'
 
 const endOf = ({ received }: Stream) => received.at(-1)?.data
@@ -24,7 +24,9 @@ for (const database of databases()) {
     const upstream = await startFakeUpstream()
     t.teardown(() => upstream.close())
     const store: Record<string, string> =
-      database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
+      database === 'pglite'
+        ? { DATA_DIR: await createDataFolder(t) }
+        : { DATABASE_URL: (await createTestDatabase(t)).url }
     const env = { ...store, OPENAI_BASE_URL: upstream.url, DATABASE_POOL: '5' }
     const first = await startGateway(t, { env })
     const second = database === 'postgres' ? await startGateway(t, { env }) : first

@@ -10,7 +10,7 @@ import { buildApp } from '../../src/app.ts'
 import { readConfig } from '../../src/config.ts'
 import { type Client, createClient, holdParts, isDelta, isDone, type Stream, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
-import { createFolder, type Gateway, startGateway } from '../support/gateway.ts'
+import { createDataFolder, type Gateway, startGateway } from '../support/gateway.ts'
 import { startProxy } from '../support/proxy.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
 
@@ -302,7 +302,7 @@ for (const database of databases()) {
 test('a ticket outlives the restart of an embedded gateway', async (t) => {
   const upstream = await startFakeUpstream({ script: () => say({ text: 'Kept' }) })
   t.teardown(() => upstream.close())
-  const folder = await createFolder(t)
+  const folder = await createDataFolder(t)
   const options = { env: { DATA_DIR: folder, OPENAI_BASE_URL: upstream.url } }
   const before = await startGateway(t, options)
   const client = createClient(before.url)

@@ -6,7 +6,7 @@ import { test } from 'tap'
 import { begin, chunk, createGate, forever, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { createClient, holdParts, isDone, type Received, shownText } from '../support/client.ts'
 import { createTestDatabase, type DatabaseKind } from '../support/database.ts'
-import { createFolder, spawnGateway, untilReady } from '../support/gateway.ts'
+import { createDataFolder, spawnGateway, untilReady } from '../support/gateway.ts'
 
 /** Promise P7: at most this long after the kill, viewers see the end. */
 const takeoverMsMax = 12_000
@@ -22,7 +22,9 @@ export function testKills(database: DatabaseKind, skip: string | false = false):
     const upstream = await startFakeUpstream()
     t.teardown(() => upstream.close())
     const store: Record<string, string> =
-      database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
+      database === 'pglite'
+        ? { DATA_DIR: await createDataFolder(t) }
+        : { DATABASE_URL: (await createTestDatabase(t)).url }
     const env = { ...store, OPENAI_BASE_URL: upstream.url, LOG_LEVEL: 'warn', CHECKPOINT_MS: '20' }
 
     for (let trial = 1; trial <= trials[database]; trial += 1) {
@@ -93,7 +95,9 @@ export function testKills(database: DatabaseKind, skip: string | false = false):
       yield chunk({ content: 'never' })
     })
     const store: Record<string, string> =
-      database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
+      database === 'pglite'
+        ? { DATA_DIR: await createDataFolder(t) }
+        : { DATABASE_URL: (await createTestDatabase(t)).url }
     const env = { ...store, OPENAI_BASE_URL: upstream.url, LOG_LEVEL: 'warn' }
     const first = await spawnAndWait(t, env)
     const client = createClient(first.url)

@@ -6,14 +6,16 @@ import { test } from 'tap'
 import { begin, createGate, forever, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { createClient, isDelta, isDone, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
-import { createFolder, spawnGateway, untilReady } from '../support/gateway.ts'
+import { createDataFolder, spawnGateway, untilReady } from '../support/gateway.ts'
 
 for (const database of databases()) {
   test(`on ${database}`, async (t) => {
     const upstream = await startFakeUpstream()
     t.teardown(() => upstream.close())
     const store: Record<string, string> =
-      database === 'pglite' ? { DATA_DIR: await createFolder(t) } : { DATABASE_URL: (await createTestDatabase(t)).url }
+      database === 'pglite'
+        ? { DATA_DIR: await createDataFolder(t) }
+        : { DATABASE_URL: (await createTestDatabase(t)).url }
     const env = { ...store, OPENAI_BASE_URL: upstream.url }
 
     await t.test('a reply that ends within the drain time is shown and stored whole; exit code 0', async (t) => {

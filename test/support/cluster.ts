@@ -6,16 +6,13 @@
  * The cluster owns what it starts. Whatever a test has killed, frozen or cut off is still ended properly: a frozen
  * process is killed, a killed Postgres is started again so that it can end by itself.
  */
-import { mkdtemp, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import type { Test } from 'tap'
 import { type FakeUpstream, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { type Server, ServicesError, startPostgres, startRedis } from '../../scripts/servers.ts'
 import { explainMissing, findInstalled } from '../../scripts/services.ts'
-import { type SpawnedGateway, spawnGateway, untilReady } from './gateway.ts'
+import { createDataFolder, type SpawnedGateway, spawnGateway, untilReady } from './gateway.ts'
 import { nowMs } from './history.ts'
 import { type StoreProxy, startProxy } from './proxy.ts'
 import { createSpeaker, type Speaker } from './speaker.ts'
@@ -85,8 +82,7 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
 
   const pg = embedded ? undefined : await openServer(t, 'postgres')
   const redis = withRedis && !embedded ? await openServer(t, 'redis') : undefined
-  const folder = embedded ? await mkdtemp(join(tmpdir(), 'verbatim-test-')) : undefined
-  if (folder !== undefined) t.teardown(() => rm(folder, { recursive: true, force: true }))
+  const folder = embedded ? await createDataFolder(t) : undefined
   const sql = postgres(pg?.url ?? 'postgres://127.0.0.1:1/none', {
     max: 2,
     connect_timeout: 5,

@@ -10,7 +10,7 @@ import type { Test } from 'tap'
 const connectSeconds = 10
 const missing = 'run npm test, or set TEST_DATABASE_URL'
 
-/** An embedded database that keeps nothing; quicker to open when the run has made a dump of an empty one. */
+/** An embedded database that keeps nothing; quicker to open when the run has made a dump of a new one. */
 export const inMemory = `memory:${process.env.TEST_PGLITE_DUMP ?? ''}`
 
 export type DatabaseKind = 'pglite' | 'postgres'
