@@ -13,9 +13,10 @@
  *
  * Every process counts by itself, always: it never lets more than the limit through, whatever happens elsewhere. With
  * Redis it also takes what it lets through from a budget that all processes share: a fiftieth of the limit at a time
- * (24 of 1200 reads, one of 60 runs), because a round trip costs more than many a request does. Together they never let more than the limit through; what a process has taken and not used is lost to the others until the window
- * ends. Redis is waited for `sharedWaitMs` at most; after a miss it is left alone for `sharedRestMs`, so that a slow one
- * delays one request a second. It never makes a request fail, and while it is away each process goes by its own count.
+ * (24 of 1200 reads, one of 60 runs), because a round trip costs more than many a request does. Together they never let
+ * more than the limit through; what a process has taken and not used is lost to the others until the window ends. Redis is
+ * waited for `sharedWaitMs` at most; after a miss it is left alone for `sharedRestMs`, so that a slow one delays one request
+ * a second. It never makes a request fail, and while it is away each process goes by its own count.
  *
  * Owners and addresses are kept only as salted hashes: an address, and whatever goes to Redis, as an HMAC. The salt is
  * random: this process's own for its own counts, one of the day for those in Redis. An IPv6 address counts as its /64,
@@ -297,19 +298,18 @@ function createWindows({ windowsMax = 100_000, now: readNow = monotonic }: Limit
   }
 }
 
-/** The last `max` keys. `add` says whether the key was there. */
+/** The last `max` keys. */
 function createSeen(max: number) {
   const keys = new Set<string>()
   return {
     has: (key: string) => keys.has(key),
-    add(key: string): boolean {
-      const before = keys.delete(key)
+    add(key: string): void {
+      keys.delete(key)
       keys.add(key)
       for (const oldest of keys) {
-        if (keys.size <= max) break
+        if (keys.size <= max) return
         keys.delete(oldest)
       }
-      return before
     },
   }
 }
