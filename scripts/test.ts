@@ -184,6 +184,8 @@ function startTap(
     '--disable-coverage',
     `--jobs=${Math.min(jobsMax, availableParallelism() + jobsMore)}`,
     `--timeout=${fileTimeoutSeconds}`,
+    // The embedded database is WebAssembly. To optimize it takes a processor longer than most files run.
+    '--node-arg=--liftoff-only',
     // A skip is only honest where the run as a whole says that something is left out.
     ...(embeddedOnly ? [] : ['--fail-skip', '--fail-todo']),
     ...options,

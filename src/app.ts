@@ -247,8 +247,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         rateLimits: config.rateLimits,
         trustedProxies: config.trustedProxies,
         shared: overrides.counters ?? (store === undefined ? undefined : createCounters(store)),
-        isKnown: async (key) =>
-          (await db.rows(sql`select 1 from chat_sessions where owner = ${key} limit 1`)).length > 0,
+        isKnown: sessions.hasAny,
         onRefused: metrics.countRateLimited,
       })
       await api.register(identity, {

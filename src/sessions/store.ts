@@ -77,6 +77,11 @@ export function createSessionStore(db: Db, changes?: SessionChanges) {
   return {
     getSession,
 
+    /** Whether this owner has a session, a deleted one too. */
+    async hasAny(ownerKey: string): Promise<boolean> {
+      return (await db.rows(sql`select 1 from chat_sessions where owner = ${ownerKey} limit 1`)).length > 0
+    },
+
     /**
      * Makes a session, or finds the owner's own one with the same id or external id.
      * @throws Problem `not_found` when the id is somebody else's; `conflict` when it is that of a session that the owner has
