@@ -29,7 +29,7 @@ const lastLinesMs = 1_000
 /** More files at once than this make timing tests unreliable without making the run shorter. */
 const jobsMax = 4
 /** Files at once beyond the processors: tests of faults mostly wait, for leases and limits. */
-const jobsMore = 2
+const jobsMore = 1
 /** Fewer test files than this are done sooner than a dump for them pays. */
 const dumpFilesMin = 10
 const root = join(import.meta.dirname, '..')

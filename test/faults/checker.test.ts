@@ -373,6 +373,12 @@ test('words may be lost when Redis was away and the process died within the same
   t.same(rulesOf(lostWords([away(4_000, 15_500, 'http://c')])), ['P3 shown is kept'], 'a third process had no Redis')
   t.same(rulesOf(lostWords([])), ['P3 shown is kept'], 'Redis was there')
 
+  const unstored = lostWords([away(4_000, 4_500)])
+  replace(unstored, isEvent('v1', '2-1'), reset(15_000, 'v1', '2-1', ''))
+  unstored.messages[1] = { ...(unstored.messages[1] as MessageRow), content: '' }
+  unstored.said.push({ ...(unstored.said[0] as SaidCall), key: 'k2', lastWordAtMs: 1_000 })
+  t.same(rulesOf(unstored), [], 'nothing is stored, and another reply that began the same had been said long before')
+
   const old = lostWords([away(1_000, 6_000)])
   replace(old, isEvent('v1', '1-2'), delta(2_000, 'v1', '1-2', 0, 'Hello '))
   t.same(rulesOf(old), ['P3 shown is kept'], 'three seconds before the kill there had been a checkpoint since')

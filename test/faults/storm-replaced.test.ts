@@ -16,9 +16,9 @@ test(`row 49: all gateways are replaced at once: ${viewers} viewers have caught 
   await crowd.watch(await begin(cluster))
   const old = [...cluster.gateways]
   const next = [await cluster.spawn(), await cluster.spawn()]
-  const returning = crowd.expect(next.map(({ url }) => url))
+  const { returned } = await crowd.expect(next.map(({ url }) => url))
   for (const gateway of old) gateway.terminate()
-  const result = await returning
+  const result = await returned
   for (const gateway of old) t.equal(await gateway.exited, 0)
   t.comment(`replaced: ${describe(result)}`)
   t.equal(result.tookMs.length + result.ended, viewers)

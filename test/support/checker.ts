@@ -380,6 +380,8 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
   const runsById = new Map(evidence.runs.map((run) => [run.id, run]))
   const messagesById = new Map(evidence.messages.map((message) => [message.id, message]))
   const owners = ownersOf(evidence)
+  const keys = keysOfRuns(evidence)
+  const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
   const watchesByRun = Map.groupBy(watches, ({ runId }) => runId)
   for (const watch of watches) {
     const run = runsById.get(watch.runId)
@@ -395,12 +397,12 @@ function checkTexts(evidence: Evidence, watches: readonly Watch[], say: Say, fig
       figures.duplicatedUnits += Math.max(0, last.length - stored.length)
     }
     const others = watchesByRun.get(watch.runId) ?? []
-    checkShown(evidence, watch, others, stored, owners.get(watch.runId) ?? [], say, figures)
+    const calls = saidByKey.get(keys.get(watch.runId) ?? '') ?? []
+    checkShown(evidence, watch, others, calls, stored, owners.get(watch.runId) ?? [], say, figures)
   }
 
-  const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
   for (const run of evidence.runs) {
-    const key = run.idempotency_key ?? keyOf(messagesById.get(run.user_message_id)?.content ?? '')
+    const key = keys.get(run.id) ?? ''
     const calls = saidByKey.get(key) ?? []
     const reply = messagesById.get(run.message_id)
     if (reply === undefined) continue
@@ -422,6 +424,7 @@ function checkShown(
   evidence: Evidence,
   watch: Watch,
   watchesOfRun: readonly Watch[],
+  calls: readonly SaidCall[],
   stored: string,
   owners: readonly string[],
   say: Say,
@@ -437,7 +440,7 @@ function checkShown(
     if (longest === undefined || stored.startsWith(longest.text)) continue
     const beyond = stretch.find(({ text }) => !stored.startsWith(text)) ?? longest
     const isReplaced = index < bounds.length - 1
-    const why = excuse(evidence, { ...beyond, saidAtMs: findSaidAt(evidence, watchesOfRun, beyond, stored) }, owners)
+    const why = excuse(evidence, { ...beyond, saidAtMs: findSaidAt(calls, watchesOfRun, beyond, stored) }, owners)
     const units = longest.text.length - commonUnits(longest.text, stored)
     // Who has left before the reset could come holds what it held; who has seen the end may not.
     if (why !== undefined && (isReplaced || watch.done === undefined)) {
@@ -452,12 +455,15 @@ function checkShown(
   }
 }
 
-/** The latest that the first of the words beyond what is stored can have been said: a viewer may be shown them much later. */
-function findSaidAt({ said }: Evidence, watches: readonly Watch[], beyond: Shown, stored: string): number {
+/**
+ * The latest that the first of the words beyond what is stored can have been said: a viewer may be shown them much later.
+ * @param calls of this run: others begin with the same words
+ */
+function findSaidAt(calls: readonly SaidCall[], watches: readonly Watch[], beyond: Shown, stored: string): number {
   const place = commonUnits(beyond.text, stored)
   const start = beyond.text.slice(0, place + 1)
   const shown = watches.flatMap((watch) => watch.shown.find(({ text }) => text.startsWith(start))?.atMs ?? [])
-  const lastWords = said.flatMap(({ text, lastWordAtMs }) => (text.startsWith(start) ? (lastWordAtMs ?? []) : []))
+  const lastWords = calls.flatMap(({ text, lastWordAtMs }) => (text.startsWith(start) ? (lastWordAtMs ?? []) : []))
   return Math.min(beyond.atMs, ...shown, ...lastWords)
 }
 
@@ -518,11 +524,8 @@ function excuse(
 /** P5: one call for a message; another only when the first process was gone before anything was shown. */
 function checkCalls(evidence: Evidence, watches: readonly Watch[], say: Say): void {
   const watchesByRun = Map.groupBy(watches, ({ runId }) => runId)
-  const contentOf = new Map(evidence.messages.map(({ id, content }) => [id, content]))
-  const runsByKey = Map.groupBy(
-    evidence.runs,
-    (run) => run.idempotency_key ?? keyOf(contentOf.get(run.user_message_id) ?? ''),
-  )
+  const keys = keysOfRuns(evidence)
+  const runsByKey = Map.groupBy(evidence.runs, ({ id }) => keys.get(id))
   const owners = ownersOf(evidence)
   for (const [key, calls] of Map.groupBy(evidence.said, (call) => call.key)) {
     const [first, second] = calls
@@ -573,6 +576,12 @@ function ownersOf(evidence: Evidence): Map<string, string[]> {
   return owners
 }
 
+/** The key of each run's message, with which the provider was asked. */
+function keysOfRuns({ runs, messages }: Evidence): Map<string, string> {
+  const contents = new Map(messages.map(({ id, content }) => [id, content]))
+  return new Map(runs.map((run) => [run.id, run.idempotency_key ?? keyOf(contents.get(run.user_message_id) ?? '')]))
+}
+
 /** Runs that may have waited in their session's queue. */
 function findWaited({ history, runs }: Evidence): Set<string> {
   const keys = new Set(history.flatMap((line) => (line.what === 'wants' && line.queues ? [line.key] : [])))
@@ -582,17 +591,14 @@ function findWaited({ history, runs }: Evidence): Set<string> {
 function measureStalls(evidence: Evidence, watches: readonly Watch[], figures: Figures): void {
   const owners = ownersOf(evidence)
   const waited = findWaited(evidence)
-  const messages = new Map(evidence.messages.map(({ id, content }) => [id, content]))
-  const keyOfRun = new Map(
-    evidence.runs.map((run) => [run.id, run.idempotency_key ?? keyOf(messages.get(run.user_message_id) ?? '')]),
-  )
+  const keys = keysOfRuns(evidence)
   const saidByKey = Map.groupBy(evidence.said, ({ key }) => key)
   // Silence while a process is dead, frozen or taken over is measured as takeover.
   const deaths = evidence.faults.filter(({ kind }) => kind === 'kill' || kind === 'freeze' || kind === 'terminate')
   const slow = new Set(evidence.history.flatMap((line) => (line.what === 'wants' && line.slow ? [line.viewer] : [])))
   for (const watch of watches) {
     if (slow.has(watch.viewer)) continue
-    const calls = saidByKey.get(keyOfRun.get(watch.runId) ?? '') ?? []
+    const calls = saidByKey.get(keys.get(watch.runId) ?? '') ?? []
     // Of a message that waited it is not known which process made the reply.
     const home = waited.has(watch.runId) ? undefined : owners.get(watch.runId)?.[0]
     for (const { gateway, fromMs, toMs, wordsAtMs } of watch.visits) {

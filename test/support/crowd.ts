@@ -57,6 +57,7 @@ type Command =
 type Told =
   | { readonly told: 'ready' }
   | { readonly told: 'watching' }
+  | { readonly told: 'expecting' }
   | { readonly told: 'returned'; readonly result: Return }
   | { readonly told: 'held'; readonly held: readonly Held[] }
 
@@ -65,8 +66,11 @@ export interface Crowd {
   watch(places: readonly Place[]): Promise<void>
   /** Cuts all connections at once. Resolves when all are back and have caught up. */
   storm(gateways: readonly string[]): Promise<Return>
-  /** The same, when the cut comes from elsewhere: from now on. */
-  expect(gateways: readonly string[]): Promise<Return>
+  /**
+   * The same, when the cut comes from elsewhere. Resolves when everybody knows where to go then; a cut that came before
+   * would send them back to where they were.
+   */
+  expect(gateways: readonly string[]): Promise<{ readonly returned: Promise<Return> }>
   /** Resolves when all have seen the end. */
   finish(): Promise<readonly Held[]>
 }
@@ -107,9 +111,11 @@ export async function startCrowd(t: Pick<Test, 'teardown'>): Promise<Crowd> {
       return (await returned).result
     },
     async expect(gateways) {
+      const expecting = hear('expecting')
       const returned = hear('returned')
       say({ do: 'expect', gateways })
-      return (await returned).result
+      await expecting
+      return { returned: returned.then(({ result }) => result) }
     },
     async finish() {
       const told = hear('held')
@@ -286,6 +292,7 @@ function main(): void {
     } else if (command.do === 'expect') {
       const result = await allBack(() => {
         expected = command.gateways
+        tell({ told: 'expecting' })
       })
       tell({ told: 'returned', result })
     } else {
