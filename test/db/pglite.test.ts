@@ -8,7 +8,8 @@ import { createInterface } from 'node:readline'
 import t, { type Test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import { openPglite, writeDump } from '../../src/db/pglite.ts'
-import { createFolder } from '../support/gateway.ts'
+import { inMemory } from '../support/database.ts'
+import { createDataFolder, createFolder } from '../support/gateway.ts'
 
 const source = new URL('../../src/', import.meta.url)
 const holderProgram = `
@@ -58,7 +59,7 @@ t.test('a folder that is open is refused, in this process and from another, with
 })
 
 t.test('when its holder is killed the folder opens, with all that was committed', async (t) => {
-  const folder = await createFolder(t)
+  const folder = await createDataFolder(t)
   const holder = await openElsewhere(t, folder)
   t.equal(holder.line, 'open')
   await t.rejects(openPglite(folder), { message: refusal(folder) })
@@ -70,7 +71,7 @@ t.test('when its holder is killed the folder opens, with all that was committed'
 })
 
 t.test('databases in memory are each their own', async (t) => {
-  const [a, b] = await Promise.all([openPglite('memory:'), openPglite('memory:')])
+  const [a, b] = await Promise.all([openPglite(inMemory), openPglite(inMemory)])
   t.teardown(() => Promise.all([a.close(), b.close()]))
   await a.rows(sql`create table only_here (id int)`)
   await t.rejects(b.rows(sql`select * from only_here`), { message: 'SQLSTATE 42P01' })
