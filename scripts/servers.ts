@@ -113,7 +113,11 @@ export async function startRedis(command: string, signal: AbortSignal): Promise<
   try {
     return await startOnFreePort(home, undefined, signal, (port) => ({
       command,
-      args: ['--port', `${port}`, '--bind', '127.0.0.1', '--dir', home, '--save', '', '--appendonly', 'no'],
+      args: [
+        ...['--port', `${port}`, '--bind', '127.0.0.1', '--dir', home, '--save', '', '--appendonly', 'no'],
+        // Its title would be written over its environment, by which the end of a run finds it.
+        ...['--set-proc-title', 'no'],
+      ],
       url: `redis://127.0.0.1:${port}`,
       stopWith: 'SIGTERM',
       killWith: 'SIGKILL',

@@ -1,9 +1,11 @@
 /**
  * The services the test command promises are really there: they answer through the drivers that the gateway uses.
  */
+import { readFileSync } from 'node:fs'
 import { Redis } from 'ioredis'
 import postgres from 'postgres'
 import t from 'tap'
+import { startRedis } from '../scripts/servers.ts'
 
 const embeddedOnly = process.env.TEST_EMBEDDED_ONLY === '1' ? 'TEST_EMBEDDED_ONLY=1: no Postgres and no Redis' : false
 
@@ -19,3 +21,16 @@ t.test('TEST_REDIS_URL answers PING', { skip: embeddedOnly }, async (t) => {
   t.teardown(() => redis.disconnect())
   t.equal(await redis.ping(), 'PONG')
 })
+
+t.test(
+  'a Redis that a test starts is known by the name of the run, so that the end of the run finds it',
+  {
+    skip: process.platform === 'linux' ? embeddedOnly : 'only Linux tells the environment of a process',
+  },
+  async (t) => {
+    const server = await startRedis('redis-server', AbortSignal.timeout(20_000))
+    t.teardown(() => server.close())
+    const environment = readFileSync(`/proc/${server.pid}/environ`, 'utf8').split('\0')
+    t.ok(environment.includes(`TEST_RUN=${process.env.TEST_RUN}`))
+  },
+)
