@@ -27,7 +27,7 @@ const timerSlackMs = 20
 const reconnectSecondsMax = 0.5
 /**
  * A planner that takes the functions of search for costly would compile statements, which takes a second, or start workers
- * for them, which takes processors from other requests. No statement here runs for half a second.
+ * for them, which takes processors from other requests. Statements here are many, and next to all run for milliseconds.
  */
 const manyShortStatements = { jit: 'off', max_parallel_workers_per_gather: '0' } as const
 const migrationWaitMs = 60_000

@@ -233,10 +233,10 @@ const int4Max = 2_147_483_647
 /** Whether a text holds a term. `fold` is what both are put through: one of the functions of the index's migration. */
 function contains(text: SQL, fold: 'search_fold' | 'search_text', term: string): SQL {
   const forms = [...new Set([term, term.normalize('NFC'), term.normalize('NFD')])]
-  const folded = fold === 'search_fold' ? sql`search_fold` : sql`search_text`
-  const subject = fold === 'search_fold' ? text : sql`search_text(${text})`
+  const name = sql.raw(fold)
+  const subject = fold === 'search_fold' ? text : sql`${name}(${text})`
   return sql.join(
-    forms.map((form) => sql`${subject} like '%' || ${folded}(${form.replaceAll(/[\\%_]/g, '\\$&')}) || '%'`),
+    forms.map((form) => sql`${subject} like '%' || ${name}(${form.replaceAll(/[\\%_]/g, '\\$&')}) || '%'`),
     sql` or `,
   )
 }

@@ -9,7 +9,7 @@ import { sql } from '../../src/db/drizzle.ts'
 import type { Owner } from '../../src/http/identity.ts'
 import { createServer } from '../../src/http/server.ts'
 import { registerClaim } from '../../src/sessions/claim.ts'
-import { type Client, createClient, isDelta, isDone, shownText } from '../support/client.ts'
+import { type Answer, type Client, createClient, isDelta, isDone, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { type Gateway, startGateway } from '../support/gateway.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
@@ -325,8 +325,7 @@ for (const database of databases()) {
 
 interface Actors {
   readonly visit: () => Promise<Client>
-  // biome-ignore lint/suspicious/noExplicitAny: a session, as the gateway answers it
-  readonly create: (client: Client, body?: object) => Promise<any>
+  readonly create: (client: Client, body?: object) => Promise<Answer['body']>
   readonly claim: (user: Client, visitor: Client) => ReturnType<Client['post']>
   readonly logIn: (sub: string) => Client
 }

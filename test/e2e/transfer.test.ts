@@ -13,7 +13,7 @@ import { createServer } from '../../src/http/server.ts'
 import type { ExportedMessage } from '../../src/sessions/transfer.ts'
 import type { ExportHead, ExportReader } from '../../src/sessions/transfer-export.ts'
 import { registerTransfer, type TransferRoutesOptions } from '../../src/sessions/transfer-routes.ts'
-import { type Client, createClient, isDelta } from '../support/client.ts'
+import { type Answer, type Client, createClient, isDelta } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
 import { openSocket } from '../support/raw.ts'
@@ -39,12 +39,14 @@ for (const database of databases()) {
       const response = await fetch(`${gateway.url}${path}`, { headers: client.identity })
       return { status: response.status, headers: response.headers, text: await response.text() }
     }
-    const bring = async (client: Client, text: string | Uint8Array<ArrayBuffer>, type = linesType) => {
+    async function bring(
+      client: Client,
+      text: string | Uint8Array<ArrayBuffer>,
+      type = linesType,
+    ): Promise<Pick<Answer, 'status' | 'body'>> {
       const headers = { ...client.identity, ...(type === '' ? {} : { 'content-type': type }) }
       const response = await fetch(`${gateway.url}${importPath}`, { method: 'POST', headers, body: text })
-      // biome-ignore lint/suspicious/noExplicitAny: what a server sends is checked by the test that reads it
-      const answer: any = await response.json()
-      return { status: response.status, body: answer }
+      return { status: response.status, body: await response.json() }
     }
     const readRows = (text: string) =>
       text
