@@ -169,7 +169,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     stop,
     instanceId,
     holdLease: reaper.hold,
-    resolveModel: catalog.resolve,
+    plansFor: ({ model }) => catalog.plansFor(model),
   })
 
   const metrics = createMetrics()

@@ -16,6 +16,7 @@ export const {
   bigint,
   boolean,
   check,
+  date,
   index,
   integer,
   jsonb,

@@ -7,6 +7,7 @@ import {
   bigint,
   boolean,
   check,
+  date,
   index,
   integer,
   jsonb,
@@ -51,6 +52,11 @@ export const chatSessions = pgTable(
     totalTokens: bigint('total_tokens', { mode: 'number' }).notNull().default(0),
     totalCost: numeric('total_cost').notNull().default('0'),
     activeRunId: uuid('active_run_id'),
+    /** What was said up to `summary_message_id`, for a model: what no longer fits into its window. */
+    summary: text('summary'),
+    summaryMessageId: uuid('summary_message_id'),
+    /** While somebody makes a newer one. */
+    summaryLeaseUntil: time('summary_lease_until'),
     tags: text('tags').array().notNull().default(sql`'{}'`),
     metadata: jsonb('metadata').notNull().default({}),
     version: integer('version').notNull().default(1),
@@ -161,6 +167,12 @@ export const chatRuns = pgTable(
     model: text('model').notNull(),
     phase: text('phase'),
     roundNumber: integer('round_number'),
+    /** Which models may be asked, why, and what was asked for beside the message: see runs/model.ts. */
+    request: jsonb('request'),
+    /** Every time a provider was asked: who, how it ended, what it used. */
+    upstreamCalls: jsonb('upstream_calls').notNull().default([]),
+    /** What is held back of budgets until the run ends: see runs/budgets.ts. */
+    reservation: jsonb('reservation'),
     cost: numeric('cost'),
     usage: jsonb('usage'),
     usageSource: text('usage_source'),
@@ -217,6 +229,24 @@ export const runCheckpoints = pgTable(
     detail: jsonb('detail'),
   },
   (table) => [primaryKey({ columns: [table.runId, table.generation, table.seq, table.part] })],
+)
+
+/**
+ * What was spent on a day (UTC) by an owner (`user:…`, `visitor:…`) or by all (`all`), and what running replies may still
+ * spend. `within` is what a reservation comes to: false is refused by the check, and the whole statement with it.
+ */
+export const budgetDays = pgTable(
+  'budget_days',
+  {
+    scope: text('scope').notNull(),
+    day: date('day').notNull(),
+    spentCost: numeric('spent_cost').notNull().default('0'),
+    reservedCost: numeric('reserved_cost').notNull().default('0'),
+    spentTokens: bigint('spent_tokens', { mode: 'number' }).notNull().default(0),
+    reservedTokens: bigint('reserved_tokens', { mode: 'number' }).notNull().default(0),
+    within: boolean('within').notNull().default(true),
+  },
+  (table) => [primaryKey({ columns: [table.scope, table.day] }), check('budget_days_within', sql`${table.within}`)],
 )
 
 /** The gateway processes. A run whose process's lease has passed, by the database's clock, may be taken over. */

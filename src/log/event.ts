@@ -5,16 +5,43 @@
  */
 import { type Static, Type } from 'typebox'
 
-export const PartKind = Type.Union([Type.Literal('text'), Type.Literal('reasoning'), Type.Literal('tool_call')])
+export const PartKind = Type.Union([
+  Type.Literal('text'),
+  Type.Literal('reasoning'),
+  Type.Literal('tool_call'),
+  Type.Literal('source'),
+  Type.Literal('file'),
+])
 export type PartKind = Static<typeof PartKind>
 
-/** A piece of a message. `text` is the words of a text or reasoning part, and the raw JSON arguments of a tool call. */
+/** What went wrong with a tool: never the words of what it threw, which can hold anything. */
+export const ToolError = Type.Object({ code: Type.String(), message: Type.String() })
+export type ToolError = Static<typeof ToolError>
+
+/** Members of a source or a file. */
+const reference = {
+  url: Type.Optional(Type.String({ description: 'of a source or a file; a file of the model itself is a data: URL' })),
+  title: Type.Optional(Type.String({ description: 'of a source' })),
+  media_type: Type.Optional(Type.String({ description: 'of a file' })),
+}
+
+/**
+ * A piece of a message. `text` is the words of a text or reasoning part, the raw JSON arguments of a tool call, and empty
+ * for a source or a file.
+ */
 export const Part = Type.Object({
   kind: PartKind,
   text: Type.String(),
   call_id: Type.Optional(Type.String({ description: 'of a tool call' })),
   name: Type.Optional(Type.String({ description: 'of a tool call' })),
   input: Type.Optional(Type.Unknown({ description: 'the parsed arguments of a tool call' })),
+  output: Type.Optional(Type.Unknown({ description: 'what the tool answered' })),
+  error: Type.Optional(ToolError),
+  ...reference,
+  signature: Type.Optional(
+    Type.String({ description: "the provider's seal on what it said, which it wants back with the next request" }),
+  ),
+  redacted: Type.Optional(Type.Literal(true, { description: 'reasoning that the provider shows to nobody' })),
 })
 export type Part = Static<typeof Part>
 
@@ -41,13 +68,14 @@ export const TerminalStatus = Type.Union([
 ])
 export type TerminalStatus = Static<typeof TerminalStatus>
 
-/** Token counts as the provider gave them. */
+/** Token counts as the provider gave them. `input_tokens` are all of the prompt, `output_tokens` all that was made. */
 export const Usage = Type.Object({
   input_tokens: Type.Integer(),
   output_tokens: Type.Integer(),
   total_tokens: Type.Integer(),
-  reasoning_tokens: Type.Optional(Type.Integer()),
-  cached_input_tokens: Type.Optional(Type.Integer()),
+  reasoning_tokens: Type.Optional(Type.Integer({ description: 'of the output tokens' })),
+  cached_input_tokens: Type.Optional(Type.Integer({ description: 'of the input tokens: read from a cache' })),
+  cache_write_tokens: Type.Optional(Type.Integer({ description: 'of the input tokens: written to a cache' })),
 })
 export type Usage = Static<typeof Usage>
 
@@ -82,18 +110,48 @@ export const PartOpened = Type.Object({
   kind: PartKind,
   call_id: Type.Optional(Type.String()),
   name: Type.Optional(Type.String()),
+  url: Type.Optional(Type.String()),
+  media_type: Type.Optional(Type.String()),
 })
 
 /** Text that joins a part. `offset` counts UTF-16 units of that part's text before it. */
 export const Delta = Type.Object({ part: Type.Integer(), offset: Type.Integer(), text: Type.String() })
 
-/** A tool call whose arguments are complete. `input` is absent when they are not JSON. */
+/**
+ * A tool call whose arguments are complete; `input` is absent when they are not JSON. Once more with `output` or `error`
+ * when the tool has answered.
+ */
 export const ToolCalled = Type.Object({
   part: Type.Integer(),
   call_id: Type.String(),
   name: Type.String(),
   input: Type.Optional(Type.Unknown()),
+  output: Type.Optional(Type.Unknown()),
+  error: Type.Optional(ToolError),
 })
+
+/** Opens a part of the kind `source`: where something that is said comes from. */
+export const SourceNamed = Type.Object({
+  part: Type.Integer(),
+  url: Type.Optional(Type.String()),
+  title: Type.Optional(Type.String()),
+})
+
+/** How far a run of several steps has come. Not a part: it is shown, and stored with the run. */
+export const Progress = Type.Object({
+  phase: Type.Optional(Type.String()),
+  round: Type.Optional(Type.Integer()),
+  cost_usd: Type.Optional(Type.String({ description: 'so far; absent when a price is not known' })),
+})
+export type Progress = Static<typeof Progress>
+
+/** An artifact of the session has a new version. */
+export const ArtifactMade = Type.Object({ name: Type.String(), version: Type.Integer(), content_type: Type.String() })
+
+export const Titled = Type.Object({ title: Type.String() })
+
+/** What a run of several steps has used so far. */
+export const UsageSoFar = Type.Object({ usage: Usage, cost_usd: Type.Optional(Type.String()) })
 
 /** Replaces all that a viewer holds. */
 export const Reset = Type.Object({ message_id: Type.String(), parts: Type.Array(Part), cursor: Type.String() })
@@ -117,6 +175,11 @@ export const eventSchemas = {
   part: PartOpened,
   delta: Delta,
   tool: ToolCalled,
+  source: SourceNamed,
+  progress: Progress,
+  artifact: ArtifactMade,
+  title: Titled,
+  usage: UsageSoFar,
   reset: Reset,
   done: Done,
 } as const

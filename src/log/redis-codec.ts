@@ -31,6 +31,11 @@ const checks = {
   part: Compile(eventSchemas.part),
   delta: Compile(eventSchemas.delta),
   tool: Compile(eventSchemas.tool),
+  source: Compile(eventSchemas.source),
+  progress: Compile(eventSchemas.progress),
+  artifact: Compile(eventSchemas.artifact),
+  title: Compile(eventSchemas.title),
+  usage: Compile(eventSchemas.usage),
   reset: Compile(eventSchemas.reset),
   done: Compile(eventSchemas.done),
 } as const

@@ -33,12 +33,13 @@ import type { Mode } from '../log/event.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
 import { titleFrom } from '../sessions/model.ts'
 import { isoTime } from '../sessions/store.ts'
+import type { PlansByMode } from '../upstream/plan.ts'
 import { type Asked, cleanAsked, hashAsked, type Plan, planOf, type Wishes } from './asked.ts'
-import type { RunFacts, RunRecord } from './model.ts'
+import type { RunFacts, RunRecord, RunRequest } from './model.ts'
 import type { RunStore } from './store.ts'
 
-/** Which provider and model each mode means, for a request that may leave the mode to its session. */
-export type ModelByMode = Readonly<Record<Mode, { readonly provider: string; readonly model: string }>>
+/** The plan of each mode, for a request that may leave the mode to its session. `text` is what is to be answered. */
+export type PlansFor = (text: string) => PlansByMode
 
 export interface Acceptance {
   readonly run: RunFacts
@@ -66,6 +67,7 @@ interface AcceptRow {
   readonly mode: Mode
   readonly provider: string
   readonly model: string
+  readonly request: RunRequest
   readonly created_at: string
 }
 
@@ -89,15 +91,16 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
    * @returns the new run, running or queued, or the one that the key already has
    * @throws Problem `invalid_request` `too_large` `not_found` `session_busy` `idempotency_mismatch` `rate_limited` `db_unavailable`
    */
-  async function accept(owner: Owner, raw: Asked, models: ModelByMode): Promise<Acceptance> {
+  async function accept(owner: Owner, raw: Asked, plansFor: PlansFor): Promise<Acceptance> {
     const asked = cleanAsked(raw)
     const hash = hashAsked(asked)
     const wishes: Wishes = asked
     const plan = await planOf(db, owner, asked, uuidv7())
+    const plans = plansFor(plan.text)
     for (let attempt = 1; ; attempt += 1) {
       const ids = { run: uuidv7(), userMessage: plan.answered ?? uuidv7(), message: uuidv7() }
       try {
-        const row = await insert(owner, wishes, plan, hash, models, ids)
+        const row = await insert(owner, wishes, plan, hash, plans, ids)
         if (row.prior_run) {
           const prior = await findPrior(owner, asked, hash)
           if (prior !== undefined) return { run: prior, isNew: false }
@@ -125,7 +128,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
     wishes: Wishes,
     plan: Plan,
     hash: string,
-    models: ModelByMode,
+    plans: PlansByMode,
     ids: NewIds,
   ): Promise<AcceptRow> {
     const { sessionId, sessionExists, message } = plan
@@ -157,6 +160,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
       s.owner = ${owner.key} and s.deleted_at is null
       and ((select started_run_id from request) is null or s.version = (select version from request))`
     const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode`
+    const more = JSON.stringify(wishes.agent_id === undefined ? {} : { agent: wishes.agent_id })
     // Only what may make its session inserts one: of a session that is purged at this moment, nothing may come back.
     const session = sessionExists
       ? sql`
@@ -204,20 +208,27 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
           seen.active_run_id,
           case when seen.active_run_id is null then ${ids.run}::uuid end as started_run_id
         from (select 1) one left join seen on true
-      ), session as (${session}), run as (
+      ), session as (${session}), choice as (
+        select session.mode, case
+          when session.message_count - ${written}::int >= (choice.value -> 'later' ->> 'from')::int
+            then choice.value -> 'later' -> 'plan'
+          else choice.value -> 'plan'
+        end || ${more}::jsonb as request
+        from session join jsonb_each(${JSON.stringify(plans)}::jsonb) choice on choice.key = session.mode
+      ), run as (
         insert into chat_runs (
-          id, session_id, user_message_id, message_id, kind, status, mode, provider, model, instance_id, owner,
+          id, session_id, user_message_id, message_id, kind, status, mode, provider, model, request, instance_id, owner,
           idempotency_key, request_hash, on_disconnect, parent_pending, started_at
         )
         select
           ${ids.run}::uuid, session.id, ${ids.userMessage}::uuid, ${ids.message}::uuid, ${plan.kind},
           case when request.started_run_id is null then 'queued' else 'running' end, session.mode,
-          choice.value ->> 'provider', choice.value ->> 'model',
+          choice.request #>> '{candidates,0,provider}', choice.request #>> '{candidates,0,model}', choice.request,
           case when request.started_run_id is not null then ${instanceId}::uuid end, ${owner.key},
           ${key}::text, ${hash}, ${wishes.on_disconnect ?? 'continue'}, not ${isPlaced}::boolean,
           case when request.started_run_id is not null then clock_timestamp() end
-        from request, session join jsonb_each(${JSON.stringify(models)}::jsonb) choice on choice.key = session.mode
-        returning session_id, status, mode, provider, model, created_at
+        from request, session, choice
+        returning session_id, status, mode, provider, model, request, created_at
       ), user_message as (
         insert into chat_messages (
           id, session_id, owner, seq, parent_id, run_id, role, content, parts, status, client_message_id, metadata,
@@ -241,7 +252,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
       )
       select
         request.prior_run, request.at_limit, request.not_found, request.active_run_id, run.session_id, run.status,
-        run.mode, run.provider, run.model, ${isoTime(sql`run.created_at`)} as created_at
+        run.mode, run.provider, run.model, run.request, ${isoTime(sql`run.created_at`)} as created_at
       from request left join run on true`)
     return row as AcceptRow
   }
@@ -260,6 +271,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
       last_seq: 0,
       instance_id: row.status === 'running' ? instanceId : null,
       on_disconnect: wishes.on_disconnect ?? 'continue',
+      request: row.request,
       created_at: row.created_at,
     }
   }

@@ -35,6 +35,8 @@ export interface Plan {
   readonly message: string | undefined
   /** That one. */
   readonly answered: string | undefined
+  /** What is to be answered, new or not. */
+  readonly text: string
   /** What the new message follows; null is nothing, undefined the session's newest message. */
   readonly parentId: string | null | undefined
 }
@@ -80,6 +82,7 @@ export async function planOf(db: Db, owner: Owner, asked: Asked, newSessionId: s
     kind: 'chat',
     message: asked.message,
     answered: undefined,
+    text: asked.message,
     parentId: asked.parent_id,
   }
 }
@@ -90,13 +93,17 @@ interface Target {
   readonly role: string
   readonly parent_id: string | null
   readonly parent_role: string | null
+  /** Of the user: its own words, or those that it answers. */
+  readonly text: string
 }
 
 async function readTarget(db: Db, owner: Owner, messageId: string): Promise<Target> {
   const [target] = await db.rows<Target>(sql`
-    select m.id, m.session_id, m.role, m.parent_id, parent.role as parent_role
+    select
+      m.id, m.session_id, m.role, m.parent_id, parent.role as parent_role,
+      ${exactText(sql`case when m.role = 'user' then m.content else coalesce(parent.content, '') end`)} as text
     from (
-      select m.id, m.session_id, m.role, ${parentOf} as parent_id from chat_messages m where m.id = ${messageId}::uuid
+      select m.id, m.session_id, m.role, m.content, ${parentOf} as parent_id from chat_messages m where m.id = ${messageId}::uuid
     ) m
     join chat_sessions s on s.id = m.session_id
     left join chat_messages parent on parent.id = m.parent_id and parent.session_id = m.session_id
@@ -113,14 +120,23 @@ function planEdit({ session_id, role, parent_id }: Target, message: string): Pla
     kind: 'chat',
     message,
     answered: undefined,
+    text: message,
     parentId: parent_id,
   }
 }
 
-function planRegenerate({ id, session_id, role, parent_id, parent_role }: Target): Plan {
+function planRegenerate({ id, session_id, role, parent_id, parent_role, text }: Target): Plan {
   const answered = role === 'user' ? id : role === 'assistant' && parent_role === 'user' ? parent_id : null
   if (answered === null) throw new Problem('invalid_request', 'There is no message of the user that this one answers.')
-  return { sessionId: session_id, sessionExists: true, kind: 'chat', message: undefined, answered, parentId: null }
+  return {
+    sessionId: session_id,
+    sessionExists: true,
+    kind: 'chat',
+    message: undefined,
+    answered,
+    text,
+    parentId: null,
+  }
 }
 
 async function planStart(db: Db, owner: Owner, sessionId: string): Promise<Plan> {
@@ -137,6 +153,7 @@ async function planStart(db: Db, owner: Owner, sessionId: string): Promise<Plan>
     kind: 'background',
     message: input,
     answered: undefined,
+    text: input,
     parentId: undefined,
   }
 }

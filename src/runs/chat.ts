@@ -7,9 +7,9 @@
  * it: another process makes the reply.
  */
 import type { Owner } from '../http/identity.ts'
-import type { Mode } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
-import type { Acceptance, createAccept, ModelByMode } from './accept.ts'
+import type { PlansByMode } from '../upstream/plan.ts'
+import type { Acceptance, createAccept } from './accept.ts'
 import type { Asked, Wishes } from './asked.ts'
 import type { OwnedRuns } from './owned.ts'
 import type { createStop } from './stop.ts'
@@ -25,26 +25,13 @@ export interface ChatOptions {
   /** Resolves when this process has a lease for a while yet. */
   readonly holdLease: () => Promise<void>
   /** @throws Problem `invalid_request` when no provider is configured for the name */
-  readonly resolveModel: (mode: Mode, model: string | undefined) => { provider: string; model: string }
+  readonly plansFor: (asked: { readonly model: string | undefined; readonly text: string }) => PlansByMode
 }
 
 export type Chat = ReturnType<typeof createChat>
 
-export function createChat({ accept, runs, owned, log, stop, instanceId, holdLease, resolveModel }: ChatOptions) {
-  function resolveModels(model: string | undefined): ModelByMode {
-    const resolve = (mode: Mode) => {
-      const choice = resolveModel(mode, model)
-      return { provider: choice.provider, model: choice.model }
-    }
-    return {
-      fast: resolve('fast'),
-      balanced: resolve('balanced'),
-      quality: resolve('quality'),
-      adaptive: resolve('adaptive'),
-    }
-  }
-
-  async function place(owner: Owner, asked: Asked, models: ModelByMode): Promise<Acceptance> {
+export function createChat({ accept, runs, owned, log, stop, instanceId, holdLease, plansFor }: ChatOptions) {
+  async function place(owner: Owner, asked: Asked): Promise<Acceptance> {
     if (owned.isDraining) {
       // An earlier request with this key may still be watched; nothing new begins.
       const prior = await accept.findPrior(owner, asked)
@@ -52,13 +39,14 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, holdLea
       else return { run: prior, isNew: false }
     }
     await holdLease()
-    return accept.accept(owner, asked, models)
+    const { model }: Wishes = asked
+    return accept.accept(owner, asked, (text) => plansFor({ model, text }))
   }
 
   /** @returns the run that is asked for; it is queued, under way, or has ended */
   async function send(owner: Owner, asked: Asked): Promise<Acceptance> {
     const wishes: Wishes = asked
-    const acceptance = await place(owner, asked, resolveModels(wishes.model))
+    const acceptance = await place(owner, asked)
     const { run } = acceptance
     if (run.status === 'queued') {
       // The wish is stored already: this brings it to the other processes now, and ends those that wait.

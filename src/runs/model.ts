@@ -11,6 +11,29 @@
 import { type Static, Type } from 'typebox'
 import { Mode, RunErrorSchema, RunStatus, Usage } from '../log/event.ts'
 import { Message, nullable, Session, Time, Uuid } from '../sessions/model.ts'
+import type { RunPlan } from '../upstream/plan.ts'
+import type { ToolChoice, ToolDefinition } from '../upstream/upstream.ts'
+
+/** One time that a provider was asked for a run. */
+export const UpstreamCall = Type.Object({
+  provider: Type.String(),
+  model: Type.String(),
+  outcome: Type.String({ description: '`completed`, `stopped`, `interrupted`, or the code of the error' }),
+  started_at: Time,
+  ttft_ms: nullable(Type.Integer()),
+  latency_ms: Type.Integer(),
+  usage: nullable(Usage),
+  usage_source: nullable(Type.Union([Type.Literal('provider'), Type.Literal('estimated')])),
+  cost_usd: nullable(Type.String({ description: 'decimal; null when the price is not known' })),
+})
+export type UpstreamCall = Static<typeof UpstreamCall>
+
+/** Stored with a run when it is accepted: all that is needed to make its reply, beside the messages. */
+export interface RunRequest extends RunPlan {
+  readonly agent?: string
+  readonly tools?: readonly ToolDefinition[]
+  readonly tool_choice?: ToolChoice
+}
 
 export const Run = Type.Object({
   id: Uuid,
@@ -26,7 +49,10 @@ export const Run = Type.Object({
   round_number: nullable(Type.Integer()),
   cost_usd: nullable(Type.String()),
   usage: nullable(Usage),
-  usage_source: nullable(Type.String()),
+  usage_source: nullable(Type.String({ description: '`provider`, or `estimated` when a part of it is' })),
+  upstream_calls: Type.Array(UpstreamCall),
+  profile: nullable(Type.String({ description: 'fast, balanced or quality: what the mode came to' })),
+  profile_reasons: nullable(Type.Array(Type.String(), { description: 'why, of mode adaptive' })),
   finish_reason: nullable(Type.String()),
   error: nullable(RunErrorSchema),
   generation: Type.Integer(),
@@ -46,6 +72,8 @@ export interface RunRecord extends Run {
   readonly request_hash: string
   readonly instance_id: string | null
   readonly last_seq: number
+  /** Null of a run that an older version accepted. */
+  readonly request: RunRequest | null
 }
 
 /** What is needed to make, follow and end a run; both an accepted and a read run have it. */
@@ -63,6 +91,7 @@ export type RunFacts = Pick<
   | 'last_seq'
   | 'instance_id'
   | 'on_disconnect'
+  | 'request'
   | 'created_at'
 >
 
@@ -121,7 +150,14 @@ export const StartedSession = Type.Object({ session: Session, run: Run })
 
 /** What a client may see of a run. */
 export function toRun(record: RunRecord): Run {
-  const { owner: _owner, request_hash: _hash, instance_id: _instance, last_seq: _seq, ...run } = record
+  const {
+    owner: _owner,
+    request_hash: _hash,
+    instance_id: _instance,
+    last_seq: _seq,
+    request: _request,
+    ...run
+  } = record
   return run
 }
 

@@ -78,7 +78,7 @@ export function promote(db: Db, instanceId: string, sessionId: string | undefine
     )
     select
       id, session_id, user_message_id, message_id, status, mode, provider, model, generation, last_seq, instance_id,
-      on_disconnect, ${isoTime(sql`created_at`)} as created_at, stop_requested_at is not null as stop_requested
+      on_disconnect, request, ${isoTime(sql`created_at`)} as created_at, stop_requested_at is not null as stop_requested
     from run`)
 }
 

@@ -70,7 +70,13 @@ export interface RunDeps {
   readonly changes?: SessionChanges
 }
 
-const phases = { text: 'answering', reasoning: 'reasoning', tool_call: 'tool' } as const
+const phases = {
+  text: 'answering',
+  reasoning: 'reasoning',
+  tool_call: 'tool',
+  source: 'answering',
+  file: 'answering',
+} as const
 
 const retryPauseFirstMs = 100
 const retryPauseMaxMs = 2000

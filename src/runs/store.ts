@@ -26,6 +26,9 @@ export const runColumns = {
   cost_usd: sql<string | null>`${chatRuns.cost}::text`,
   usage: sql<Run['usage']>`${chatRuns.usage}`,
   usage_source: chatRuns.usageSource,
+  upstream_calls: sql<Run['upstream_calls']>`${chatRuns.upstreamCalls}`,
+  profile: sql<string | null>`${chatRuns.request} ->> 'profile'`,
+  profile_reasons: sql<string[] | null>`${chatRuns.request} -> 'reasons'`,
   finish_reason: chatRuns.finishReason,
   error: sql<Run['error']>`${chatRuns.error}`,
   generation: chatRuns.generation,
@@ -40,6 +43,7 @@ export const runColumns = {
   request_hash: chatRuns.requestHash,
   instance_id: chatRuns.instanceId,
   last_seq: chatRuns.lastSeq,
+  request: sql<RunRecord['request']>`${chatRuns.request}`,
 }
 
 /** How long the question for a run waits for others to go with it. */

@@ -60,7 +60,7 @@ export interface ClaimedRun extends RunFacts {
 /** What a statement that claims runs returns of each; `run` is the name of the table in it. */
 export const claimedColumns = sql`
   run.id, run.session_id, run.user_message_id, run.message_id, run.status, run.mode, run.provider, run.model,
-  run.generation, run.last_seq, run.instance_id, run.on_disconnect, ${isoTime(sql`run.created_at`)} as created_at,
+  run.generation, run.last_seq, run.instance_id, run.on_disconnect, run.request, ${isoTime(sql`run.created_at`)} as created_at,
   run.stop_requested_at is not null as stop_requested`
 
 export type Takeover = ReturnType<typeof createTakeover>

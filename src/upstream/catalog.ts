@@ -7,6 +7,7 @@ import { Problem } from '../errors.ts'
 import type { Mode } from '../log/event.ts'
 import { createDemo } from './demo.ts'
 import { createOpenai } from './openai.ts'
+import type { ModePlan, PlansByMode } from './plan.ts'
 import type { Upstream } from './upstream.ts'
 
 /** Of a model name in a request. The longest in use, of fine-tuned models, have about a hundred. */
@@ -39,6 +40,8 @@ export interface Catalog {
    * @throws Problem `invalid_request` when the name is no name, or its provider is unknown or not configured
    */
   resolve(mode: Mode, model?: string): ResolvedModel
+  /** The plan of each mode. @throws as `resolve` */
+  plansFor(model: string | undefined): PlansByMode
   /** Every configured `provider:model`, each once, the balanced one first. */
   names(): string[]
   /** For the start line: the providers and where they are, without keys. */
@@ -84,6 +87,18 @@ export function createCatalog(options: CatalogOptions): Catalog {
         throw new Problem('invalid_request', `model names the provider ${choice.provider}, which is not configured.`)
       }
       return { ...choice, upstream }
+    },
+    plansFor(model) {
+      const planOf = (mode: Mode): ModePlan => {
+        const { provider, model: name } = this.resolve(mode, model)
+        return { plan: { candidates: [{ provider, model: name }], profile: mode === 'adaptive' ? 'balanced' : mode } }
+      }
+      return {
+        fast: planOf('fast'),
+        balanced: planOf('balanced'),
+        quality: planOf('quality'),
+        adaptive: planOf('adaptive'),
+      }
     },
     names() {
       const choices = [models.balanced, models.fast, models.quality]

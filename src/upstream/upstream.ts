@@ -3,18 +3,61 @@
  * run state, knows nothing of sessions or logs, and never lets a provider's error text out (it can quote the prompt or
  * the key). It ends in one of two ways: the iteration finishes, which means that the provider said the reply is
  * complete, or it throws a Problem, which covers refusal, error in mid-stream, stall, garbage and a cut.
+ *
+ * What an adapter is asked is the same for all providers; what a provider has no word for is left out, never refused.
  */
-import type { Usage } from '../log/event.ts'
+import type { Part, Usage } from '../log/event.ts'
 
-export interface UpstreamMessage {
-  readonly role: 'system' | 'user' | 'assistant'
-  readonly content: string
+export type UpstreamMessage =
+  | { readonly role: 'system' | 'user'; readonly content: string }
+  | {
+      readonly role: 'assistant'
+      /** The text parts, joined. */
+      readonly content: string
+      /**
+       * In the order in which it was said, where there is more than text. A tool call that the gateway answered itself has
+       * its `output` or `error`, and the next thing said comes after that answer; the others are answered by the messages of
+       * role `tool` that follow.
+       */
+      readonly parts?: readonly Part[]
+      /** Who said it: signatures are given back to that provider only. */
+      readonly provider?: string
+    }
+  /** What a tool of the client answered. `content` is text, or JSON as text. */
+  | {
+      readonly role: 'tool'
+      readonly callId: string
+      readonly name: string
+      readonly content: string
+      readonly isError?: boolean
+    }
+
+export interface ToolDefinition {
+  /** `[A-Za-z0-9_-]{1,64}`, the narrowest that providers agree on. */
+  readonly name: string
+  readonly description?: string
+  /** JSON Schema of an object. */
+  readonly parameters: Readonly<Record<string, unknown>>
 }
 
-export interface UpstreamRequest {
+export type ToolChoice = 'auto' | 'none' | 'required' | { readonly name: string }
+
+export type Effort = 'none' | 'minimal' | 'low' | 'medium' | 'high'
+
+/** How a reply is to be made. Absent: as the provider sees fit. */
+export interface ModelSettings {
+  readonly temperature?: number
+  /** How much a model that reasons may do so. */
+  readonly effort?: Effort
+  readonly maxOutputTokens?: number
+}
+
+export interface UpstreamRequest extends ModelSettings {
   readonly model: string
-  /** Oldest first; the last one is the user's new message. */
+  /** Oldest first; the last one is the user's new message, or what a tool answered. */
   readonly messages: readonly UpstreamMessage[]
+  readonly tools?: readonly ToolDefinition[]
+  readonly toolChoice?: ToolChoice
 }
 
 export type UpstreamEvent =
@@ -30,6 +73,15 @@ export type UpstreamEvent =
       readonly name?: string
       readonly arguments: string
     }
+  /**
+   * The seal on what was said last, whole: on the tool call `key`, else on the text or reasoning before it, which ends with
+   * it. `redacted`: on reasoning that is not shown, which is a part of its own without words.
+   */
+  | { readonly type: 'signature'; readonly signature: string; readonly key?: string; readonly redacted?: true }
+  /** Each source once a reply. */
+  | { readonly type: 'source'; readonly url?: string; readonly title?: string }
+  /** `url` is https: or, for what the model made itself, data: */
+  | { readonly type: 'file'; readonly mediaType: string; readonly url: string }
   /** Cumulative counts: the last one counts. */
   | { readonly type: 'usage'; readonly usage: Usage }
   /** Why the model stopped, as `stop`, `length`, `tool_calls`, `content_filter`, or the provider's own word. */
@@ -47,3 +99,10 @@ export interface Upstream {
   /** Frees sockets. Streams still open are cut. */
   close(): Promise<void>
 }
+
+/** Whether a viewer sees something of it: after the first of these, nobody else is asked. */
+export function isVisible(event: { readonly type: string }): boolean {
+  return visible.has(event.type)
+}
+
+const visible: ReadonlySet<string> = new Set(['text', 'reasoning', 'tool_call', 'signature', 'source', 'file'])

@@ -11,6 +11,7 @@ import { commitRun } from '../../src/runs/commit.ts'
 import { promote } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { createMessageStore } from '../../src/sessions/messages.ts'
+import type { ModePlan } from '../../src/upstream/plan.ts'
 import { createClient, isDelta, isDone, type Received, type Stream, shownText } from '../support/client.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { createDataFolder, startGateway } from '../support/gateway.ts'
@@ -222,11 +223,11 @@ for (const database of databases()) {
         // With a lease at first, so that it is not taken over before it is dead.
         await lease(db, dead.instanceId, 60_000)
         const { accept } = createAccept(dead)
-        const choice = { provider: 'openai', model: 'fake' }
-        const models = { fast: choice, balanced: choice, quality: choice, adaptive: choice }
-        const { run: before } = await accept(owner, { message: 'One' }, models)
+        const plan: ModePlan = { plan: { candidates: [{ provider: 'openai', model: 'fake' }], profile: 'balanced' } }
+        const plansFor = () => ({ fast: plan, balanced: plan, quality: plan, adaptive: plan })
+        const { run: before } = await accept(owner, { message: 'One' }, plansFor)
         const body = { message: 'Taken', session_id: before.session_id, on_busy: 'queue' as const }
-        const { run: taken } = await accept(owner, body, models)
+        const { run: taken } = await accept(owner, body, plansFor)
         await commitRun(db, before.id, 1, endingOf([textPart('Reply to one')]))
         const promoted = (await promote(db, dead.instanceId, before.session_id)).map(({ id }) => id)
         t.same(promoted, [taken.id])

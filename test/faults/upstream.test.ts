@@ -21,7 +21,7 @@ import {
   startFakeUpstream,
   usageChunk,
 } from '../../scripts/fake-upstream.ts'
-import { replyUnitsMax } from '../../src/upstream/chat-chunks.ts'
+import { replyUnitsMax } from '../../src/upstream/reader.ts'
 import {
   type Client,
   createClient,

@@ -14,7 +14,7 @@ import type { RunFacts } from '../../src/runs/model.ts'
 import type { OwnedRuns } from '../../src/runs/owned.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { databases } from '../support/database.ts'
-import { createIdleRuns, createOwner, createReaperOf, models, openStore } from '../support/runs.ts'
+import { createIdleRuns, createOwner, createReaperOf, openStore, plansFor } from '../support/runs.ts'
 
 const requests = 50
 
@@ -48,7 +48,7 @@ for (const kind of databases()) {
       for (const session_id of [undefined, randomUUID()]) {
         const owner = createOwner()
         const body = { message: 'Once', client_message_id: 'key', ...(session_id === undefined ? {} : { session_id }) }
-        const results = await acceptMany((_, by) => by.accept(owner, body, models))
+        const results = await acceptMany((_, by) => by.accept(owner, body, plansFor))
         const accepted = results.flatMap((result) =>
           result.status === 'fulfilled' ? [result.value as { run: RunFacts; isNew: boolean }] : [],
         )
@@ -63,7 +63,7 @@ for (const kind of databases()) {
       const owner = createOwner()
       const session_id = randomUUID()
       const results = await acceptMany((index, by) =>
-        by.accept(owner, { message: `Take ${index}`, session_id }, models),
+        by.accept(owner, { message: `Take ${index}`, session_id }, plansFor),
       )
       const winners = results.filter((result) => result.status === 'fulfilled')
       t.equal(winners.length, 1)
@@ -81,7 +81,7 @@ for (const kind of databases()) {
         const { run } = await (processes[round % 2] as (typeof processes)[0]).accept(
           owner,
           { message: 'Next', session_id },
-          models,
+          plansFor,
         )
         await db.rows(sql`update chat_runs set status = 'completed' where id = ${run.id}::uuid`)
       }
@@ -102,7 +102,7 @@ for (const kind of databases()) {
         const [mine, theirs] = [createOwner(), createOwner()]
         const session_id = randomUUID()
         const results = await acceptMany((index, by) =>
-          by.accept(index % 2 === 0 ? mine : theirs, { message: 'Mine', session_id }, models),
+          by.accept(index % 2 === 0 ? mine : theirs, { message: 'Mine', session_id }, plansFor),
         )
         const winner = results.find((result) => result.status === 'fulfilled') as PromiseFulfilledResult<{
           run: RunFacts
@@ -111,14 +111,16 @@ for (const kind of databases()) {
         const other = owner === mine ? theirs : mine
         t.same(await count(owner), { sessions: 1, runs: 1, messages: 2 })
         t.same(await count(other), { sessions: 0, runs: 0, messages: 0 })
-        await t.rejects(acceptOn(db).accept(other, { message: 'Let me in', session_id }, models), { code: 'not_found' })
+        await t.rejects(acceptOn(db).accept(other, { message: 'Let me in', session_id }, plansFor), {
+          code: 'not_found',
+        })
       },
     )
 
     await t.test('the same key is another owner’s business', async (t) => {
       const [one, two] = [createOwner(), createOwner()]
       const body = { message: 'Hi', client_message_id: 'shared' }
-      const [a, b] = await Promise.all([one, two].map((owner) => acceptOn(db).accept(owner, body, models)))
+      const [a, b] = await Promise.all([one, two].map((owner) => acceptOn(db).accept(owner, body, plansFor)))
       t.not(a?.run.id, b?.run.id)
       t.ok(a?.isNew && b?.isNew)
     })
@@ -136,7 +138,7 @@ for (const kind of databases()) {
           },
         }
         const body = { message: 'Are you there?', client_message_id: 'lost' }
-        await t.rejects(acceptOn(losing, instanceId).accept(owner, body, models), { code: 'db_unavailable' })
+        await t.rejects(acceptOn(losing, instanceId).accept(owner, body, plansFor), { code: 'db_unavailable' })
         const started: string[] = []
         const owned = {
           arrive: <T>(accept: () => Promise<T>) => accept(),
@@ -155,7 +157,7 @@ for (const kind of databases()) {
             stop: async (run) => run,
             instanceId: instance,
             holdLease: async () => undefined,
-            resolveModel: () => ({ provider: 'demo', model: 'demo' }),
+            plansFor: ({ text }) => plansFor(text),
           })
         await chatOf(randomUUID())(owner, body)
         t.same(started, [], 'another process leaves it alone')
@@ -171,9 +173,9 @@ for (const kind of databases()) {
     await t.test('if its key never comes again, the reaper of this process starts it', async (t) => {
       const instanceId = randomUUID()
       const owner = createOwner()
-      const { run: stray } = await acceptOn(db, instanceId).accept(owner, { message: 'Lost' }, models)
-      const { run: fresh } = await acceptOn(db, instanceId).accept(owner, { message: 'Just now' }, models)
-      const { run: made } = await acceptOn(db, instanceId).accept(owner, { message: 'Being made' }, models)
+      const { run: stray } = await acceptOn(db, instanceId).accept(owner, { message: 'Lost' }, plansFor)
+      const { run: fresh } = await acceptOn(db, instanceId).accept(owner, { message: 'Just now' }, plansFor)
+      const { run: made } = await acceptOn(db, instanceId).accept(owner, { message: 'Being made' }, plansFor)
       await db.rows(sql`
         update chat_runs set started_at = now() - interval '16 seconds' where id in (${stray.id}::uuid, ${made.id}::uuid)`)
       const owned = createIdleRuns([made.id])

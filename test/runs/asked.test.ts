@@ -16,7 +16,7 @@ import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, endingOf, models, openStore, textPart, untilWaiting } from '../support/runs.ts'
+import { createOwner, endingOf, openStore, plansFor, textPart, untilWaiting } from '../support/runs.ts'
 
 const requests = 20
 const races = 10
@@ -54,7 +54,7 @@ for (const kind of databases()) {
       createAccept({ db: on, runs: createRunStore(on), instanceId: randomUUID(), runsPerOwnerMax: 0, changes }),
     )
     const ask = async (owner: ReturnType<typeof createOwner>, asked: Asked, by = 0) =>
-      (await processes[by % 2]!.accept(owner, asked, models)).run
+      (await processes[by % 2]!.accept(owner, asked, plansFor)).run
     const end = (run: RunFacts, text = 'Reply') => commitRun(db, run.id, 1, endingOf([textPart(text)]))
     const seqOf = async (id: string) => (await messages.readReply(id))?.seq
     const parentOf = async (id: string) => (await messages.readReply(id))?.parent_id
@@ -74,7 +74,7 @@ for (const kind of databases()) {
       for (const asked of asks) {
         told.length = 0
         const results = await Promise.all(
-          Array.from({ length: requests }, (_, n) => processes[n % 2]!.accept(owner, asked, models)),
+          Array.from({ length: requests }, (_, n) => processes[n % 2]!.accept(owner, asked, plansFor)),
         )
         t.equal(new Set(results.map(({ run }) => run.id)).size, 1)
         t.equal(results.filter(({ isNew }) => isNew).length, 1, 'exactly one made it')
@@ -244,7 +244,7 @@ for (const kind of databases()) {
           instanceId: randomUUID(),
           runsPerOwnerMax: 0,
         })
-        await t.rejects(purging.accept(owner, asked, models), { code: 'not_found' })
+        await t.rejects(purging.accept(owner, asked, plansFor), { code: 'not_found' })
       }
       const [row] = await db.rows<{ count: number }>(sql`
         select (

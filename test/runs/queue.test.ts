@@ -20,7 +20,7 @@ import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, endingOf, models, openStore, silent, textPart, untilWaiting } from '../support/runs.ts'
+import { createOwner, endingOf, openStore, plansFor, silent, textPart, untilWaiting } from '../support/runs.ts'
 
 const messagesAtOnce = 20
 const races = 20
@@ -39,7 +39,7 @@ for (const kind of databases()) {
       return {
         instanceId,
         accept: async (owner: ReturnType<typeof createOwner>, body: Partial<ChatBody>) =>
-          (await accept(owner, { message: 'Hello', on_busy: 'queue', ...body }, models)).run,
+          (await accept(owner, { message: 'Hello', on_busy: 'queue', ...body }, plansFor)).run,
         promote: (sessionId?: string) => promote(on, instanceId, sessionId),
         end: (run: RunFacts, text = 'Reply') => commitRun(on, run.id, run.generation, endingOf([textPart(text)])),
       }
@@ -385,7 +385,7 @@ for (const kind of databases()) {
         stop: async (run) => run,
         instanceId,
         holdLease: async () => undefined,
-        resolveModel: () => ({ provider: 'demo', model: 'demo' }),
+        plansFor: ({ text }) => plansFor(text),
       })
       const before = await one.accept(owner, {})
       const queued = await one.accept(owner, { ...body, session_id: before.session_id })

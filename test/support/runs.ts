@@ -14,7 +14,7 @@ import { createSilentControl } from '../../src/log/control.ts'
 import type { LogEntry, Part } from '../../src/log/event.ts'
 import type { EventLog } from '../../src/log/log.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
-import { createAccept, type ModelByMode } from '../../src/runs/accept.ts'
+import { createAccept, type PlansFor } from '../../src/runs/accept.ts'
 import type { Ending } from '../../src/runs/commit.ts'
 import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
 import type { OwnedRuns } from '../../src/runs/owned.ts'
@@ -23,10 +23,11 @@ import { createRunStore } from '../../src/runs/store.ts'
 import { createTakeover } from '../../src/runs/takeover.ts'
 import { createMessageStore, type MessageStore } from '../../src/sessions/messages.ts'
 import { createSessionStore, type SessionStore } from '../../src/sessions/store.ts'
+import type { ModePlan } from '../../src/upstream/plan.ts'
 import { createTestDatabase, type DatabaseKind, inMemory } from './database.ts'
 
-const choice = { provider: 'demo', model: 'demo' }
-export const models: ModelByMode = { fast: choice, balanced: choice, quality: choice, adaptive: choice }
+const plan: ModePlan = { plan: { candidates: [{ provider: 'demo', model: 'demo' }], profile: 'balanced' } }
+export const plansFor: PlansFor = () => ({ fast: plan, balanced: plan, quality: plan, adaptive: plan })
 
 /** Swallows every line. */
 export const silent = {
@@ -120,7 +121,7 @@ export async function openStore(t: Pick<Test, 'teardown'>, kind: DatabaseKind): 
     messages: createMessageStore(db),
     async accept({ owner = createOwner(), instanceId = randomUUID(), body = {} } = {}) {
       const { accept } = createAccept({ db, runs, instanceId, runsPerOwnerMax: 0 })
-      return (await accept(owner, { message: 'Hello', ...body }, models)).run
+      return (await accept(owner, { message: 'Hello', ...body }, plansFor)).run
     },
   }
 }

@@ -5,7 +5,7 @@
 import t from 'tap'
 import { chunk, doneMarker, sse, usageChunk } from '../../scripts/fake-upstream.ts'
 import { Problem } from '../../src/errors.ts'
-import { replyUnitsMax, toolCallsMax } from '../../src/upstream/chat-chunks.ts'
+import { replyUnitsMax, toolCallsMax } from '../../src/upstream/reader.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { type Collected, collect, openaiFed, request } from './streams.ts'
 

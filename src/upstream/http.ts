@@ -1,0 +1,249 @@
+/**
+ * What all providers that stream over HTTP have in common: one POST, one SSE reply, no retry. An adapter says what to send
+ * and how the data of an event is read (a `ReplyReader`); how long it may take, when a reply has ended, and what a failure
+ * is called is decided here.
+ *
+ * An upstream owns its agent (the sockets) and the set of open exchanges, so that `close` can cut them. A stream owns
+ * its exchange, one decoder, one parser and one reader, and frees all of them in its `finally`, whoever ends it:
+ *   - the caller's signal: the exchange is cut at once, wherever it stands, and the next step throws the signal's reason;
+ *   - the consumer leaves the iteration: the same, without an error;
+ *   - the provider ends, resets, stalls or sends garbage: what had been received before is read and yielded first, and
+ *     only then is it decided whether the reply was whole. It was if the provider had said so (`complete` of the reader);
+ *     nothing else counts, least of all a clean end of the body.
+ *
+ * Nothing is opened before the first `next()`.
+ */
+import { createParser } from 'eventsource-parser'
+import { Agent, type Dispatcher } from 'undici'
+import { Problem } from '../errors.ts'
+import { type Exchange, openExchange } from './exchange.ts'
+import type { ReplyReader } from './reader.ts'
+import { brokenOff, refusedWith } from './refusal.ts'
+import type { Upstream, UpstreamEvent, UpstreamRequest } from './upstream.ts'
+
+/** One line, and the data of one event. A chunk is a few hundred units; images in base64 are the longest seen. */
+const eventUnitsMax = 4 * 1024 * 1024
+/** Of a refusal's body, which is only looked at for a code. */
+const errorBodyBytesMax = 64 * 1024
+const errorBodyMs = 5000
+/** How long the usage may stay behind the finish reason. */
+const afterFinishMs = 5000
+const connectMs = 10_000
+/** Replies at once; beyond it requests wait for a socket, within their first-byte limit. */
+const connectionsMax = 1024
+
+/** How long a provider may take. */
+export interface HttpLimits {
+  /** Longest wait for the connection, the status and the first byte of the body together. */
+  readonly firstByteMs: number
+  /** Longest silence after the first byte. Comments are signs of life. */
+  readonly idleMs: number
+  /** Longest duration of a reply, whatever comes. */
+  readonly totalMs: number
+  /** Instead of an own agent; it stays open when the upstream is closed. Its own time-outs must be off. */
+  readonly dispatcher?: Dispatcher
+}
+
+export interface HttpCall {
+  readonly url: URL
+  /** In lower case; what all calls have is added. */
+  readonly headers: Readonly<Record<string, string>>
+  readonly body: string
+}
+
+export interface HttpUpstreamOptions extends HttpLimits {
+  readonly provider: string
+  readonly toCall: (request: UpstreamRequest) => HttpCall
+  readonly createReader: () => ReplyReader
+}
+
+export function createHttpUpstream(options: HttpUpstreamOptions): Upstream {
+  const { provider, toCall, createReader, firstByteMs, idleMs, totalMs } = options
+  const ownAgent = options.dispatcher === undefined ? createAgent() : undefined
+  const dispatcher = options.dispatcher ?? ownAgent!
+  const open = new Set<Exchange>()
+  let closed = false
+
+  async function* stream(
+    request: UpstreamRequest,
+    signal: AbortSignal,
+  ): AsyncGenerator<UpstreamEvent, void, undefined> {
+    signal.throwIfAborted()
+    if (closed) throw new Problem('upstream_unavailable', 'The connection to the provider is closed.')
+    const { url, headers, body } = toCall(request)
+    const exchange = openExchange({
+      dispatcher,
+      url,
+      headers: { ...commonHeaders, ...headers },
+      body,
+      firstByteMs,
+      idleMs,
+      totalMs,
+    })
+    const onAbort = () => exchange.cut(signal.reason)
+    signal.addEventListener('abort', onAbort, { once: true })
+    open.add(exchange)
+    try {
+      while (exchange.head === undefined && !exchange.ended) await exchange.wait()
+      signal.throwIfAborted()
+      const head = exchange.head
+      if (head === undefined) throw failureOf(exchange)
+      if (head.status > 299) {
+        const refusal = head.status === 429 ? await readRefusal(exchange, Math.min(errorBodyMs, idleMs)) : undefined
+        signal.throwIfAborted()
+        throw refusedWith(head.status, refusal, head.retryAfter)
+      }
+
+      const reader = createReader()
+      const { events } = reader
+      const sse = createSseReader(reader)
+      let finishing = false
+      for (;;) {
+        const bytes = exchange.take()
+        const last = bytes === undefined && exchange.ended
+        if (bytes !== undefined) sse.read(bytes)
+        else if (last) sse.end()
+        else {
+          await exchange.wait()
+          signal.throwIfAborted()
+          continue
+        }
+        for (const event of events) {
+          yield event
+          // The consumer may have aborted, or the clock may have passed, while it held the event.
+          signal.throwIfAborted()
+        }
+        events.length = 0
+        if (reader.failure !== undefined) throw reader.failure
+        if (reader.done || last) break
+        if (reader.finished && !finishing) {
+          finishing = true
+          exchange.limitWait(Math.min(afterFinishMs, idleMs))
+        }
+      }
+      if (!reader.complete) throw failureOf(exchange)
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+      open.delete(exchange)
+      exchange.close()
+    }
+  }
+
+  return {
+    provider,
+    stream,
+    async close() {
+      closed = true
+      for (const exchange of open) exchange.cut(new Problem('upstream_unavailable', 'The reply broke off.'))
+      await ownAgent?.destroy()
+    },
+  }
+}
+
+/** Of a base URL, with `path` behind its own path; a query stays where it is (Azure's `?api-version=…`). */
+export function urlBehind(baseUrl: string, path: string): URL {
+  const url = new URL(baseUrl)
+  url.pathname = `${url.pathname.replace(/\/+$/, '')}${path}`
+  return url
+}
+
+const commonHeaders = {
+  'content-type': 'application/json',
+  accept: 'text/event-stream',
+  // undici's dispatch does not decompress, and a compressor would hold tokens back.
+  'accept-encoding': 'identity',
+  'user-agent': 'verbatim',
+} as const
+
+function createAgent(): Agent {
+  return new Agent({
+    connections: connectionsMax,
+    connect: { timeout: connectMs },
+    pipelining: 1,
+    // One socket for one reply: a connection that dies takes one reply with it, not a hundred.
+    allowH2: false,
+    // undici's limits give up on a model that thinks for five minutes; ours are in the exchange.
+    headersTimeout: 0,
+    bodyTimeout: 0,
+  })
+}
+
+function failureOf(exchange: Exchange): Problem {
+  return exchange.error instanceof Problem ? exchange.error : brokenOff(exchange.head !== undefined, exchange.error)
+}
+
+/** @returns the body of a refusal as parsed JSON; undefined when it is none, too long, or does not come */
+async function readRefusal(exchange: Exchange, ms: number): Promise<unknown> {
+  exchange.limitWait(ms)
+  const pieces: Uint8Array[] = []
+  let bytesRead = 0
+  for (;;) {
+    const bytes = exchange.take()
+    if (bytes !== undefined) {
+      bytesRead += bytes.length
+      if (bytesRead > errorBodyBytesMax) return undefined
+      pieces.push(bytes)
+    } else if (exchange.ended) break
+    else await exchange.wait()
+  }
+  try {
+    return JSON.parse(Buffer.concat(pieces).toString())
+  } catch {
+    return undefined // a refusal is one whatever its body says
+  }
+}
+
+interface SseReader {
+  read(bytes: Uint8Array): void
+  /** Reads what is left: some servers leave out the blank line at the end, or the last line's end. */
+  end(): void
+}
+
+/**
+ * Bytes to lines to the parser to the reader. Lines are put together here and the parser is given whole ones: it drops a
+ * line that is not SSE as soon as it sees the beginning, and a bare `{"error":…}` would be lost when it comes in two.
+ */
+function createSseReader(reader: ReplyReader): SseReader {
+  const decoder = new TextDecoder()
+  let rest = ''
+  let ending = false
+  const parser = createParser({
+    maxBufferSize: eventUnitsMax,
+    onEvent: ({ data, event }) => {
+      // What the end of the connection cut in two says nothing, and must not hide why the connection ended.
+      if (!ending || isWhole(data)) reader.readData(data, event)
+    },
+    onError: (error) => {
+      if (error.type === 'max-buffer-size-exceeded') reader.readOverlong(eventUnitsMax)
+      else if (error.type === 'unknown-field') reader.readStray(error.field, error.value ?? '', error.line ?? '')
+    },
+  })
+  return {
+    read(bytes) {
+      const text = decoder.decode(bytes, { stream: true })
+      const cut = Math.max(text.lastIndexOf('\n'), text.lastIndexOf('\r')) + 1
+      if (cut === 0) rest += text
+      else {
+        const lines = cut === text.length ? text : text.slice(0, cut)
+        const whole = rest === '' ? lines : rest + lines
+        rest = cut === text.length ? '' : text.slice(cut)
+        if (reader.failure === undefined) parser.feed(whole)
+      }
+      if (rest.length > eventUnitsMax) reader.readOverlong(eventUnitsMax)
+    },
+    end() {
+      ending = true
+      if (reader.failure === undefined) parser.feed(`${rest}\n\n`)
+    },
+  }
+}
+
+function isWhole(data: string): boolean {
+  if (data.trim() === '[DONE]') return true
+  try {
+    JSON.parse(data)
+    return true
+  } catch {
+    return false // cut short
+  }
+}

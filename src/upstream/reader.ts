@@ -1,0 +1,251 @@
+/**
+ * Reading one reply, whatever its provider's dialect: the base of the readers. It keeps what they share: text that is made
+ * fit for the log, the bounds of a reply, what stands where an event should be (a bare error, a page), and the two facts
+ * by which a reply is whole. Pure state of one reply, no I/O.
+ *
+ * Nothing is narrowed by a schema in a reader: it runs for every token, and an unknown member must never break a reply.
+ */
+import { Problem } from '../errors.ts'
+import type { Usage } from '../log/event.ts'
+import { errorIn, isRecord, reportedError } from './refusal.ts'
+import type { UpstreamEvent } from './upstream.ts'
+
+/** Text, reasoning, tool arguments, sources and files of a reply, in UTF-16 units. The longest known output is a quarter. */
+export const replyUnitsMax = 2_000_000
+/** Tool calls of one reply. */
+export const toolCallsMax = 256
+/** Provider's words that we only label things with: response id, model, finish reason. */
+const labelUnitsMax = 256
+/** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. */
+const strayUnitsMax = 16 * 1024
+/** Times that it is parsed, at every line that could be its last: without this, 64 KiB of brackets took 9 s. */
+const strayParsesMax = 100
+
+/** Half of a surrogate pair that waits for the other half in the next piece of the same part. */
+export interface Held {
+  half: string
+}
+
+/** A tool call that is under way, as all dialects know it. */
+export interface HeldCall extends Held {
+  readonly key: string
+}
+
+export abstract class ReplyReader {
+  /** Read and not yet taken; whoever takes them empties it. */
+  readonly events: UpstreamEvent[] = []
+  /** The reply cannot go on. What is in `events` came before. */
+  failure: Problem | undefined
+  /** The provider gave a finish reason. Its usage may still come. */
+  finished = false
+  /** The end marker came: nothing more will. */
+  done = false
+
+  protected hasPart = false
+  readonly #text: Held = { half: '' }
+  readonly #reasoning: Held = { half: '' }
+  readonly #calls: HeldCall[] = []
+  #units = 0
+  #id = ''
+  #model = ''
+  #usage: Usage | undefined
+  #reason = ''
+  #stray = ''
+  #strayParses = 0
+
+  /** Whether the provider said that the reply is whole. An end marker after nothing at all is no reply. */
+  get complete(): boolean {
+    return this.finished || (this.done && this.hasPart)
+  }
+
+  /** Reads the data of one SSE event. @param name its `event:` field */
+  abstract readData(data: string, name: string | undefined): void
+
+  /** Reads a line that is not SSE: an `error:` field, a bare JSON body, or the first line of a page. */
+  readStray(field: string | undefined, value: string, line: string): void {
+    if (this.done || this.failure !== undefined) return
+    if (field === 'error') {
+      this.failure = reportedError(errorIn(parse(value)) ?? parse(value))
+      return
+    }
+    const start = line.trimStart()
+    if (this.#stray === '' && !start.startsWith('{')) {
+      // Unknown fields are to be ignored (WHATWG HTML, 9.2.6), but a page is not a stream with unknown fields.
+      if (start.startsWith('<')) this.fail('The provider answered something that is not a stream.')
+      return
+    }
+    if (this.#stray.length + line.length > strayUnitsMax) {
+      this.fail('The provider answered something that is not a stream.')
+      return
+    }
+    this.#stray += `${line}\n`
+    if (!line.trimEnd().endsWith('}')) return
+    if (++this.#strayParses > strayParsesMax) {
+      this.fail('The provider answered something that is not a stream.')
+      return
+    }
+    const body = parse(this.#stray)
+    if (body === undefined) return
+    const error = errorIn(body)
+    if (error === undefined) this.fail('The provider answered something that is not a stream.')
+    else this.failure = reportedError(error)
+  }
+
+  /** One line or event of the stream was longer than is read. */
+  readOverlong(unitsMax: number): void {
+    this.failure ??= new Problem('too_large', `An event of the reply grew beyond ${unitsMax} characters.`)
+  }
+
+  protected addLabels(id: unknown, model: unknown): void {
+    // Azure begins with a chunk whose id and model are ''.
+    const hasId = typeof id === 'string' && id !== '' && id !== this.#id
+    const hasModel = typeof model === 'string' && model !== '' && model !== this.#model
+    if (!hasId && !hasModel) return
+    if (hasId) this.#id = id
+    if (hasModel) this.#model = model
+    this.events.push({
+      type: 'response',
+      ...(this.#id === '' ? {} : { id: label(this.#id) }),
+      ...(this.#model === '' ? {} : { model: label(this.#model) }),
+    })
+  }
+
+  protected addText(type: 'text' | 'reasoning', piece: string): void {
+    if (piece === '') return
+    const text = cleanText(type === 'text' ? this.#text : this.#reasoning, piece)
+    if (text === '' || !this.grow(text.length)) return
+    this.hasPart = true
+    this.events.push({ type, text })
+  }
+
+  /**
+   * Begins a tool call.
+   * @returns false when there are too many, and the reply has failed
+   */
+  protected addCall(call: HeldCall, id: string, name: string): boolean {
+    if (this.#calls.length >= toolCallsMax) {
+      this.failure ??= new Problem('too_large', `The reply made more than ${toolCallsMax} tool calls.`)
+      return false
+    }
+    this.#calls.push(call)
+    if (!this.grow(id.length + name.length)) return false
+    this.hasPart = true
+    this.events.push({
+      type: 'tool_call',
+      key: call.key,
+      ...(id === '' ? {} : { callId: id }),
+      ...(name === '' ? {} : { name }),
+      arguments: '',
+    })
+    return true
+  }
+
+  /** @returns what was added: without U+0000 and halves of characters */
+  protected addArguments(call: HeldCall, piece: string): string {
+    const text = piece === '' ? '' : cleanText(call, piece)
+    if (text === '' || !this.grow(text.length)) return ''
+    this.events.push({ type: 'tool_call', key: call.key, arguments: text })
+    return text
+  }
+
+  /** @param usage undefined, and what was said before, are not said again */
+  protected addUsage(usage: Usage | undefined): void {
+    if (usage === undefined || sameUsage(usage, this.#usage)) return
+    this.#usage = usage
+    this.events.push({ type: 'usage', usage })
+  }
+
+  /** The provider gave its reason to stop: the reply is whole. @param reason in the words of the port */
+  protected addFinish(reason: string): void {
+    this.flushHalves()
+    this.finished = true
+    const word = label(reason)
+    if (word === this.#reason) return
+    this.#reason = word
+    this.events.push({ type: 'finish', reason: word })
+  }
+
+  /** The held half of a character will not be completed: the provider has said all. */
+  protected flushHalves(): void {
+    if (this.#reasoning.half !== '') this.#flushHalf(this.#reasoning, 'reasoning')
+    if (this.#text.half !== '') this.#flushHalf(this.#text, 'text')
+    for (const call of this.#calls) {
+      if (call.half === '') continue
+      call.half = ''
+      this.events.push({ type: 'tool_call', key: call.key, arguments: '\ufffd' })
+    }
+  }
+
+  #flushHalf(held: Held, type: 'text' | 'reasoning'): void {
+    held.half = ''
+    this.hasPart = true
+    this.events.push({ type, text: '\ufffd' })
+  }
+
+  /** @returns false when the reply has grown too large, and has failed */
+  protected grow(units: number): boolean {
+    this.#units += units
+    if (this.#units <= replyUnitsMax) return true
+    this.failure ??= new Problem('too_large', `The reply grew beyond ${replyUnitsMax} characters.`)
+    return false
+  }
+
+  protected fail(detail: string): void {
+    // After the finish reason only the usage can be missing: what is garbled there does not unmake the reply.
+    if (this.finished) this.done = true
+    else this.failure ??= new Problem('upstream_unavailable', detail)
+  }
+}
+
+/**
+ * Makes one piece of a part fit for the log: no U+0000, no half of a surrogate pair. A half at the end is kept for the
+ * next piece, because a provider that cuts its text by UTF-16 units sends the two halves in two chunks.
+ */
+function cleanText(held: Held, piece: string): string {
+  let text = piece.includes('\0') ? piece.replaceAll('\0', '') : piece
+  if (held.half !== '' && text !== '') {
+    text = held.half + text
+    held.half = ''
+  }
+  const last = text.charCodeAt(text.length - 1)
+  if (last >= 0xd800 && last <= 0xdbff) {
+    held.half = text.slice(-1)
+    text = text.slice(0, -1)
+  }
+  return text.toWellFormed()
+}
+
+/** A provider's word for something, cut to what a label may have. */
+export function label(text: string, unitsMax = labelUnitsMax): string {
+  return text.replaceAll('\0', '').slice(0, unitsMax).toWellFormed()
+}
+
+export function memberOf(value: unknown, name: string): unknown {
+  return isRecord(value) ? value[name] : undefined
+}
+
+/** @returns undefined for what is not JSON (yet) */
+export function parse(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined // not JSON (yet): that is what the caller asks
+  }
+}
+
+/** @returns undefined for what is no count of tokens */
+export function countOf(value: unknown): number | undefined {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0 ? value : undefined
+}
+
+function sameUsage(a: Usage, b: Usage | undefined): boolean {
+  return (
+    b !== undefined &&
+    a.input_tokens === b.input_tokens &&
+    a.output_tokens === b.output_tokens &&
+    a.total_tokens === b.total_tokens &&
+    a.reasoning_tokens === b.reasoning_tokens &&
+    a.cached_input_tokens === b.cached_input_tokens &&
+    a.cache_write_tokens === b.cache_write_tokens
+  )
+}
