@@ -75,7 +75,7 @@ t.test('parallel tool calls grow each in its own part, and are told when the rep
     call('1', ']}'),
   )
   const first = draft.takeEvents()
-  draft.close()
+  draft.endStep()
   t.same(draft.parts, [
     { kind: 'text', text: 'Let me look.' },
     { kind: 'tool_call', text: '{"city":"Ulm"}', call_id: 'call_a', name: 'weather', input: { city: 'Ulm' } },
@@ -94,22 +94,22 @@ t.test('parallel tool calls grow each in its own part, and are told when the rep
 t.test('arguments that are cut off or no JSON keep their text and get no input', async (t) => {
   for (const args of ['{"city":"U', 'null}', '{city: 1}', '['.repeat(100) + ']'.repeat(100)]) {
     const draft = draftOf(call('0', args, { callId: 'c', name: 'f' }))
-    draft.close()
+    draft.endStep()
     t.same(draft.parts, [{ kind: 'tool_call', text: args, call_id: 'c', name: 'f' }])
     t.same(draft.takeEvents().at(-1), { type: 'tool', data: { part: 0, call_id: 'c', name: 'f' } })
   }
   const none = draftOf(call('0', '', { callId: 'c', name: 'f' }), { type: 'finish', reason: 'tool_calls' })
-  none.close()
+  none.endStep()
   t.match(none.parts, [{ text: '', input: {} }], 'a call without any is a call without parameters')
   const begun = draftOf(call('0', '', { callId: 'c', name: 'f' }))
-  begun.close()
+  begun.endStep()
   t.notOk('input' in (begun.parts[0] ?? {}), 'unless the reply broke off there')
 })
 
 t.test('what the database cannot hold is mended in the input, and only there', async (t) => {
   const args = JSON.stringify({ 'a\u0000b': 'x\u0000y', lone: '\ud800' })
   const draft = draftOf(call('0', args, { callId: 'c', name: 'f' }))
-  draft.close()
+  draft.endStep()
   t.equal(draft.parts[0]?.text, args, 'the raw text has no NUL, it has six characters')
   t.same(draft.parts[0]?.input, { ab: 'xy', lone: '\ufffd' })
   t.notOk(JSON.stringify(draft.parts[0]?.input).includes('\\u0000'))
@@ -164,7 +164,7 @@ t.test('the events, folded, are the parts: whatever comes, and whenever they are
       taken.push(...draft.takeEvents())
       if (!sameParts(foldEvents(number(taken)), draft.parts)) t.fail(`seed ${seed}, ${step} steps before the end`)
     }
-    draft.close()
+    draft.endStep()
     taken.push(...draft.takeEvents())
     if (!sameParts(foldEvents(number(taken)), draft.parts)) t.fail(`seed ${seed}, at the end`)
     checkOffsets(taken)
