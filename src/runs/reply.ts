@@ -23,7 +23,7 @@ import { type AskLimits, ask } from './ask.ts'
 import type { EndedCall } from './draft.ts'
 import type { RunFacts, RunRequest } from './model.ts'
 import { type ActiveRun, pause } from './run.ts'
-import type { ToolAnswer, Tools } from './tools.ts'
+import { limitTime, type ToolAnswer, type Tools } from './tools.ts'
 
 export interface ReplyOptions {
   readonly limits: AskLimits
@@ -200,13 +200,12 @@ export function createReplies(options: ReplyOptions): MakeReply {
     const { id, session_id, message_id, user_message_id } = run.facts
     const profile = options.profileOf(plan.profile)
     const metadata = await patiently(() => desk.readMetadata(user_message_id), run.signal)
-    const timeUp = AbortSignal.timeout(options.totalMs)
-    const enough = AbortSignal.any([run.signal, timeUp])
-    const context = contextOf(run, plan, profile, enough)
+    const limit = limitTime(run.signal, options.totalMs)
+    const context = contextOf(run, plan, profile, limit.signal)
     const request = { runId: id, sessionId: session_id, messageId: message_id, messages: history, metadata }
     const filter = createAgentFilter()
     try {
-      for await (const raw of untilAborted(agent.reply(request, context, enough), enough)) {
+      for await (const raw of untilAborted(agent.reply(request, context, limit.signal), limit.signal)) {
         const event = filter(raw)
         if (event.type === 'artifact') {
           const version = await desk.putArtifact(session_id, event)
@@ -221,10 +220,12 @@ export function createReplies(options: ReplyOptions): MakeReply {
         else yield event
       }
     } catch (error) {
-      if (!run.signal.aborted && timeUp.aborted) {
+      if (!run.signal.aborted && limit.isOver) {
         throw new Problem('upstream_timeout', `The reply took longer than ${options.totalMs} ms.`)
       }
       throw error
+    } finally {
+      limit.clear()
     }
   }
 

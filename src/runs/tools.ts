@@ -104,15 +104,18 @@ export function createTools(
         return failed('invalid_input', `The input${first?.instancePath ?? ''} ${first?.message ?? 'is not valid'}.`)
       }
       const { timeoutMs = timeoutDefaultMs } = tool
-      const timeUp = AbortSignal.timeout(timeoutMs)
-      const enough = AbortSignal.any([signal, timeUp])
+      const limit = limitTime(signal, timeoutMs)
       try {
-        return toAnswer(await untilAborted(async () => tool.execute(input as never, context, enough), enough))
+        return toAnswer(
+          await untilAborted(async () => tool.execute(input as never, context, limit.signal), limit.signal),
+        )
       } catch (error) {
         if (signal.aborted) return failed('stopped', 'The reply was stopped before the tool had answered.')
-        if (timeUp.aborted) return failed('timeout', `The tool did not answer within ${timeoutMs} ms.`)
+        if (limit.isOver) return failed('timeout', `The tool did not answer within ${timeoutMs} ms.`)
         onThrow(name, context, error)
         return failed('failed', 'The tool failed.')
+      } finally {
+        limit.clear()
       }
     },
   }
@@ -127,6 +130,30 @@ function toAnswer(value: unknown): ToolAnswer {
     return failed('too_large', `The tool answered more than ${outputBytesMax} bytes.`)
   }
   return { output: cleanJson(JSON.parse(json)) }
+}
+
+/** A signal that is aborted with another one, or when `ms` have passed; `clear` frees its timer and its listener. */
+export function limitTime(signal: AbortSignal, ms: number) {
+  const controller = new AbortController()
+  let isOver = false
+  const timer = setTimeout(() => {
+    isOver = true
+    controller.abort(new Error('The time is up'))
+  }, ms)
+  const onAbort = () => controller.abort(signal.reason)
+  if (signal.aborted) onAbort()
+  else signal.addEventListener('abort', onAbort, { once: true })
+  return {
+    signal: controller.signal,
+    /** The time is up, and nothing else. */
+    get isOver() {
+      return isOver
+    },
+    clear() {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', onAbort)
+    },
+  }
 }
 
 /** What `work` comes to, unless the signal comes first; then its reason is thrown, and `work` is left behind. */
