@@ -71,7 +71,10 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
+import { demoProvider } from './upstream/providers.ts'
+import type { Upstream } from './upstream/upstream.ts'
 
 /** What the edge of the process, or a test, puts in the place of the default. */
 export interface Overrides {
@@ -82,6 +85,10 @@ export interface Overrides {
   /** Makers of artifacts, beside the built-in ones. */
   readonly generators?: readonly ArtifactGenerator[]
   readonly making?: Partial<MakingLimits>
+  /** Providers, beside the configured ones. Closed with the app. */
+  readonly upstreams?: readonly Upstream[]
+  readonly agents?: readonly Agent[]
+  readonly tools?: readonly unknown[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
   readonly countCacheRead?: CountCacheRead
@@ -112,7 +119,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
   const store = openStore(config, server.log)
-  const catalog = createCatalog(config.upstream)
+  const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams })
+  if (catalog.unpriced.length > 0) {
+    server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
+  }
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
 
@@ -143,7 +153,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     changes,
     logger: server.log,
     readHistory: (messageId) => readHistory(runDb, messageId, config.sessionMessagesMax),
-    upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
+    upstreamFor: ({ provider }) => catalog.upstreamOf(provider),
   })
   log.onFenced((runId) => owned.fence(runId))
   const takeover = createTakeover({
@@ -169,7 +179,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     stop,
     instanceId,
     holdLease: reaper.hold,
-    plansFor: ({ model }) => catalog.plansFor(model),
+    plansFor: catalog.plansFor,
   })
 
   const metrics = createMetrics()
@@ -320,12 +330,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 }
 
 function describe(database: string, log: string, { providers, names }: Catalog): string {
-  const demo = providers.length === 1 ? ' (no provider key: the built-in demo answers)' : ''
+  const models = names()
+  const isDemo = models.every((name) => name.startsWith(`${demoProvider}:`))
+  const why =
+    providers.length === 1 ? 'no provider key: the built-in demo answers' : 'set MODEL_BALANCED to use a provider'
   return [
     `database: ${database}`,
     `event log: ${log}`,
     `providers: ${providers.join(', ')}`,
-    `models: ${names().join(', ')}${demo}`,
+    `models: ${models.join(', ')}${isDemo ? ` (${why})` : ''}`,
   ].join(' · ')
 }
 

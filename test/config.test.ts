@@ -2,7 +2,8 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { ConfigError, environmentSchema, readConfig } from '../src/config.ts'
+import { environmentSchema, readConfig } from '../src/config.ts'
+import { ConfigError } from '../src/config-values.ts'
 
 interface Variable {
   readonly description?: string

@@ -6,6 +6,9 @@
 import type { Mode } from '../log/event.ts'
 import type { ModelSettings } from './upstream.ts'
 
+/** Of a model's name. The longest in use, of fine-tuned models, have about a hundred. */
+export const modelUnitsMax = 200
+
 export type ProfileName = Exclude<Mode, 'adaptive'>
 
 export interface ModelChoice {
