@@ -4,7 +4,7 @@
  * found wrong here, before anything is open.
  */
 import { type Static, Type } from 'typebox'
-import { type ConfigFile, contextTokensMax, contextTokensMin, inFile, modelsMax } from './config-file.ts'
+import { type ConfigFile, contextTokensMax, contextTokensMin, inFile, modelsMax } from './config-schema.ts'
 import {
   ConfigError,
   checkHeaderValue,

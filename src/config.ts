@@ -6,7 +6,6 @@
 import { isIP } from 'node:net'
 import { envSchema } from 'env-schema'
 import { type Static, Type } from 'typebox'
-import { checkConfigFile } from './config-file.ts'
 import {
   type Budgets,
   budgetVariables,
@@ -17,6 +16,7 @@ import {
   readUpstream,
   type UpstreamConfig,
 } from './config-models.ts'
+import { checkConfigFile } from './config-schema.ts'
 import {
   ConfigError,
   checkUrl,

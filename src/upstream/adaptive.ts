@@ -66,7 +66,7 @@ const code = new RegExp(
     String.raw`^[ \t]*(?:const|let|var) [\w{[][^\n=]*=`,
     String.raw`^[ \t]*(?:async )?(?:function|def|fn|func) \w+ ?[(<]`,
     String.raw`^[ \t]*(?:class \w+ ?[:({]|(?:public|private) (?:static|class|void) |SELECT [^\n]+ FROM |<\/?[a-z]+>)`,
-    String.raw`(?:[{}]|\) ?;)[ \t]*$`,
+    String.raw`^[ \t]*\}[),;]*[ \t]*$|(?:\)|else|=>) ?\{[ \t]*$|\) ?;[ \t]*$`,
   ].join('|'),
   'm',
 )

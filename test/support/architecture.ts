@@ -50,9 +50,10 @@ const topFiles: Readonly<Record<string, readonly string[]>> = {
     'modules/index.ts',
   ],
   'backends.ts': ['config.ts', 'db/', 'log/'],
-  'config.ts': ['config-file.ts', 'config-models.ts', 'config-values.ts'],
-  'config-file.ts': ['config-values.ts', 'sessions/ (types)', 'upstream/'],
-  'config-models.ts': ['config-file.ts', 'config-values.ts', 'upstream/'],
+  'config.ts': ['config-models.ts', 'config-schema.ts', 'config-values.ts'],
+  'config-models.ts': ['config-schema.ts', 'config-values.ts', 'upstream/'],
+  'config-schema.ts': ['config-values.ts', 'upstream/'],
+  'config-file.ts': ['config-schema.ts', 'config-values.ts', 'sessions/ (types)', 'upstream/ (types)'],
   'config-values.ts': [],
   'errors.ts': [],
 }
