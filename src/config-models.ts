@@ -37,9 +37,9 @@ export const providerVariables = {
   OPENAI_API_KEY: optional('key of OpenAI, or of what speaks its dialect at OPENAI_BASE_URL'),
   OPENAI_BASE_URL: optional('its address, ending in /v1; default https://api.openai.com/v1'),
   ANTHROPIC_API_KEY: optional('key of Anthropic'),
-  ANTHROPIC_BASE_URL: optional('its address; default https://api.anthropic.com'),
+  ANTHROPIC_BASE_URL: optional('its address, ending in /v1; default https://api.anthropic.com/v1'),
   GEMINI_API_KEY: optional('key of Gemini'),
-  GEMINI_BASE_URL: optional('its address; default https://generativelanguage.googleapis.com/v1beta'),
+  GEMINI_BASE_URL: optional('its address, ending in /v1beta; default https://generativelanguage.googleapis.com/v1beta'),
   AZURE_OPENAI_API_KEY: optional('key of Azure OpenAI, whose models are the names of deployments'),
   AZURE_OPENAI_BASE_URL: optional('its address, needed with the key: https://<resource>.openai.azure.com/openai/v1'),
   OPENROUTER_API_KEY: optional('key of OpenRouter'),
@@ -224,7 +224,6 @@ function readProvider(
   }
   const ownHeader = key === undefined || preset?.keyHeader === undefined ? {} : { [preset.keyHeader]: key }
   const headers = { ...ownHeader, ...readHeaders(place('headers'), entry?.headers ?? {}) }
-  const maxTokensField = entry?.max_tokens_field ?? preset?.maxTokensField
   return {
     name,
     kind,
@@ -234,7 +233,7 @@ function readProvider(
     ]).replace(/\/+$/, ''),
     ...(key === undefined || preset?.keyHeader !== undefined ? {} : { apiKey: key }),
     ...(Object.keys(headers).length === 0 ? {} : { headers }),
-    ...(maxTokensField === undefined ? {} : { maxTokensField }),
+    ...(entry?.max_tokens_field === undefined ? {} : { maxTokensField: entry.max_tokens_field }),
   }
 }
 

@@ -286,7 +286,6 @@ t.test('every preset can be configured by variables, and is there when it has wh
         kind: 'openai',
         baseUrl: 'https://x.example/openai/v1',
         headers: { 'api-key': 'a' },
-        maxTokensField: 'max_completion_tokens',
       },
     ],
   )

@@ -25,6 +25,7 @@ export interface ProviderSettings {
   readonly apiKey?: string
   /** Further headers of each request, their names in lower case. May hold a key. */
   readonly headers?: Readonly<Record<string, string>>
+  /** Absent: as the host is known to want it. */
   readonly maxTokensField?: MaxTokensField
 }
 
@@ -40,7 +41,6 @@ export interface ProviderPreset {
   readonly keyless?: true
   /** The header of the key, where the dialect's own is not it. */
   readonly keyHeader?: string
-  readonly maxTokensField?: MaxTokensField
   /** What the modes mean when nobody has said so, where that can be told. */
   readonly models?: Readonly<Record<ProfileName, string>>
 }
@@ -57,7 +57,7 @@ export const providerPresets: Readonly<Record<string, ProviderPreset>> = {
   },
   anthropic: {
     kind: 'anthropic',
-    baseUrl: 'https://api.anthropic.com',
+    baseUrl: 'https://api.anthropic.com/v1',
     urlVariable: 'ANTHROPIC_BASE_URL',
     keyVariable: 'ANTHROPIC_API_KEY',
     models: { fast: 'claude-haiku-4-5', balanced: 'claude-sonnet-5', quality: 'claude-opus-5' },
@@ -74,7 +74,6 @@ export const providerPresets: Readonly<Record<string, ProviderPreset>> = {
     urlVariable: 'AZURE_OPENAI_BASE_URL',
     keyVariable: 'AZURE_OPENAI_API_KEY',
     keyHeader: 'api-key',
-    maxTokensField: 'max_completion_tokens',
   },
   openrouter: { kind: 'openai', baseUrl: 'https://openrouter.ai/api/v1', keyVariable: 'OPENROUTER_API_KEY' },
   groq: { kind: 'openai', baseUrl: 'https://api.groq.com/openai/v1', keyVariable: 'GROQ_API_KEY' },
