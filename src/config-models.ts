@@ -6,6 +6,7 @@
 import { type Static, Type } from 'typebox'
 import { type ConfigFile, contextTokensMax, contextTokensMin, inFile, modelsMax } from './config-schema.ts'
 import {
+  budgetTokensMax,
   ConfigError,
   checkHeaderValue,
   checkUrl,
@@ -29,8 +30,6 @@ import {
   providerNamePattern,
   providerPresets,
 } from './upstream/providers.ts'
-
-const budgetTokensMax = 1_000_000_000_000
 
 /** Those of providers are in the order of their presets. */
 export const providerVariables = {
@@ -158,8 +157,9 @@ function readReadyMade({ upstreams = [], providers = {} }: ConfigFile): readonly
     if (typeof stream !== 'function' || typeof close !== 'function') {
       throw new ConfigError(`${where} must be an upstream: provider, stream and close`)
     }
-    if (typeof provider !== 'string' || !providerNamePattern.test(provider))
+    if (typeof provider !== 'string' || !providerNamePattern.test(provider)) {
       throw new ConfigError(`${where} must have a provider's name`)
+    }
     return provider
   })
   names.forEach((name, index) => {
@@ -216,21 +216,15 @@ function readProvider(
   if (key === undefined && preset?.keyVariable !== undefined && preset.keyless === undefined) {
     throw new ConfigError(`${preset.keyVariable} is not set, and ${inFile(`providers.${name}`)} needs it`)
   }
-  if (key !== undefined) {
-    checkHeaderValue(
-      entry?.api_key_env === undefined ? `${keyVariable}` : `The variable of ${place('api_key_env')}`,
-      key,
-    )
-  }
+  const keyPlace = entry?.api_key_env === undefined ? `${keyVariable}` : `The variable of ${place('api_key_env')}`
+  if (key !== undefined) checkHeaderValue(keyPlace, key)
+  const urlPlace = url === undefined ? place('base_url') : `${preset?.urlVariable}`
   const ownHeader = key === undefined || preset?.keyHeader === undefined ? {} : { [preset.keyHeader]: key }
   const headers = { ...ownHeader, ...readHeaders(place('headers'), entry?.headers ?? {}) }
   return {
     name,
     kind,
-    baseUrl: checkUrl(url === undefined ? place('base_url') : `${preset?.urlVariable}`, baseUrl, [
-      'http:',
-      'https:',
-    ]).replace(/\/+$/, ''),
+    baseUrl: checkUrl(urlPlace, baseUrl, ['http:', 'https:']).replace(/\/+$/, ''),
     ...(key === undefined || preset?.keyHeader !== undefined ? {} : { apiKey: key }),
     ...(Object.keys(headers).length === 0 ? {} : { headers }),
     ...(entry?.max_tokens_field === undefined ? {} : { maxTokensField: entry.max_tokens_field }),

@@ -5,7 +5,7 @@
  */
 import { type Static, type TSchema, Type } from 'typebox'
 import { Value } from 'typebox/value'
-import { ConfigError, usdPattern } from './config-values.ts'
+import { budgetTokensMax, ConfigError, usdPattern } from './config-values.ts'
 import { Price } from './upstream/price-table.ts'
 import { maxTokensFields, providerKinds } from './upstream/providers.ts'
 import type { Effort } from './upstream/upstream.ts'
@@ -18,7 +18,7 @@ export const modelsMax = 8
 const efforts = ['none', 'minimal', 'low', 'medium', 'high'] as const satisfies readonly Effort[]
 const closed = { additionalProperties: false } as const
 const usd = Type.Optional(Type.String({ pattern: usdPattern, description: 'USD, a decimal string such as "2.50"' }))
-const tokens = Type.Optional(Type.Integer({ minimum: 0, maximum: 1_000_000_000_000 }))
+const tokens = Type.Optional(Type.Integer({ minimum: 0, maximum: budgetTokensMax }))
 
 const ProviderEntry = Type.Object(
   {

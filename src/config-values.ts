@@ -19,6 +19,8 @@ export const optional = (description: string) => Type.Optional(Type.String({ des
 export const optionalInteger = (minimum: number, maximum: number, description: string) =>
   Type.Optional(Type.Integer({ minimum, maximum, description }))
 
+/** Of a day. */
+export const budgetTokensMax = 1_000_000_000_000
 /** USD. A billion is more than anybody has, and nine digits behind the point more than a token costs. */
 export const usdPattern = '^\\d{1,9}(\\.\\d{1,9})?$'
 export const optionalUsd = (description: string) => Type.Optional(Type.String({ pattern: usdPattern, description }))

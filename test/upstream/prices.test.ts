@@ -1,9 +1,11 @@
 /** Money is exact: what a call costs against rational numbers, which price counts, and the built-in list. */
+import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import t from 'tap'
 import { Value } from 'typebox/value'
 import { builtInPriceDays, builtInPrices, Price } from '../../src/upstream/price-table.ts'
 import { createPrices, findPriceFault } from '../../src/upstream/prices.ts'
+import { providerPresets } from '../../src/upstream/providers.ts'
 
 const at = new Date('2026-11-01T12:00:00Z')
 const choice = { provider: 'own', model: 'm-1' }
@@ -180,8 +182,17 @@ t.test('the built-in list is well-formed, dated, and knows the models of the pre
   t.equal(prices.costOf({ provider: 'openai', model: 'gpt-5-mini-2025-08-07' }, million, at), '2.25')
   t.equal(prices.costOf({ provider: 'openai', model: 'gpt-5-pro' }, million, at), undefined)
   t.equal(prices.costOf({ provider: 'anthropic', model: 'claude-haiku-4-5-20251001' }, million, at), '6')
+  for (const [provider, { models = {} }] of Object.entries(providerPresets)) {
+    for (const model of Object.values(models)) t.ok(prices.perToken({ provider, model }, at), `${provider}:${model}`)
+  }
   const providers = new Set(builtInPrices.map(({ provider }) => provider).filter((name) => name !== 'demo'))
   t.strictSame([...providers].sort(), Object.keys(builtInPriceDays), 'each provider has the day of its prices')
+})
+
+t.test('docs/models.md names every provider, and the days of the built-in prices', async (t) => {
+  const text = readFileSync(new URL('../../docs/models.md', import.meta.url), 'utf8')
+  for (const name of Object.keys(providerPresets)) t.match(text, `\`${name}\``)
+  for (const [name, day] of Object.entries(builtInPriceDays)) t.match(text, `| \`${name}\` | ${day} |`)
 })
 
 t.test('a list with a fault is told from one without', async (t) => {
