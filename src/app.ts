@@ -77,6 +77,8 @@ import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
+import { demoProvider } from './upstream/providers.ts'
+import type { Upstream } from './upstream/upstream.ts'
 
 /** What the edge of the process, or a test, puts in the place of the default. */
 export interface Overrides {
@@ -91,6 +93,8 @@ export interface Overrides {
   readonly tools?: readonly ServerTool[]
   /** What makes a reply in place of a model, by `agent_id`. */
   readonly agents?: readonly Agent[]
+  /** Providers, beside the configured ones. Closed with the app. */
+  readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
   readonly countCacheRead?: CountCacheRead
@@ -121,7 +125,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
   const store = openStore(config, server.log)
-  const catalog = createCatalog(config.upstream)
+  const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams })
+  if (catalog.unpriced.length > 0) {
+    server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
+  }
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
 
@@ -157,9 +164,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       limits: config.upstream,
       totalMs: config.upstream.totalMs,
       readHistory: ({ user_message_id }) => readHistory(runDb, user_message_id, config.sessionMessagesMax),
-      upstreamOf: (provider) => catalog.resolve('balanced', `${provider}:x`).upstream,
-      profileOf: () => ({ contextTokens: 128_000, tools: overrides.tools?.map(({ name }) => name) ?? [] }),
-      planFor: (model) => catalog.plansFor(model).balanced.plan,
+      upstreamOf: catalog.upstreamOf,
+      profileOf: catalog.profile,
+      planFor: (model, profile) => catalog.plansFor({ model, text: '' })[profile].plan,
       promptTokens: () => 0,
       tools: createTools(overrides.tools ?? [], (tool, { runId }, error) => {
         server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')
@@ -197,8 +204,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     stop,
     instanceId,
     holdLease: reaper.hold,
-    plansFor: ({ model }) => catalog.plansFor(model),
     checkAgent: (id) => void agents.get(id),
+    plansFor: catalog.plansFor,
   })
 
   const metrics = createMetrics()
@@ -349,12 +356,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 }
 
 function describe(database: string, log: string, { providers, names }: Catalog): string {
-  const demo = providers.length === 1 ? ' (no provider key: the built-in demo answers)' : ''
+  const models = names()
+  const isDemo = models.every((name) => name.startsWith(`${demoProvider}:`))
+  const why =
+    providers.length === 1 ? 'no provider key: the built-in demo answers' : 'set MODEL_BALANCED to use a provider'
   return [
     `database: ${database}`,
     `event log: ${log}`,
     `providers: ${providers.join(', ')}`,
-    `models: ${names().join(', ')}${demo}`,
+    `models: ${models.join(', ')}${isDemo ? ` (${why})` : ''}`,
   ].join(' · ')
 }
 

@@ -50,9 +50,8 @@ export interface ToolCall {
 export type ToolAnswer = { readonly output: unknown } | { readonly error: ToolError }
 
 export interface Tools {
-  has(name: string): boolean
-  /** Of those of `names` that are registered. */
-  definitions(names: readonly string[]): readonly ToolDefinition[]
+  /** Of those of `names` that are registered; without names of all. */
+  definitions(names?: readonly string[]): readonly ToolDefinition[]
   /** Never throws. @param signal ends the call without an answer that counts */
   execute(call: ToolCall, signal: AbortSignal): Promise<ToolAnswer>
 }
@@ -87,8 +86,7 @@ export function createTools(
   }
 
   return {
-    has: (name) => tools.has(name),
-    definitions: (names) =>
+    definitions: (names = [...tools.keys()]) =>
       names.flatMap((name) => {
         const tool = tools.get(name)?.tool
         if (tool === undefined) return []
