@@ -183,7 +183,8 @@ t.test('the built-in list is well-formed, dated, and knows the models of the pre
   t.equal(prices.costOf({ provider: 'openai', model: 'gpt-5-pro' }, million, at), undefined)
   t.equal(prices.costOf({ provider: 'anthropic', model: 'claude-haiku-4-5-20251001' }, million, at), '6')
   for (const [provider, { models = {} }] of Object.entries(providerPresets)) {
-    for (const model of Object.values<string>(models)) t.ok(prices.perToken({ provider, model }, at), `${provider}:${model}`)
+    for (const model of Object.values<string>(models))
+      t.ok(prices.perToken({ provider, model }, at), `${provider}:${model}`)
   }
   const providers = new Set(builtInPrices.map(({ provider }) => provider).filter((name) => name !== 'demo'))
   t.strictSame([...providers].sort(), Object.keys(builtInPriceDays), 'each provider has the day of its prices')
