@@ -142,7 +142,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
-    readHistory: (messageId) => readHistory(runDb, messageId, config.sessionMessagesMax),
+    readHistory: async (messageId) => (await readHistory(runDb, messageId, config.sessionMessagesMax)).messages,
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
   })
   log.onFenced((runId) => owned.fence(runId))
