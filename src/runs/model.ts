@@ -174,7 +174,7 @@ const { message, session_id, parent_id, ...wishes } = {
   metadata: Type.Optional(Type.Record(Type.String(), Type.Unknown())),
 }
 
-/** A message, or answers to the tool calls with which the reply before ended; asked.ts refuses both and neither. */
+/** A message, or answers to the tool calls with which a reply has ended. */
 export const ChatBody = Type.Object(
   {
     message: Type.Optional(message),
@@ -189,7 +189,7 @@ export const ChatBody = Type.Object(
     parent_id,
     ...wishes,
   },
-  { additionalProperties: false },
+  { additionalProperties: false, oneOf: [{ required: ['message'] }, { required: ['tool_results'] }] },
 )
 export type ChatBody = Static<typeof ChatBody>
 
