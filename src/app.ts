@@ -29,11 +29,14 @@ import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
+import { createAgentDesk, createAgents } from './runs/agents.ts'
 import { registerBranches } from './runs/branches.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
+import { createLedger } from './runs/ledger.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
+import { createReplies } from './runs/reply.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
@@ -41,6 +44,7 @@ import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { createTools, type ServerTool } from './runs/tools.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
@@ -71,6 +75,7 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 
 /** What the edge of the process, or a test, puts in the place of the default. */
@@ -82,6 +87,10 @@ export interface Overrides {
   /** Makers of artifacts, beside the built-in ones. */
   readonly generators?: readonly ArtifactGenerator[]
   readonly making?: Partial<MakingLimits>
+  /** Functions that a model may call. */
+  readonly tools?: readonly ServerTool[]
+  /** What makes a reply in place of a model, by `agent_id`. */
+  readonly agents?: readonly Agent[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
   readonly countCacheRead?: CountCacheRead
@@ -131,6 +140,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     limits: overrides.making,
   })
   const runs = createRunStore(db)
+  const agents = createAgents(overrides.agents ?? [])
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
   const owned = createOwnedRuns({
@@ -144,6 +154,26 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     logger: server.log,
     readHistory: async (messageId) => (await readHistory(runDb, messageId, config.sessionMessagesMax)).messages,
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
+    createLedger,
+    makeReply: createReplies({
+      limits: config.upstream,
+      totalMs: config.upstream.totalMs,
+      readHistory: ({ user_message_id }) => readHistory(runDb, user_message_id, config.sessionMessagesMax),
+      upstreamOf: (provider) => catalog.resolve('balanced', `${provider}:x`).upstream,
+      profileOf: () => ({ contextTokens: 128_000, tools: overrides.tools?.map(({ name }) => name) ?? [] }),
+      planFor: (model) => catalog.plansFor(model).balanced.plan,
+      promptTokens: () => 0,
+      tools: createTools(overrides.tools ?? [], (tool, { runId }, error) => {
+        server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')
+      }),
+      agents,
+      desk: createAgentDesk(runDb, createArtifactStore(runDb, changes), changes),
+      checkpoint: () => owned.checkpoint(),
+      touch: (run) => frames.touch(run),
+      onFailed: ({ runId }, { provider, model }, { code }, pauseMs) => {
+        server.log.warn({ run_id: runId, provider, model, code, pause_ms: pauseMs }, 'a provider failed; trying again')
+      },
+    }),
   })
   log.onFenced((runId) => owned.fence(runId))
   const takeover = createTakeover({
@@ -170,6 +200,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     holdLease: reaper.hold,
     plansFor: ({ model }) => catalog.plansFor(model),
+    checkAgent: (id) => void agents.get(id),
   })
 
   const metrics = createMetrics()

@@ -52,6 +52,8 @@ export const environmentSchema = Type.Object({
   UPSTREAM_FIRST_BYTE_MS: integer(1, 3_600_000, 120_000, 'longest wait for the first byte of a reply'),
   UPSTREAM_IDLE_MS: integer(1, 3_600_000, 60_000, 'longest silence within a reply'),
   UPSTREAM_TOTAL_MS: integer(1, 86_400_000, 1_800_000, 'longest duration of a reply'),
+  UPSTREAM_RETRIES: integer(0, 10, 2, 'further tries of one model when a provider fails before anything is shown'),
+  UPSTREAM_RETRY_MS: integer(1, 60_000, 500, 'pause before the first of them; it doubles with each'),
   SESSION_MAX_MESSAGES: integer(1, 1000, 20, 'messages of a session that go upstream as context, and that Redis keeps'),
   FRAME_MS: integer(1, 1000, 25, 'time over which new text is merged into one event'),
   CHECKPOINT_MS: integer(10, 60_000, 1000, 'time between two checkpoints of the running replies'),
@@ -109,6 +111,9 @@ export interface Config {
     readonly firstByteMs: number
     readonly idleMs: number
     readonly totalMs: number
+    /** Further tries of one model. */
+    readonly retries: number
+    readonly retryMs: number
   }
   readonly sessionMessagesMax: number
   readonly frameMs: number
@@ -197,6 +202,8 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       firstByteMs: known.UPSTREAM_FIRST_BYTE_MS,
       idleMs: known.UPSTREAM_IDLE_MS,
       totalMs: known.UPSTREAM_TOTAL_MS,
+      retries: known.UPSTREAM_RETRIES,
+      retryMs: known.UPSTREAM_RETRY_MS,
     },
     sessionMessagesMax: known.SESSION_MAX_MESSAGES,
     frameMs: known.FRAME_MS,

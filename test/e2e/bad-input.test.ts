@@ -5,6 +5,7 @@
 import { type Test, test } from 'tap'
 import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import type { ErrorCode } from '../../src/errors.ts'
+import { passOn } from '../support/agents.ts'
 import { type Client, createClient, isDone } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { type Gateway, startGateway } from '../support/gateway.ts'
@@ -424,6 +425,7 @@ for (const database of databases()) {
     t.teardown(() => upstream.close())
     const lines: string[] = []
     const gateway = await startGateway(t, {
+      agents: [passOn('xy')],
       database,
       logStream: { write: (line) => lines.push(line) },
       env: {

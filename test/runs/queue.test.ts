@@ -14,6 +14,7 @@ import { createMemoryLog } from '../../src/log/memory.ts'
 import { createAccept } from '../../src/runs/accept.ts'
 import { createChat } from '../../src/runs/chat.ts'
 import { commitRun } from '../../src/runs/commit.ts'
+import { createLedger } from '../../src/runs/ledger.ts'
 import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import { promote, stopQueued } from '../../src/runs/queue.ts'
@@ -367,15 +368,11 @@ for (const kind of databases()) {
         instanceId,
         checkpointMs: 60_000,
         logger: silent,
-        readHistory: async () => [],
-        upstreamFor: (facts) => ({
-          provider: 'demo',
-          async *stream() {
-            asked.push(facts.id)
-            yield { type: 'text', text: 'Reply' } as const
-          },
-          close: async () => undefined,
-        }),
+        createLedger,
+        async *makeReply({ runId }) {
+          asked.push(runId)
+          yield { type: 'text', text: 'Reply' } as const
+        },
       })
       const chat = createChat({
         accept: createAccept({ db, runs, instanceId, runsPerOwnerMax: 0 }),
