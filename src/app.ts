@@ -159,6 +159,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
+    readHistory: async (messageId) => (await readHistory(runDb, messageId, config.sessionMessagesMax)).messages,
+    upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
     createLedger,
     makeReply: createReplies({
       limits: config.upstream,
