@@ -132,6 +132,27 @@ t.test('each part becomes what the port has for it, and the unknown ones nothing
         { kind: 'text', text: 'two words' },
       ],
     ],
+    'two seals in a row': [
+      geminiChunk([
+        { text: 'two', ...seal },
+        { text: '', ...seal },
+      ]),
+      [
+        { kind: 'text', text: 'two', signature: 'c2VhbA==' },
+        { kind: 'reasoning', text: '', signature: 'c2VhbA==', redacted: true },
+      ],
+    ],
+    'a seal behind half a character': [
+      geminiChunk([{ text: 'two \ud83d', ...seal }]) + words,
+      [
+        { kind: 'text', text: 'two \ufffd', signature: 'c2VhbA==' },
+        { kind: 'text', text: 'two words' },
+      ],
+    ],
+    'feedback beside words': [
+      geminiChunk([{ text: 'x' }], {}, { promptFeedback: { blockReason: 'SAFETY' } }),
+      [{ kind: 'text', text: 'x' }],
+    ],
     'a seal that nothing was said for': [
       geminiChunk([
         { text: '', ...seal },
@@ -267,7 +288,7 @@ t.test('counts are those of the last chunk that has them', async (t) => {
 })
 
 t.test('a reply has its bounds', async (t) => {
-  const call = geminiChunk([{ functionCall: { name: 'f', args: {} } }])
+  const call = geminiChunk([{ functionCall: { name: 'f', args: {} } }], {}, { responseId: 'long-'.repeat(20) })
   const seen = await readGemini([call.repeat(toolCallsMax + 1), stop])
   t.match(seen, { verdict: 'too_large' })
   t.equal(seen.parts.length, toolCallsMax)
