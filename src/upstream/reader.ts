@@ -14,8 +14,12 @@ import type { UpstreamEvent } from './upstream.ts'
 export const replyUnitsMax = 2_000_000
 /** Tool calls of one reply. */
 export const toolCallsMax = 256
-/** Provider's words that we only label things with: response id, model, finish reason. */
+/** Provider's words that we only label things with: response id, model, finish reason, a source's title. */
 const labelUnitsMax = 256
+/** Sources of one reply; what comes beyond is left out. A search returns ten. */
+const sourcesMax = 256
+/** A longer URL is left out: cut, it would lead elsewhere. */
+const urlUnitsMax = 4096
 /** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. */
 const strayUnitsMax = 16 * 1024
 /** Times that it is parsed, at every line that could be its last: without this, 64 KiB of brackets took 9 s. */
@@ -45,6 +49,7 @@ export abstract class ReplyReader {
   readonly #text: Held = { half: '' }
   readonly #reasoning: Held = { half: '' }
   readonly #calls: HeldCall[] = []
+  readonly #sources = new Set<string>()
   #units = 0
   #id = ''
   #model = ''
@@ -69,7 +74,7 @@ export abstract class ReplyReader {
       return
     }
     const start = line.trimStart()
-    if (this.#stray === '' && !start.startsWith('{')) {
+    if (this.#stray === '' && !beginsJson.test(start)) {
       // Unknown fields are to be ignored (WHATWG HTML, 9.2.6), but a page is not a stream with unknown fields.
       if (start.startsWith('<')) this.fail('The provider answered something that is not a stream.')
       return
@@ -79,7 +84,7 @@ export abstract class ReplyReader {
       return
     }
     this.#stray += `${line}\n`
-    if (!line.trimEnd().endsWith('}')) return
+    if (!endsJson.test(line)) return
     if (++this.#strayParses > strayParsesMax) {
       this.fail('The provider answered something that is not a stream.')
       return
@@ -148,6 +153,42 @@ export abstract class ReplyReader {
     return text
   }
 
+  /**
+   * Seals what was said last, or the call `key`.
+   * @param redacted it stands for reasoning that is not shown
+   */
+  protected addSignature(signature: string, of: { readonly key?: string; readonly redacted?: true } = {}): void {
+    if (signature === '' || !this.grow(signature.length)) return
+    // The part ends with it: no half can follow.
+    if (of.key === undefined) this.flushHalves()
+    this.hasPart = true
+    this.events.push({ type: 'signature', signature: label(signature, replyUnitsMax), ...of })
+  }
+
+  /** @param url what is not of the web, and what was named before, is left out */
+  protected addSource(url: unknown, title: unknown): void {
+    const address =
+      typeof url === 'string' && url.length <= urlUnitsMax && webUrl.test(url) ? label(url, urlUnitsMax) : ''
+    const name = typeof title === 'string' ? label(title.trim()) : ''
+    const key = address === '' ? name : address
+    if (key === '' || this.#sources.has(key) || this.#sources.size >= sourcesMax) return
+    if (!this.grow(address.length + name.length)) return
+    this.#sources.add(key)
+    this.hasPart = true
+    this.events.push({
+      type: 'source',
+      ...(address === '' ? {} : { url: address }),
+      ...(name === '' ? {} : { title: name }),
+    })
+  }
+
+  /** @param url `https:` or `data:` */
+  protected addFile(mediaType: string, url: string): void {
+    if (!this.grow(mediaType.length + url.length)) return
+    this.hasPart = true
+    this.events.push({ type: 'file', mediaType: label(mediaType), url })
+  }
+
   /** @param usage undefined, and what was said before, are not said again */
   protected addUsage(usage: Usage | undefined): void {
     if (usage === undefined || sameUsage(usage, this.#usage)) return
@@ -196,6 +237,12 @@ export abstract class ReplyReader {
     else this.failure ??= new Problem('upstream_unavailable', detail)
   }
 }
+
+const webUrl = /^https?:\/\//i
+
+// Google answers errors of a stream as `[{…}]`. A lone `[DONE]` is no JSON.
+const beginsJson = /^(\{|\[\s*(\{|$))/
+const endsJson = /[}\]]\s*$/
 
 /**
  * Makes one piece of a part fit for the log: no U+0000, no half of a surrogate pair. A half at the end is kept for the
