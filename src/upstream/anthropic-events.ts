@@ -197,9 +197,9 @@ export class AnthropicReader extends ReplyReader {
     if (call !== undefined) {
       if (!hasWords && isRecord(input) && Object.keys(input).length > 0) this.addArguments(call, JSON.stringify(input))
     } else if (signature === '') return
-    else if (type === 'redacted_thinking') this.addSignature(signature, { redacted: true })
+    else if (type === 'redacted_thinking') this.addSignature(signature, undefined, true)
     else if (hasWords) this.addSignature(signature)
-    else this.addSignature(`${wordlessMark}${signature}`, { redacted: true })
+    else this.addSignature(`${wordlessMark}${signature}`, undefined, true)
   }
 
   /** Those that did not say that they stopped. */

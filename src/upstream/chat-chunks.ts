@@ -193,7 +193,7 @@ export class ChatReader extends ReplyReader {
     if (this.#details.length === 0) return
     const seal = this.#details.length > detailsMax ? undefined : sealOf(this.#model, this.#details)
     this.#details = []
-    if (seal !== undefined) this.addSignature(seal, this.#reasonedLast ? {} : { redacted: true })
+    if (seal !== undefined) this.addSignature(seal, undefined, !this.#reasonedLast)
   }
 
   #endParts(): void {
@@ -286,7 +286,7 @@ export class ChatReader extends ReplyReader {
       const signature = memberOf(memberOf(piece.extra_content, 'google'), 'thought_signature')
       if (typeof signature !== 'string' || signature === '') return
       call.sealed = true
-      this.addSignature(signature, { key: call.key })
+      this.addSignature(signature, call)
     }
   }
 

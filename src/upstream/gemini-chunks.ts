@@ -105,7 +105,7 @@ export class GeminiReader extends ReplyReader {
       this.#say(kind, text)
       if (signature === '') return
       // It often comes behind the words that it seals, in an empty part of the same kind.
-      this.addSignature(signature, text === '' && this.#saidLast !== kind ? { redacted: true } : {})
+      this.addSignature(signature, undefined, text === '' && this.#saidLast !== kind)
       this.#saidLast = undefined
     }
   }
@@ -124,7 +124,7 @@ export class GeminiReader extends ReplyReader {
     if (!this.addCall(held, this.#callIdOf(call.id), label(call.name, replyUnitsMax))) return
     this.#callCount++
     this.addArguments(held, JSON.stringify(isRecord(call.args) ? call.args : {}))
-    this.addSignature(signature, { key: held.key })
+    this.addSignature(signature, held)
   }
 
   /** Its own id, unless there is none or another call has it; else one that no other reply has either. */
@@ -140,11 +140,9 @@ export class GeminiReader extends ReplyReader {
 
   #readFile({ mimeType, data }: Record<string, unknown>): void {
     if (typeof mimeType !== 'string' || typeof data !== 'string' || data === '') return
-    if (data.length > replyUnitsMax) this.grow(data.length)
-    else if (mediaType.test(mimeType) && base64.test(data)) {
-      this.#saidLast = undefined
-      this.addFile(mimeType, `data:${mimeType};base64,${data}`)
-    }
+    if (!base64.test(data)) return
+    this.#saidLast = undefined
+    this.addFile(mimeType, `data:${mimeType};base64,${data}`)
   }
 
   #readSources(candidate: Record<string, unknown>): void {
@@ -173,7 +171,6 @@ export class GeminiReader extends ReplyReader {
   }
 }
 
-const mediaType = /^[a-z]+\/[a-z0-9][a-z0-9.+-]{0,126}$/i
 const base64 = /^[A-Za-z0-9+/_-]+={0,2}$/
 
 function firstCandidate(candidates: unknown): Record<string, unknown> | undefined {

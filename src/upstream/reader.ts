@@ -14,13 +14,11 @@ import type { UpstreamEvent } from './upstream.ts'
 export const replyUnitsMax = 2_000_000
 /** Tool calls of one reply. */
 export const toolCallsMax = 256
-/** Provider's words that we only label things with: response id, model, finish reason, a source's title. */
+/** Provider's words that we only label things with: response id, model, finish reason. */
 const labelUnitsMax = 256
 /** A body in JSON that is there instead of a stream. */
 const bodyUnitsMax = 4 * 1024 * 1024
 /** Text outside the framing of SSE behind the first words, kept to find out whether it is an error in JSON. */
-/** Sources of one reply; what comes beyond is left out. Deep research names hundreds. */
-const sourcesMax = 1000
 const strayUnitsMax = 16 * 1024
 /**
  * Times that it is parsed before the stream ends, up to that length, at every line that could be its last: without this,
@@ -89,7 +87,7 @@ export abstract class ReplyReader<Extra = never> {
       return
     }
     const start = line.trimStart()
-    if (this.#stray === '' && !beginsJson.test(start)) {
+    if (this.#stray === '' && !/^(?:\{|\[\s*(?:\{|$))/.test(start)) {
       // Unknown fields are to be ignored (WHATWG HTML, 9.2.6), but a page is not a stream with unknown fields.
       if (start.startsWith('<')) this.fail(notAStream)
       return
@@ -98,7 +96,7 @@ export abstract class ReplyReader<Extra = never> {
     this.#stray += `${line}\n`
     if (this.#stray.length > (this.hasPart ? strayUnitsMax : bodyUnitsMax)) this.fail(notAStream)
     else if (
-      endsJson.test(line.slice(-16)) &&
+      /[}\]]\s*$/.test(line.slice(-16)) &&
       (isFirstLine || this.#stray.length <= strayUnitsMax) &&
       ++this.#strayParses <= strayParsesMax
     ) {
@@ -183,25 +181,26 @@ export abstract class ReplyReader<Extra = never> {
     return text
   }
 
-  /**
-   * Seals what was said last, or the call `key`.
-   * @param redacted it stands for reasoning that is not shown
-   */
-  protected addSignature(signature: string, of: { readonly key?: string; readonly redacted?: true } = {}): void {
+  /** Seals what was said last, or the call. @param redacted it seals reasoning that is not shown */
+  protected addSignature(signature: string, call?: HeldCall, redacted = false): void {
     if (signature === '' || !this.grow(signature.length)) return
-    // The part ends with it: no half can follow.
-    if (of.key === undefined) this.flushHalves()
+    // What it seals ends with it: no other half can follow.
+    if (call === undefined) this.flushHalves()
     this.hasPart = true
-    this.events.push({ type: 'signature', signature: label(signature, replyUnitsMax), ...of })
+    this.events.push({
+      type: 'signature',
+      signature: label(signature, replyUnitsMax),
+      ...(call === undefined ? {} : { key: call.key }),
+      ...(redacted ? { redacted } : {}),
+    })
   }
 
   /** Named again, and with neither a title nor an address on the web, a source is left out: a viewer is to open it. */
   protected addSource(url: unknown, title: unknown): void {
     const address = webAddress(url, 'http')
-    const name = typeof title === 'string' ? label(title.trim(), sourceTitleUnitsMax) : ''
+    const name = typeof title === 'string' ? label(title, sourceTitleUnitsMax) : ''
     const source = address ?? name
-    if (source === '' || this.#sources.has(source) || this.#sources.size >= sourcesMax) return
-    if (!this.grow(source.length + name.length)) return
+    if (source === '' || this.#sources.has(source) || !this.grow(source.length + name.length)) return
     this.#sources.add(source)
     this.hasPart = true
     this.events.push({
@@ -269,10 +268,6 @@ export abstract class ReplyReader<Extra = never> {
     else this.failure ??= new Problem('upstream_unavailable', detail)
   }
 }
-
-// Google answers errors of a stream as `[{…}]`. A lone `[DONE]` is no JSON.
-const beginsJson = /^(\{|\[\s*(\{|$))/
-const endsJson = /[}\]]\s*$/
 
 /**
  * Makes one piece of a part fit for the log: no U+0000, no half of a surrogate pair. A half at the end is kept for the

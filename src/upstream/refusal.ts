@@ -13,6 +13,8 @@ const refusingWords =
   /^(invalid|authentication|permission|forbidden|unauthorized|unauthenticated|failed_precondition|not_found|model_not_found|insufficient_(?!system|resource|capacity)|exceeded_current_quota|billing|credit|context_|exceed_context|content_(filter|policy)|moderation|responsible_?ai|data_inspection|unsupported|request_too_large|tool_use_failed|bad_?request)/i
 // A 429 with one of these is an empty account, not a queue.
 const quotaWords = /^(insufficient_(?!system|resource|capacity)|exceeded_current_quota|billing|credit)/i
+// Google names each quota, as in `GenerateRequestsPerDayPerProjectPerModel-FreeTier`: one of a day is spent for today.
+const dailyQuota = /per_?day/i
 
 const decimal = /^\d{1,12}(\.\d{1,9})?$/
 
@@ -25,10 +27,6 @@ export interface RetryHeaders {
   /** The provider's clock, by which a date in `retryAfter` is to be understood. */
   readonly date?: string | undefined
 }
-// Google names each quota, as in `GenerateRequestsPerDayPerProjectPerModel-FreeTier`: one of a day is spent for today.
-const dailyQuota = /per_?day/i
-/** Google's details of an error that are looked at. */
-const detailsMax = 16
 
 /**
  * @param status a status outside 200 to 299
@@ -93,21 +91,21 @@ function isPassing(status: number): boolean {
   return status === 408 || status === 409 || status === 425 || status === 429 || status === 498
 }
 
-/** An account that has nothing left, now or for today. */
+/** The account has nothing left, now or for today. */
 function isSpent(error: unknown): boolean {
   if (wordsOf(error).some((word) => quotaWords.test(word))) return true
-  return detailsOf(error).some(({ violations }) => {
-    if (!Array.isArray(violations)) return false
-    return violations.slice(0, detailsMax).some((violation) => {
-      const quota = isRecord(violation) ? violation.quotaId : undefined
-      return typeof quota === 'string' && dailyQuota.test(quota)
-    })
-  })
+  return detailsOf(error).some(({ violations }) =>
+    listOf(violations).some(({ quotaId }) => typeof quotaId === 'string' && dailyQuota.test(quotaId)),
+  )
 }
 
+/** Google's: `{"error":{"details":[{"@type":"…QuotaFailure","violations":[{"quotaId":"…"}]}]}}`. */
 function detailsOf(error: unknown): Record<string, unknown>[] {
-  const details = isRecord(error) ? error.details : undefined
-  return Array.isArray(details) ? details.slice(0, detailsMax).filter(isRecord) : []
+  return isRecord(error) ? listOf(error.details) : []
+}
+
+function listOf(value: unknown): Record<string, unknown>[] {
+  return Array.isArray(value) ? value.filter(isRecord) : []
 }
 
 function wordsOf(error: unknown): string[] {
