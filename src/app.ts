@@ -152,13 +152,12 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
-    readHistory: async (messageId) => (await readHistory(runDb, messageId, config.sessionMessagesMax)).messages,
-    upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
     createLedger,
     makeReply: createReplies({
       limits: config.upstream,
       totalMs: config.upstream.totalMs,
-      readHistory: ({ user_message_id }) => readHistory(runDb, user_message_id, config.sessionMessagesMax),
+      readHistory: async ({ user_message_id }) =>
+        (await readHistory(runDb, user_message_id, config.sessionMessagesMax)).messages,
       upstreamOf: (provider) => catalog.resolve('balanced', `${provider}:x`).upstream,
       profileOf: () => ({ contextTokens: 128_000, tools: overrides.tools?.map(({ name }) => name) ?? [] }),
       planFor: (model) => catalog.plansFor(model).balanced.plan,
