@@ -534,10 +534,9 @@ for (const kind of databases()) {
         const { session_id } = last
         const upTo = (await messages.listMessages(owner, session_id, {})).data[1]!.id
         const asked = { facts: last, fold: { upTo, summarizedTo: null } }
-        const refuse = async function* (): AsyncGenerator<UpstreamEvent> {
-          throw new Problem('upstream_rejected')
-        }
-        const failing = startSummaries(refuse)
+        const failing = startSummaries(() => ({
+          [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(new Problem('upstream_rejected')) }),
+        }))
         failing.summaries.afterRun(asked)
         await failing.summaries.settled()
         failing.summaries.afterRun(asked)
