@@ -168,6 +168,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       upstreamOf: catalog.upstreamOf,
       profileOf: catalog.profile,
       planFor: (model, profile) => catalog.plansFor({ model, text: '' })[profile].plan,
+      upstreamOf: (provider) => catalog.resolve('balanced', `${provider}:x`).upstream,
+      profileOf: () => ({ contextTokens: 128_000, tools: overrides.tools?.map(({ name }) => name) ?? [] }),
+      planFor: (model) => catalog.plansFor(model).balanced.plan,
       promptTokens: () => 0,
       tools: createTools(overrides.tools ?? [], (tool, { runId }, error) => {
         server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')

@@ -147,19 +147,23 @@ interface Target {
   readonly role: string
   readonly parent_id: string | null
   readonly parent_role: string | null
-  /** Of the user: its own words, or those that it answers. */
+  /** What is to be answered: its own words, or those that it answers. */
   readonly text: string
   /** Of the run that it came with. */
   readonly request: RunRequest | null
 }
 
+/** What tools have answered stands in the parts. @param message an alias of chat_messages */
+const wordsOf = (message: 'm' | 'parent') => sql.raw(`coalesce(nullif(${message}.content, ''), ${message}.parts::text)`)
+
 async function readTarget(db: Db, owner: Owner, messageId: string): Promise<Target> {
   const [target] = await db.rows<Target>(sql`
     select
       m.id, m.session_id, m.role, m.parent_id, parent.role as parent_role,
-      ${exactText(sql`case when m.role = 'user' then m.content else coalesce(parent.content, '') end`)} as text, run.request
+      ${exactText(sql`case when m.role in ('user', 'tool') then ${wordsOf('m')} else coalesce(${wordsOf('parent')}, '') end`)} as text,
+      run.request
     from (
-      select m.id, m.session_id, m.role, m.content, m.run_id, ${parentOf} as parent_id
+      select m.id, m.session_id, m.role, m.content, m.parts, m.run_id, ${parentOf} as parent_id
       from chat_messages m where m.id = ${messageId}::uuid
     ) m
     join chat_sessions s on s.id = m.session_id
@@ -268,7 +272,7 @@ async function planToolResults(
     message: '',
     toolParts,
     answered: undefined,
-    text: '',
+    text: JSON.stringify(toolParts),
     parentId: called.id,
     request: { ...(agent && { agent }), ...(tools && { tools }) },
     ...(mode && plan && { continued: { mode, plans: { fast: plan, balanced: plan, quality: plan, adaptive: plan } } }),

@@ -11,7 +11,7 @@
  * that the window was made with.
  *
  * What it costs is a run of the session like any other, of kind `summary`: one statement writes it, ended as it is, with
- * the summary, the session's counters, and the end of the lease. After a failure the lease stays for a while, so that a
+ * the summary, the session's counters, what budgets of the day have been spent, and the end of the lease. After a failure the lease stays for a while, so that a
  * provider that refuses is not asked after each reply.
  *
  * At each await: when this process dies, the lease passes, and what the provider was paid is not known. When it closes, the
@@ -25,12 +25,13 @@ import { type Db, exactText } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import { cleanText } from '../http/text.ts'
-import type { TerminalStatus, Usage } from '../log/event.ts'
+import type { TerminalStatus } from '../log/event.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
 import { isoTime } from '../sessions/store.ts'
 import type { ModelChoice, RunPlan } from '../upstream/plan.ts'
 import type { UpstreamEvent, UpstreamMessage, UpstreamRequest } from '../upstream/upstream.ts'
-import type { RunFacts, UpstreamCall } from './model.ts'
+import type { Ledger } from './ledger.ts'
+import type { RunFacts } from './model.ts'
 import { pause, settledWithin } from './run.ts'
 import type { Fold } from './window.ts'
 
@@ -45,18 +46,22 @@ export interface SummaryLimits {
   readonly retryMs: number
 }
 
+/** What a model is asked, and who is asked is said by the plan. */
+export type SummaryRequest = Required<Pick<UpstreamRequest, 'messages' | 'maxOutputTokens'>>
+
 export interface SummariesOptions {
   readonly db: Db
-  /** Who writes them. */
-  readonly choice: ModelChoice
-  /** Of that model: tokens that a request may have with its reply. */
+  /** Which models write them. */
+  readonly plan: RunPlan
+  /** Of these models: tokens that a request may have with its reply. */
   readonly contextTokens: number
-  /** Asks that model once. Throws a Problem; the signal's reason when aborted. */
-  readonly ask: (request: UpstreamRequest, signal: AbortSignal) => AsyncIterable<UpstreamEvent>
-  /** Tokens of a text, for that model. */
+  /** Asks one of them. The reply throws a Problem, or the signal's reason when aborted; the ledger has all its calls. */
+  readonly ask: (
+    request: SummaryRequest,
+    signal: AbortSignal,
+  ) => { readonly reply: AsyncIterable<UpstreamEvent>; readonly ledger: Pick<Ledger, 'calls' | 'totals'> }
+  /** Tokens of a text, for these models. */
   readonly estimateText: (text: string) => number
-  /** In USD, decimal; null when the price is not known. */
-  readonly costOf: (usage: Usage) => string | null
   readonly logger: FastifyBaseLogger
   readonly changes?: SessionChanges
   readonly limits?: Partial<SummaryLimits> | undefined
@@ -106,11 +111,13 @@ interface Answer {
   readonly text: string
   readonly finishReason: string | undefined
   readonly problem: Problem | undefined
-  readonly call: UpstreamCall
+  readonly ttftMs: number | undefined
+  readonly latencyMs: number
+  readonly ledger: Pick<Ledger, 'calls' | 'totals'>
 }
 
 export function createSummaries(options: SummariesOptions) {
-  const { db, choice, contextTokens, ask, estimateText, costOf, logger, changes } = options
+  const { db, plan, contextTokens, ask, estimateText, logger, changes } = options
   const { askMs, atOnceMax, outputTokensMax, retryMs } = { ...defaultLimits, ...options.limits }
   const underWay = new Map<string, Promise<void>>()
   const closing = new AbortController()
@@ -123,16 +130,15 @@ export function createSummaries(options: SummariesOptions) {
     const answer = await askModel(material.messages)
     const runId = uuidv7()
     const isStored = await recordPatiently(sessionId, lease, runId, material, answer)
-    const { status, problem, call } = answer
+    const { status, problem, latencyMs, ledger } = answer
     const line = {
       run_id: runId,
       session_id: sessionId,
       status: isStored ? status : 'let go',
       code: problem?.code,
-      provider: choice.provider,
-      model: choice.model,
-      latency_ms: call.latency_ms,
-      output_tokens: call.usage?.output_tokens,
+      ...answeredBy(ledger),
+      latency_ms: latencyMs,
+      output_tokens: ledger.totals().usage?.output_tokens,
     }
     if (isStored) changes?.changed(sessionId)
     if (status === 'failed') logger.warn(line, 'a conversation could not be summarized')
@@ -179,24 +185,24 @@ export function createSummaries(options: SummariesOptions) {
   }
 
   async function askModel(messages: readonly UpstreamMessage[]): Promise<Answer> {
-    const startedAt = new Date().toISOString()
     const start = performance.now()
     const outOfTime = new AbortController()
     const timer = setTimeout(() => outOfTime.abort(), askMs)
-    const signal = AbortSignal.any([closing.signal, outOfTime.signal])
     const since = () => Math.round(performance.now() - start)
+    const { reply, ledger } = ask(
+      { messages, maxOutputTokens: outputTokensMax },
+      AbortSignal.any([closing.signal, outOfTime.signal]),
+    )
     let text = ''
-    let usage: Usage | undefined
     let finishReason: string | undefined
     let ttftMs: number | undefined
     let problem: Problem | undefined
     try {
-      for await (const event of ask({ model: choice.model, messages, maxOutputTokens: outputTokensMax }, signal)) {
+      for await (const event of reply) {
         if (event.type === 'text') {
           ttftMs ??= since()
           text += event.text
-        } else if (event.type === 'usage') usage = event.usage
-        else if (event.type === 'finish') finishReason = event.reason
+        } else if (event.type === 'finish') finishReason = event.reason
         if (text.length > summaryUnitsMax) break
       }
       if (text.trim() === '') problem = new Problem('upstream_unavailable', 'The model wrote no summary.')
@@ -211,32 +217,21 @@ export function createSummaries(options: SummariesOptions) {
     } finally {
       clearTimeout(timer)
     }
-    // Who was refused has used nothing; who was let go may have used all that was asked and said.
-    const isCounted = usage !== undefined || text !== '' || signal.aborted
-    const used = usage ?? (isCounted ? estimateUsage(messages, text) : null)
-    const status = problem === undefined ? 'completed' : problem.code === 'interrupted' ? 'interrupted' : 'failed'
     return {
-      status,
+      status: problem === undefined ? 'completed' : problem.code === 'interrupted' ? 'interrupted' : 'failed',
       text: cleanText(text.slice(0, summaryUnitsMax)).trim(),
       finishReason,
       problem,
-      call: {
-        ...choice,
-        outcome: status === 'failed' ? (problem?.code ?? 'internal') : status,
-        started_at: startedAt,
-        ttft_ms: ttftMs ?? null,
-        latency_ms: since(),
-        usage: used,
-        usage_source: used === null ? null : usage === undefined ? 'estimated' : 'provider',
-        cost_usd: used === null ? null : costOf(used),
-      },
+      ttftMs,
+      latencyMs: since(),
+      ledger,
     }
   }
 
-  function estimateUsage(messages: readonly UpstreamMessage[], text: string): Usage {
-    const input = messages.reduce((sum, { content }) => sum + estimateText(content), 0)
-    const output = text === '' ? 0 : estimateText(text)
-    return { input_tokens: input, output_tokens: output, total_tokens: input + output }
+  /** Who made the last call; if there was none, who would have been asked. */
+  function answeredBy({ calls }: Answer['ledger']): ModelChoice {
+    const { provider, model } = calls.at(-1) ?? plan.candidates[0]
+    return { provider, model }
   }
 
   /** @returns whether it is stored; else the session or the lease is gone, or the database */
@@ -262,11 +257,12 @@ export function createSummaries(options: SummariesOptions) {
     { until }: Lease,
     runId: string,
     { upTo }: Material,
-    { status, text, finishReason, problem, call }: Answer,
+    { status, text, finishReason, problem, ttftMs, latencyMs, ledger }: Answer,
   ): Promise<boolean> {
     const isMade = status === 'completed'
-    const request: RunPlan = { candidates: [choice], profile: 'fast' }
-    const { usage, cost_usd, latency_ms, ttft_ms } = call
+    const { provider, model } = answeredBy(ledger)
+    const { usage, source = null, costUsd = null } = ledger.totals()
+    const tokens = Math.min(usage?.total_tokens ?? 0, int4Max)
     const rows = await db.rows(sql`
       with place as materialized (
         select s.id, s.owner from chat_sessions s
@@ -280,13 +276,27 @@ export function createSummaries(options: SummariesOptions) {
         )
         select
           -- It makes no message: nothing has this id.
-          ${runId}::uuid, place.id, ${upTo}::uuid, ${uuidv7()}::uuid, 'summary', ${status}, 'fast',
-          ${choice.provider}, ${choice.model}, ${JSON.stringify(request)}::jsonb, ${JSON.stringify([call])}::jsonb,
-          ${cost_usd}::numeric, ${usage === null ? null : JSON.stringify(usage)}::jsonb, ${call.usage_source}::text,
+          ${runId}::uuid, place.id, ${upTo}::uuid, ${uuidv7()}::uuid, 'summary', ${status}, ${plan.profile},
+          ${provider}, ${model}, ${JSON.stringify(plan)}::jsonb, ${JSON.stringify(ledger.calls)}::jsonb,
+          ${costUsd}::numeric, ${usage === undefined ? null : JSON.stringify(usage)}::jsonb, ${source}::text,
           ${finishReason ?? null}::text, ${problem === undefined ? null : JSON.stringify(problem.toRunError())}::jsonb,
-          place.owner, 'summary', false, now() - ${latency_ms}::int * interval '1 millisecond',
-          now() - ${ttft_ms === null ? null : latency_ms - ttft_ms}::int * interval '1 millisecond', now()
+          place.owner, 'summary', false, now() - ${latencyMs}::int * interval '1 millisecond',
+          now() - ${ttftMs === undefined ? null : latencyMs - ttftMs}::int * interval '1 millisecond', now()
         from place
+      ), budget as materialized (
+        -- Those that this day's replies were held back from, in the order in which all lock them: the session, its owner's
+        -- budget, that of all.
+        select b.scope, b.day from budget_days b join place on b.scope in (place.owner, 'all')
+        where b.day = (now() at time zone 'UTC')::date
+        order by b.scope = 'all', b.scope
+        for update of b
+      ), booked as (
+        update budget_days b set
+          spent_cost = b.spent_cost + coalesce(${costUsd}::numeric, 0),
+          spent_tokens = b.spent_tokens + ${tokens}::int,
+          -- It was spent, whatever is left.
+          within = true
+        from budget where b.scope = budget.scope and b.day = budget.day
       ), session as (
         update chat_sessions s set
           summary = case when ${isMade}::boolean then ${text} else s.summary end,
@@ -294,8 +304,8 @@ export function createSummaries(options: SummariesOptions) {
           summary_lease_until = case
             when ${status === 'failed'}::boolean then clock_timestamp() + ${retryMs}::int * interval '1 millisecond'
           end,
-          total_tokens = s.total_tokens + ${Math.min(usage?.total_tokens ?? 0, int4Max)}::int,
-          total_cost = s.total_cost + coalesce(${cost_usd}::numeric, 0),
+          total_tokens = s.total_tokens + ${tokens}::int,
+          total_cost = s.total_cost + coalesce(${costUsd}::numeric, 0),
           version = s.version + 1,
           updated_at = now()
         from place where s.id = place.id

@@ -156,30 +156,6 @@ const chatFields: readonly Row[] = [stream, whole].flatMap((path) => [
     status: 413,
     code: 'too_large' as const,
   },
-  ...badToolResults.map((tool_results) => ({
-    title: `${path.slice(13)} tool_results: ${show(tool_results)}`,
-    path,
-    json: { session_id: unknownId, tool_results },
-  })),
-  {
-    title: `${path.slice(13)} tool_results without a session`,
-    path,
-    json: { tool_results: [{ call_id: 'a', output: 1 }] },
-  },
-  {
-    title: `${path.slice(13)} tools over 64 KiB`,
-    path,
-    json: { message: 'x', tools: [{ ...tool, description: 'x'.repeat(64 * 1024) }] },
-    status: 413,
-    code: 'too_large' as const,
-  },
-  {
-    title: `${path.slice(13)} tool_results over 256 KiB`,
-    path,
-    json: { session_id: unknownId, tool_results: [{ call_id: 'a', output: 'x'.repeat(256 * 1024) }] },
-    status: 413,
-    code: 'too_large' as const,
-  },
   ...['', ' ', 'a b', 'x'.repeat(129), 'a/b', 'a, b', '"quoted"'].map((key) => ({
     title: `${path.slice(13)} Idempotency-Key ${show(key)}`,
     path,
@@ -193,6 +169,33 @@ const chatFields: readonly Row[] = [stream, whole].flatMap((path) => [
     json: { message: 'x', client_message_id: 'two' },
   },
 ])
+
+const toolFields: readonly Row[] = [
+  ...badToolResults.map((tool_results) => ({
+    title: `tool_results: ${show(tool_results)}`,
+    path: stream,
+    json: { session_id: unknownId, tool_results },
+  })),
+  {
+    title: 'tool_results without a session',
+    path: stream,
+    json: { tool_results: [{ call_id: 'a', output: 1 }] },
+  },
+  {
+    title: 'tools over 64 KiB',
+    path: stream,
+    json: { message: 'x', tools: [{ ...tool, description: 'x'.repeat(64 * 1024) }] },
+    status: 413,
+    code: 'too_large',
+  },
+  {
+    title: 'tool_results over 256 KiB',
+    path: stream,
+    json: { session_id: unknownId, tool_results: [{ call_id: 'a', output: 'x'.repeat(256 * 1024) }] },
+    status: 413,
+    code: 'too_large',
+  },
+]
 
 const bodies: readonly Row[] = [
   ...['text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', 'text/json', 'x', ''].map(
@@ -411,6 +414,7 @@ const paths: readonly Row[] = [
 const tables: Readonly<Record<string, readonly Row[]>> = {
   'a body that is no JSON object is refused': malformedJson,
   'a chat message with a wrong field is refused, and so is one with a field that does not exist': chatFields,
+  'answers to tools, and tools, that are wrong or too large are refused': toolFields,
   'a body of another type, or too large, is refused': bodies,
   'a session with a wrong field is refused': sessionFields,
   'a query with a wrong, unknown or repeated field is refused': queries,

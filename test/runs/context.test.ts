@@ -9,18 +9,18 @@ import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
 import { Problem } from '../../src/errors.ts'
-import type { Part } from '../../src/log/event.ts'
+import type { Part, Usage } from '../../src/log/event.ts'
 import { createAccept, type PlansFor } from '../../src/runs/accept.ts'
 import { type Asked, hashAsked } from '../../src/runs/asked.ts'
 import { commitRun } from '../../src/runs/commit.ts'
-import type { RunFacts } from '../../src/runs/model.ts'
+import type { RunFacts, UpstreamCall } from '../../src/runs/model.ts'
 import { promote } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
-import { createSummaries, type SummariesOptions } from '../../src/runs/summary.ts'
+import { createSummaries, type SummariesOptions, type SummaryRequest } from '../../src/runs/summary.ts'
 import { fitMessages } from '../../src/runs/window.ts'
 import { type HistoryMessage, readHistory } from '../../src/sessions/context.ts'
 import { createRemoval } from '../../src/sessions/removal.ts'
-import type { UpstreamEvent, UpstreamMessage, UpstreamRequest } from '../../src/upstream/upstream.ts'
+import type { UpstreamEvent, UpstreamMessage } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
 import { createOwner, endingOf, openStore, plansFor, silent, textPart, untilWaiting } from '../support/runs.ts'
 
@@ -335,22 +335,36 @@ for (const kind of databases()) {
     const usage = { input_tokens: 100, output_tokens: 10, total_tokens: 110 }
     const estimateText = (text: string) => text.length
 
-    function startSummaries(
-      ask: (request: UpstreamRequest, signal: AbortSignal) => AsyncIterable<UpstreamEvent>,
-      more: Partial<SummariesOptions> = {},
-    ) {
-      const requests: UpstreamRequest[] = []
+    type AskModel = (request: SummaryRequest, signal: AbortSignal) => AsyncIterable<UpstreamEvent>
+
+    /** Its model is counted as far as it says what it has used; else as an estimate of what it was asked. */
+    function startSummaries(askModel: AskModel, more: Partial<SummariesOptions> = {}) {
+      const requests: SummaryRequest[] = []
       const changed: string[] = []
       const summaries = createSummaries({
         db,
-        choice: { provider: 'demo', model: 'small' },
+        plan: { candidates: [{ provider: 'demo', model: 'small' }], profile: 'fast' },
         contextTokens: 20_000,
-        ask: (request, signal) => {
+        ask(request, signal) {
           requests.push(request)
-          return ask(request, signal)
+          const calls: UpstreamCall[] = []
+          const counted = { usage: undefined as Usage | undefined, source: 'estimated' as 'provider' | 'estimated' }
+          async function* reply() {
+            try {
+              for await (const event of askModel(request, signal)) {
+                counted.usage ??= { input_tokens: 1, output_tokens: 1, total_tokens: 2 }
+                if (event.type === 'usage') Object.assign(counted, { usage: event.usage, source: 'provider' })
+                yield event
+              }
+            } finally {
+              calls.push({ provider: 'demo', model: 'small', outcome: 'over' } as UpstreamCall)
+            }
+          }
+          const costOf = ({ total_tokens }: Usage) => `0.0${total_tokens}`
+          const totals = () => ({ ...counted, costUsd: counted.usage === undefined ? '0' : costOf(counted.usage) })
+          return { reply: reply(), ledger: { calls, totals } }
         },
         estimateText,
-        costOf: ({ total_tokens }) => `0.0${total_tokens}`,
         logger: silent,
         changes: { changed: (id) => void changed.push(id), removed: () => undefined },
         ...more,
@@ -392,6 +406,11 @@ for (const kind of databases()) {
       const last = await talk(owner, 5)
       const { session_id } = last
       const before = await sessions.getSession(owner, session_id)
+      const others = createOwner()
+      await db.rows(sql`
+        insert into budget_days (scope, day)
+        select scope, (now() at time zone 'UTC')::date
+        from jsonb_array_elements_text(${JSON.stringify([owner.key, others.key, 'all'])}::jsonb) scope`)
       const fitted = await fold(last, 4)
       const hold = Promise.withResolvers<void>()
       const begun = Promise.withResolvers<void>()
@@ -411,7 +430,7 @@ for (const kind of databases()) {
       await Promise.all([one.summaries.settled(), two.summaries.settled()])
       const requests = [...one.requests, ...two.requests]
       t.equal(requests.length, 1, 'of two processes one')
-      t.match(requests[0], { model: 'small', maxOutputTokens: 1024, messages: [{ role: 'system' }, { role: 'user' }] })
+      t.match(requests[0], { maxOutputTokens: 1024, messages: [{ role: 'system' }, { role: 'user' }] })
       const record = requests[0]!.messages[1]!.content.split('\n').map((line) => JSON.parse(line))
       t.same(record.slice(0, 2), [
         { role: 'user', text: 'Message 1' },
@@ -437,7 +456,7 @@ for (const kind of databases()) {
         usage,
         usage_source: 'provider',
         finish_reason: 'stop',
-        upstream_calls: [{ provider: 'demo', model: 'small', outcome: 'completed', usage, cost_usd: '0.0110' }],
+        upstream_calls: [{ provider: 'demo', model: 'small', outcome: 'over' }],
       })
       const after = await sessions.getSession(owner, session_id)
       t.same(
@@ -445,6 +464,13 @@ for (const kind of databases()) {
         [7 + 110, '0.0110', 12, 'completed'],
       )
       t.ok(after.version > before.version)
+      const budgets = await db.rows<{ scope: string; cost: string; tokens: number }>(sql`
+        select scope, spent_cost::text as cost, spent_tokens::int as tokens from budget_days where spent_tokens > 0`)
+      t.same(
+        budgets.toSorted((a, b) => (a.scope < b.scope ? -1 : 1)),
+        ['all', owner.key].map((scope) => ({ scope, cost: '0.0110', tokens: 110 })),
+        'a budget that is there is told',
+      )
       t.same([...one.changed, ...two.changed], [session_id], 'who keeps copies is told')
 
       const following = await ask(owner, { message: 'Message 7', session_id })
@@ -508,11 +534,9 @@ for (const kind of databases()) {
         const { session_id } = last
         const upTo = (await messages.listMessages(owner, session_id, {})).data[1]!.id
         const asked = { facts: last, fold: { upTo, summarizedTo: null } }
-        async function* refuse(): AsyncGenerator<UpstreamEvent> {
-          yield { type: 'response' }
-          throw new Problem('upstream_rejected')
-        }
-        const failing = startSummaries(refuse)
+        const failing = startSummaries(() => ({
+          [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(new Problem('upstream_rejected')) }),
+        }))
         failing.summaries.afterRun(asked)
         await failing.summaries.settled()
         failing.summaries.afterRun(asked)
@@ -528,7 +552,7 @@ for (const kind of databases()) {
           db.rows(sql`update chat_sessions set summary_lease_until = null where id = ${session_id}::uuid`)
         await free()
         const begun = Promise.withResolvers<void>()
-        async function* stall(_: UpstreamRequest, signal: AbortSignal): AsyncGenerator<UpstreamEvent> {
+        async function* stall(_: SummaryRequest, signal: AbortSignal): AsyncGenerator<UpstreamEvent> {
           yield { type: 'text', text: 'They' }
           begun.resolve()
           await new Promise((_resolve, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
@@ -542,7 +566,7 @@ for (const kind of databases()) {
         const [cut] = await db.rows<{ status: string; usage: { output_tokens: number }; usage_source: string }>(sql`
         select status, usage, usage_source from chat_runs
         where kind = 'summary' and session_id = ${session_id}::uuid order by id desc limit 1`)
-        t.match(cut, { status: 'interrupted', usage: { output_tokens: 4 }, usage_source: 'estimated' })
+        t.match(cut, { status: 'interrupted', usage: { output_tokens: 1 }, usage_source: 'estimated' })
         draining.summaries.afterRun(asked)
         t.equal(draining.summaries.size, 0)
 
