@@ -46,7 +46,7 @@ export interface Draft {
 }
 
 /** Sources of one reply; more are left out. */
-const sourcesMax = 256
+const sourcesMax = 1000
 
 export function createDraft(): Draft {
   const parts: Part[] = []

@@ -6,7 +6,9 @@
  */
 import { Problem } from '../errors.ts'
 import { judge, longHistoryFrom } from './adaptive.ts'
+import { createAnthropic } from './anthropic.ts'
 import { createDemo } from './demo.ts'
+import { createGemini } from './gemini.ts'
 import type { HttpLimits } from './http.ts'
 import { createOpenai } from './openai.ts'
 import { fitsPattern } from './pattern.ts'
@@ -68,14 +70,15 @@ export interface Catalog {
   close(): Promise<void>
 }
 
-type Create = (settings: ProviderSettings, limits: HttpLimits) => Upstream
+type Create = (
+  options: HttpLimits & Omit<ProviderSettings, 'name' | 'kind'> & { readonly provider: string },
+) => Upstream
 
-/** A dialect is refused where it is not here yet. */
-const adapters: Readonly<Record<ProviderKind, Create | undefined>> = {
-  openai: ({ name, baseUrl, apiKey, headers }, limits) =>
-    createOpenai({ provider: name, baseUrl, apiKey, ...(headers === undefined ? {} : { headers }), ...limits }),
-  anthropic: undefined,
-  gemini: undefined,
+/** The adapter of each dialect. */
+const adapters: Readonly<Record<ProviderKind, Create>> = {
+  openai: createOpenai,
+  anthropic: createAnthropic,
+  gemini: createGemini,
 }
 
 export function createCatalog(options: CatalogOptions): Catalog {
@@ -172,10 +175,8 @@ function planAdaptive(text: string, planOf: (profile: ProfileName, reasons: read
   }
 }
 
-function open(settings: ProviderSettings, limits: HttpLimits): Upstream {
-  const create = adapters[settings.kind]
-  if (create === undefined) throw new Error(`There is no adapter for providers of the kind ${settings.kind}.`)
-  return create(settings, limits)
+function open({ name, kind, ...settings }: ProviderSettings, limits: HttpLimits): Upstream {
+  return adapters[kind]({ provider: name, ...settings, ...limits })
 }
 
 function nameOf({ provider, model }: ModelChoice): string {

@@ -184,6 +184,8 @@ export abstract class ReplyReader<Extra = never> {
   /** Seals what was said last, or the call. @param redacted it seals reasoning that is not shown */
   protected addSignature(signature: string, call?: HeldCall, redacted = false): void {
     if (signature === '' || !this.grow(signature.length)) return
+    // What it seals ends with it: no other half can follow.
+    if (call === undefined) this.flushHalves()
     this.hasPart = true
     this.events.push({
       type: 'signature',

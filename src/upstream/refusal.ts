@@ -10,9 +10,11 @@ const retryAfterSecondsMax = 3600
 
 // The provider will say the same to the same request: trying again costs money and helps nobody.
 const refusingWords =
-  /^(invalid|authentication|permission|forbidden|unauthorized|not_found|model_not_found|insufficient_(?!system|resource|capacity)|exceeded_current_quota|billing|credit|context_|exceed_context|content_(filter|policy)|moderation|responsible_?ai|data_inspection|unsupported|request_too_large|tool_use_failed|bad_?request)/i
+  /^(invalid|authentication|permission|forbidden|unauthorized|unauthenticated|failed_precondition|not_found|model_not_found|insufficient_(?!system|resource|capacity)|exceeded_current_quota|billing|credit|context_|exceed_context|content_(filter|policy)|moderation|responsible_?ai|data_inspection|unsupported|request_too_large|tool_use_failed|bad_?request)/i
 // A 429 with one of these is an empty account, not a queue.
 const quotaWords = /^(insufficient_(?!system|resource|capacity)|exceeded_current_quota|billing|credit)/i
+// Google names each quota, as in `GenerateRequestsPerDayPerProjectPerModel-FreeTier`: one of a day is spent for today.
+const dailyQuota = /per_?day/i
 
 const decimal = /^\d{1,12}(\.\d{1,9})?$/
 
@@ -33,7 +35,7 @@ export interface RetryHeaders {
  */
 export function refusedWith(status: number, body?: unknown, headers?: RetryHeaders | string): Problem {
   const error = errorIn(body)
-  if (status === 429 && wordsOf(error).some(isQuota)) {
+  if (status === 429 && isSpent(error)) {
     return new Problem('upstream_rejected', 'The provider answered 429: the account has no quota left.')
   }
   const detail = `The provider answered ${status}.`
@@ -47,7 +49,7 @@ export function reportedError(error: unknown): Problem {
   const status = statusOf(error)
   const words = wordsOf(error)
   const refused =
-    status === undefined ? words.some((word) => refusingWords.test(word)) : !isPassing(status) || words.some(isQuota)
+    status === undefined ? words.some((word) => refusingWords.test(word)) : !isPassing(status) || isSpent(error)
   const detail = `The provider reported an error${status === undefined ? '' : ` (${status})`} within its reply.`
   return refused
     ? new Problem('upstream_rejected', detail)
@@ -89,8 +91,21 @@ function isPassing(status: number): boolean {
   return status === 408 || status === 409 || status === 425 || status === 429 || status === 498
 }
 
-function isQuota(word: string): boolean {
-  return quotaWords.test(word)
+/** The account has nothing left, now or for today. */
+function isSpent(error: unknown): boolean {
+  if (wordsOf(error).some((word) => quotaWords.test(word))) return true
+  return detailsOf(error).some(({ violations }) =>
+    listOf(violations).some(({ quotaId }) => typeof quotaId === 'string' && dailyQuota.test(quotaId)),
+  )
+}
+
+/** Google's: `{"error":{"details":[{"@type":"…QuotaFailure","violations":[{"quotaId":"…"}]}]}}`. */
+function detailsOf(error: unknown): Record<string, unknown>[] {
+  return isRecord(error) ? listOf(error.details) : []
+}
+
+function listOf(value: unknown): Record<string, unknown>[] {
+  return Array.isArray(value) ? value.filter(isRecord) : []
 }
 
 function wordsOf(error: unknown): string[] {
@@ -129,10 +144,8 @@ function readRetry(headers: RetryHeaders | undefined): number | undefined {
 
 /** Google says it in the body: `{"error":{"details":[{"@type":"…RetryInfo","retryDelay":"38s"}]}}`. */
 function retryDelayIn(error: unknown): number | undefined {
-  if (!isRecord(error) || !Array.isArray(error.details)) return undefined
-  for (const detail of error.details) {
-    const delay =
-      isRecord(detail) && typeof detail.retryDelay === 'string' ? /^(.*)s$/.exec(detail.retryDelay)?.[1] : ''
+  for (const { retryDelay } of detailsOf(error)) {
+    const delay = typeof retryDelay === 'string' ? /^(.*)s$/.exec(retryDelay)?.[1] : undefined
     if (delay !== undefined && decimal.test(delay)) return Number(delay)
   }
   return undefined

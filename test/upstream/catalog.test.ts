@@ -150,21 +150,30 @@ t.test('a model answers, until the catalog is closed', async (t) => {
   await fake.close()
 })
 
-t.test('keys and headers of each provider are sent to it', async (t) => {
+t.test('each provider is spoken to in its dialect, at its address, with its key and headers', async (t) => {
   const fake = await startFakeUpstream()
   const catalog = open(
     {
       AZURE_OPENAI_API_KEY: 'azure-key',
       AZURE_OPENAI_BASE_URL: `${fake.url}/?api-version=preview`,
       OWN_KEY: 'own-key',
+      ANTHROPIC_API_KEY: 'anthropic-key',
+      ANTHROPIC_BASE_URL: fake.url,
+      GEMINI_API_KEY: 'gemini-key',
+      GEMINI_BASE_URL: `${fake.geminiUrl}/`,
     },
     { providers: { own: { kind: 'openai', base_url: fake.url, api_key_env: 'OWN_KEY', headers: { 'X-Team': 'a' } } } },
   )
-  await collect(catalog.upstreamOf('azure'))
-  await collect(catalog.upstreamOf('own'))
-  const [azure, own] = [await fake.call(0), await fake.call(1)]
-  t.match(azure.headers, { 'api-key': 'azure-key', authorization: undefined })
-  t.match(own.headers, { authorization: 'Bearer own-key', 'x-team': 'a' })
+  for (const name of ['azure', 'own', 'anthropic', 'gemini']) {
+    t.equal((await collect(catalog.upstreamOf(name))).error, undefined, name)
+  }
+  const calls = await Promise.all([0, 1, 2, 3].map((index) => fake.call(index)))
+  t.match(calls, [
+    { dialect: 'openai', headers: { 'api-key': 'azure-key', authorization: undefined } },
+    { dialect: 'openai', headers: { authorization: 'Bearer own-key', 'x-team': 'a' } },
+    { dialect: 'anthropic', headers: { 'x-api-key': 'anthropic-key' } },
+    { dialect: 'gemini', headers: { 'x-goog-api-key': 'gemini-key' } },
+  ])
   await catalog.close()
   await fake.close()
 })
