@@ -40,7 +40,7 @@ const brokenReasons: ReadonlySet<string> = new Set([
 export class ChatReader extends ReplyReader {
   readonly #model: string
   readonly #calls: ToolCall[] = []
-  readonly #references = new Set<unknown>()
+  readonly #references = new Set<string>()
   #payloads = 0
   #hasDelta = false
   /** Blocks of reasoning that are not sealed yet. */

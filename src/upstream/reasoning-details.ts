@@ -37,7 +37,7 @@ export function detailWords(piece: Readonly<Record<string, unknown>>): string {
 
 /**
  * Adds the next piece, which goes on with the last block when it is of the same kind and place.
- * @returns how many units of it are kept
+ * @returns by how many units what is kept has grown
  */
 export function addDetail(details: ReasoningDetail[], piece: Readonly<Record<string, unknown>>): number {
   const { type, id, format, signature, data } = piece
@@ -47,13 +47,18 @@ export function addDetail(details: ReasoningDetail[], piece: Readonly<Record<str
   const goesOn = last?.type === type && last.index === index && wordsOf(type) !== undefined
   const detail: ReasoningDetail = goesOn ? last : { type, index, units: 0 }
   if (!goesOn) details.push(detail)
+  const before = keptUnits(detail)
   detail.units += detailWords(piece).length
   // Many pieces say null for what another piece of the block has.
   if (typeof id === 'string' && id.length <= nameUnitsMax) detail.id = id
   if (typeof format === 'string' && format.length <= nameUnitsMax) detail.format = format
   if (typeof signature === 'string') detail.signature = signature
   if (typeof data === 'string') detail.data = data
-  return (detail.signature?.length ?? 0) + (detail.data?.length ?? 0)
+  return keptUnits(detail) - before
+}
+
+function keptUnits({ signature = '', data = '' }: ReasoningDetail): number {
+  return signature.length + data.length
 }
 
 /** @returns undefined when no block is sealed: reasoning in plain words is not given back */

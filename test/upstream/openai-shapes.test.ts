@@ -329,6 +329,9 @@ t.test('sealed reasoning comes with one seal, where it ends', async (t) => {
   )
   t.equal(bad.error, undefined)
   t.strictSame(bad.signatures, [])
+  const long = text('a', { signature: 's'.repeat(100_000) })
+  const again = await read(...Array<string>(50).fill(chunk({ reasoning: 'a', reasoning_details: [long] })), finish)
+  t.equal(again.error, undefined, 'what is said with every piece counts once')
   const much = { type: 'reasoning.encrypted', data: 'x'.repeat(replyUnitsMax / 2) }
   t.equal(codeOf(await read(...Array(3).fill(chunk({ reasoning_details: [much] })), finish)), 'too_large')
 })
