@@ -30,8 +30,12 @@ import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
 import { registerBranches } from './runs/branches.ts'
+import { registerBudgets } from './runs/budget-routes.ts'
+import { type BudgetLimits, createBudgets } from './runs/budgets.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
+import { createEstimator } from './runs/estimate.ts'
+import { createLedger, type Pricing } from './runs/ledger.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
 import { registerRuns } from './runs/routes.ts'
@@ -85,6 +89,10 @@ export interface Overrides {
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
   readonly countCacheRead?: CountCacheRead
+  /** What models cost. */
+  readonly pricing?: Pricing
+  /** What may be spent in a day. */
+  readonly budgets?: BudgetLimits
 }
 
 export interface App {
@@ -99,6 +107,10 @@ export interface App {
   close(): Promise<void>
 }
 
+/** Without a price table: the demo is free, and of nothing else the price is known. */
+const demoPricing: Pricing = { costOf: ({ provider }) => (provider === 'demo' ? '0' : undefined) }
+/** Of a prompt, for budgets, until profiles say so. */
+const contextTokensDefault = 32_000
 const startPauseFirstMs = 250
 const startPauseMaxMs = 2000
 /** At the end of a shutdown, what an answer under way may still take. */
@@ -133,6 +145,18 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const runs = createRunStore(db)
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
+  const estimator = createEstimator()
+  const pricing = overrides.pricing ?? demoPricing
+  const openLedger = () => createLedger({ pricing, estimator })
+  const readRunHistory = (messageId: string) => readHistory(runDb, messageId, config.sessionMessagesMax)
+  const budgets = createBudgets({
+    db,
+    limits: overrides.budgets ?? {},
+    pricing,
+    estimator,
+    profileOf: () => ({ contextTokens: contextTokensDefault }),
+    logger: server.log,
+  })
   const owned = createOwnedRuns({
     db: runDb,
     log,
@@ -142,7 +166,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
-    readHistory: (messageId) => readHistory(runDb, messageId, config.sessionMessagesMax),
+    readHistory: readRunHistory,
+    createLedger: openLedger,
+    promptTokens: estimator.estimateMessages,
     upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
   })
   log.onFenced((runId) => owned.fence(runId))
@@ -153,13 +179,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     logger: server.log,
     closing: closing.signal,
+    createLedger: openLedger,
+    promptTokens: async (run) => estimator.estimateMessages(run, await readRunHistory(run.user_message_id)),
     changes,
   })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
   const stop = createStop({ db, runs, owned, control, takeover, changes })
   const stopSession = createStopSession({ db, runs, owned, stop, changes })
-  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes })
+  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes, budgets })
   const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({
     accept,
@@ -272,6 +300,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       })
       registerArtifacts(api as Server, { artifacts, maker })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
+      registerBudgets(api as Server, budgets)
       const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
       registerBranches(api as Server, { chat, runs, messages, answerWithStream })
       registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })

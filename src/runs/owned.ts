@@ -111,6 +111,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
           ttft_ms: ending?.ttftMs,
           latency_ms: ending?.latencyMs,
           output_tokens: ending?.usage?.output_tokens,
+          cost_usd: ending?.costUsd,
+          usage_source: ending?.usageSource,
           events: run.cursor.seq,
         },
         'run ended',
@@ -130,7 +132,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   }
 
   function start(facts: RunFacts): void {
-    const run = createActiveRun(facts)
+    const run = createActiveRun(facts, options.createLedger())
     announceRun(run, log)
     places.set(facts.id, [])
     if (outOfTime !== undefined) run.stop(outOfTime)

@@ -25,6 +25,7 @@ import type { HistoryMessage } from '../sessions/context.ts'
 import type { Upstream } from '../upstream/upstream.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
+import { type Ledger, spendingOf } from './ledger.ts'
 import type { RunFacts } from './model.ts'
 
 /**
@@ -39,6 +40,8 @@ export type Phase = 'waiting' | 'reasoning' | 'answering' | 'tool'
 export interface ActiveRun extends FrameSource {
   readonly facts: RunFacts
   readonly draft: Draft
+  /** What its calls have used. */
+  readonly ledger: Ledger
   /** The last event in the log. */
   readonly cursor: EventId
   readonly signal: AbortSignal
@@ -61,6 +64,9 @@ export interface RunDeps {
   readonly frames: Frames
   readonly readHistory: (messageId: string) => Promise<readonly HistoryMessage[]>
   readonly upstreamFor: (facts: RunFacts) => Upstream
+  readonly createLedger: () => Ledger
+  /** Tokens of a prompt, for the model that the run asks. */
+  readonly promptTokens: (facts: RunFacts, messages: readonly HistoryMessage[]) => number
   /** Told when a viewer may have seen the first words. */
   readonly onFirstWords: () => void
   /** Told of what went wrong inside the gateway: a try to commit that failed, or an error that nobody expected. */
@@ -84,7 +90,7 @@ const historyWaitMs = 30_000
 // A statement that the database refuses for its content will not get better; the reaper ends the run from checkpoints.
 const commitRefusalsMax = 3
 
-export function createActiveRun(facts: RunFacts): ActiveRun {
+export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
   const abort = new AbortController()
   const draft = createDraft()
   const startedAt = performance.now()
@@ -102,6 +108,7 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
     runId: facts.id,
     facts,
     draft,
+    ledger,
     startedAt,
     signal: abort.signal,
     number,
@@ -195,8 +202,7 @@ async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
   try {
     const messages = await readHistory(run, deps)
     signal.throwIfAborted()
-    const reply = deps.upstreamFor(run.facts).stream({ model: run.facts.model, messages }, signal)
-    for await (const event of reply) {
+    for await (const event of askOnce(run, messages, deps)) {
       const isFirst = draft.isEmpty
       draft.apply(event)
       deps.frames.touch(run)
@@ -208,6 +214,27 @@ async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
       deps.onFault(run.runId, 'making a reply failed in a way nobody expected', error)
     }
     return endOf(error, run)
+  }
+}
+
+async function* askOnce(run: ActiveRun, messages: readonly HistoryMessage[], deps: RunDeps) {
+  const { facts, ledger, signal } = run
+  const maxOutputTokens = facts.request?.max_output_tokens
+  const settings = maxOutputTokens === undefined ? {} : { maxOutputTokens }
+  const call = ledger.begin(facts, deps.promptTokens(facts, messages))
+  let outcome = 'interrupted'
+  try {
+    for await (const event of deps.upstreamFor(facts).stream({ model: facts.model, messages, ...settings }, signal)) {
+      call.see(event)
+      yield event
+    }
+    outcome = 'completed'
+  } catch (error) {
+    if (run.stopReason === 'stop') outcome = 'stopped'
+    else if (run.stopReason === undefined) outcome = error instanceof Problem ? error.code : 'internal'
+    throw error
+  } finally {
+    call.end(outcome)
   }
 }
 
@@ -239,7 +266,8 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
     status,
     parts: draft.parts,
     content: draft.content,
-    usage: draft.usage,
+    ...spendingOf(run.ledger),
+    answeredBy: undefined,
     finishReason: draft.finishReason,
     model: draft.model,
     error: problem?.toRunError(),
@@ -270,6 +298,7 @@ export function toDone(facts: Pick<RunFacts, 'message_id'>, ending: Ending): Don
     message_id: facts.message_id,
     ...(ending.finishReason === undefined ? {} : { finish_reason: ending.finishReason }),
     ...(ending.usage === undefined ? {} : { usage: ending.usage }),
+    ...(ending.costUsd === undefined ? {} : { cost_usd: ending.costUsd }),
     ...(ending.ttftMs === undefined ? {} : { ttft_ms: ending.ttftMs }),
     ...(ending.latencyMs === undefined ? {} : { latency_ms: ending.latencyMs }),
     ...(ending.error === undefined ? {} : { error: { ...ending.error } }),

@@ -7,7 +7,7 @@ import { createMemoryLog } from '../../src/log/memory.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import type { Upstream } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
-import { openStore, silent } from '../support/runs.ts'
+import { openLedger, openStore, promptTokens, silent } from '../support/runs.ts'
 
 for (const kind of databases()) {
   test(`on ${kind}, a drain ends whether or not its runs can be released`, async (t) => {
@@ -31,6 +31,8 @@ for (const kind of databases()) {
         checkpointMs: 60_000,
         logger: silent,
         readHistory: async () => [],
+        createLedger: openLedger,
+        promptTokens: () => promptTokens,
         upstreamFor: () => upstream as Upstream,
       })
       const run = await accept({ instanceId })

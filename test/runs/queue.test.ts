@@ -20,7 +20,17 @@ import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, endingOf, openStore, plansFor, silent, textPart, untilWaiting } from '../support/runs.ts'
+import {
+  createOwner,
+  endingOf,
+  openLedger,
+  openStore,
+  plansFor,
+  promptTokens,
+  silent,
+  textPart,
+  untilWaiting,
+} from '../support/runs.ts'
 
 const messagesAtOnce = 20
 const races = 20
@@ -368,6 +378,8 @@ for (const kind of databases()) {
         checkpointMs: 60_000,
         logger: silent,
         readHistory: async () => [],
+        createLedger: openLedger,
+        promptTokens: () => promptTokens,
         upstreamFor: (facts) => ({
           provider: 'demo',
           async *stream() {

@@ -14,7 +14,7 @@ import { createStop, createStopSession, stopWaitMs } from '../../src/runs/stop.t
 import { createTakeover } from '../../src/runs/takeover.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, openStore, silent } from '../support/runs.ts'
+import { createOwner, openLedger, openStore, promptTokens, silent } from '../support/runs.ts'
 
 /** A machine that does other things, too. */
 const marginMs = 500
@@ -31,12 +31,13 @@ for (const kind of databases()) {
     let said = Promise.withResolvers<void>()
     /** What each run says before it is silent for ever. */
     let words: readonly UpstreamEvent[] = [{ type: 'text', text: 'So far' }]
-    const options = { db, log, instanceId, logger: silent, changes }
+    const options = { db, log, instanceId, logger: silent, changes, createLedger: openLedger }
     const owned = createOwnedRuns({
       ...options,
       frames: createFrames(log, 1),
       checkpointMs: 60_000,
       readHistory: async () => [],
+      promptTokens: () => promptTokens,
       upstreamFor: ({ id }) => ({
         provider: 'demo',
         async *stream(_request, signal) {
@@ -53,7 +54,12 @@ for (const kind of databases()) {
       await owned.drain(0, async () => undefined)
       await log.close()
     })
-    const takeover = createTakeover({ ...options, owned, closing: new AbortController().signal })
+    const takeover = createTakeover({
+      ...options,
+      owned,
+      closing: new AbortController().signal,
+      promptTokens: async () => promptTokens,
+    })
     const stop = createStop({ db, runs, owned, control: createSilentControl(), takeover, changes })
     const stopSession = createStopSession({ db, runs, owned, stop, changes })
 
