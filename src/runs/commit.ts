@@ -60,6 +60,7 @@ export interface Commit {
 /**
  * @param generation the fencing token under which this process holds the run
  * @param from what the run has to be: a stop of a queued run must not end one that has words by now
+ * @param holds whether the run may hold something of a budget: to look for it costs the statement 0.4 ms, of 2.5
  * @throws Problem `db_unavailable` when the outcome is unknown: call again
  */
 export async function commitRun(
@@ -68,6 +69,7 @@ export async function commitRun(
   generation: number,
   ending: Ending,
   from: 'queued' | 'running' = 'running',
+  holds = true,
 ): Promise<Commit> {
   const { usage, answeredBy } = ending
   const cost = ending.costUsd ?? null
@@ -84,7 +86,7 @@ export async function commitRun(
         provider = coalesce(${answeredBy?.provider ?? null}::text, chat_runs.provider),
         model = coalesce(${answeredBy?.model ?? null}::text, chat_runs.model),
         upstream_calls = ${JSON.stringify(ending.calls)}::jsonb,
-        reservation = null,
+        reservation = case when ${holds}::boolean then null else chat_runs.reservation end,
         cost = ${cost}::numeric,
         usage = ${usage === undefined ? null : JSON.stringify(usage)}::jsonb,
         usage_source = ${ending.usageSource ?? null}::text,
@@ -99,7 +101,7 @@ export async function commitRun(
       returning
         chat_runs.id, session_id, user_message_id, message_id, status, started_at, parent_pending, kill_requested_at,
         place.reservation, coalesce(cost, 0) as spent_cost, ${totalTokens}::bigint as spent_tokens
-    ), ${settle(sql`run`)}, message as (
+    ),${holds ? sql` ${settle(sql`run`)},` : sql``} message as (
       update chat_messages set
         content = ${ending.content},
         parts = ${JSON.stringify(ending.parts)}::jsonb,

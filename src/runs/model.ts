@@ -166,4 +166,7 @@ export function toRun(record: RunRecord): Run {
   return run
 }
 
+/** Whether something is held back of budgets for it: the limit of its reply is stored in the same breath. */
+export const holdsBudget = ({ request }: Pick<RunFacts, 'request'>): boolean => request?.max_output_tokens !== undefined
+
 export const isTerminal = (status: RunStatus): boolean => status !== 'queued' && status !== 'running'

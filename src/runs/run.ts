@@ -26,7 +26,7 @@ import type { Upstream } from '../upstream/upstream.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
 import { type Ledger, spendingOf } from './ledger.ts'
-import type { RunFacts } from './model.ts'
+import { holdsBudget, type RunFacts } from './model.ts'
 
 /**
  * Why a run is to end before its reply does: a person said so; the process ends, and it is to be stored as it is; the
@@ -282,7 +282,7 @@ async function commitReply(run: ActiveRun, ending: Ending, deps: RunDeps): Promi
   let refusals = 0
   for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
     try {
-      return await commitRun(deps.db, run.runId, run.facts.generation, ending)
+      return await commitRun(deps.db, run.runId, run.facts.generation, ending, 'running', holdsBudget(run.facts))
     } catch (error) {
       deps.onFault(run.runId, 'a reply could not be committed yet', error)
       if (error instanceof DbError) refusals += 1

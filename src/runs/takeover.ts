@@ -30,7 +30,7 @@ import { isoTime } from '../sessions/store.ts'
 import { type Checkpoint, readCheckpoint } from './checkpoint.ts'
 import { commitRun, type Ending } from './commit.ts'
 import { type Ledger, type Spending, spendingOf } from './ledger.ts'
-import type { RunFacts } from './model.ts'
+import { holdsBudget, type RunFacts } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
 import { pause, toDone } from './run.ts'
 
@@ -136,7 +136,7 @@ export function createTakeover(options: TakeoverOptions) {
       // The new generation holds the reset at 1 and the terminal event at 2.
       lastSeq: 2,
     }
-    const { outcome, nextMayWait } = await commitRun(db, run.id, run.generation, ending)
+    const { outcome, nextMayWait } = await commitRun(db, run.id, run.generation, ending, 'running', holdsBudget(run))
     if (outcome === 'committed') {
       changes?.changed(run.session_id)
       const { generation } = run
