@@ -31,9 +31,13 @@ import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
 import { createAgentDesk, createAgents } from './runs/agents.ts'
 import { registerBranches } from './runs/branches.ts'
+import { registerBudgets } from './runs/budget-routes.ts'
+import { createBudgets } from './runs/budgets.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
+import { createEstimator } from './runs/estimate.ts'
 import { createLedger } from './runs/ledger.ts'
+import type { RunFacts } from './runs/model.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
 import { createReplies } from './runs/reply.ts'
@@ -150,6 +154,19 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const agents = createAgents(overrides.agents ?? [])
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
+  const estimator = createEstimator()
+  const pricing = catalog.prices
+  const openLedger = () => createLedger({ pricing, estimator })
+  const readRunHistory = ({ user_message_id }: RunFacts) =>
+    readHistory(runDb, user_message_id, config.sessionMessagesMax)
+  const budgets = createBudgets({
+    db,
+    limits: config.budgets,
+    pricing,
+    estimator,
+    profileOf: catalog.profile,
+    logger: server.log,
+  })
   const owned = createOwnedRuns({
     db: runDb,
     log,
@@ -159,19 +176,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
-    createLedger,
+    createLedger: openLedger,
     makeReply: createReplies({
       limits: config.upstream,
       totalMs: config.upstream.totalMs,
-      readHistory: async ({ user_message_id }) =>
-        (await readHistory(runDb, user_message_id, config.sessionMessagesMax)).messages,
+      readHistory: readRunHistory,
       upstreamOf: catalog.upstreamOf,
       profileOf: catalog.profile,
       planFor: (model, profile) => catalog.plansFor({ model, text: '' })[profile].plan,
-      upstreamOf: (provider) => catalog.resolve('balanced', `${provider}:x`).upstream,
-      profileOf: () => ({ contextTokens: 128_000, tools: overrides.tools?.map(({ name }) => name) ?? [] }),
-      planFor: (model) => catalog.plansFor(model).balanced.plan,
-      promptTokens: () => 0,
+      estimator,
       tools: createTools(overrides.tools ?? [], (tool, { runId }, error) => {
         server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')
       }),
@@ -192,13 +205,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     logger: server.log,
     closing: closing.signal,
+    createLedger: openLedger,
+    promptTokens: async (run) => estimator.estimateMessages(run, (await readRunHistory(run)).messages),
     changes,
   })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
   const stop = createStop({ db, runs, owned, control, takeover, changes })
   const stopSession = createStopSession({ db, runs, owned, stop, changes })
-  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes })
+  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes, budgets })
   const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({
     accept,
@@ -312,6 +327,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       })
       registerArtifacts(api as Server, { artifacts, maker })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
+      registerBudgets(api as Server, budgets)
       const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
       registerBranches(api as Server, { chat, runs, messages, answerWithStream })
       registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })

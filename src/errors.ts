@@ -24,6 +24,12 @@ export const catalogue = {
     retryable: false,
     advice: 'Get a new token, or leave the header out to come as a visitor.',
   },
+  budget_exceeded: {
+    status: 402,
+    title: 'The budget of the day does not hold it',
+    retryable: false,
+    advice: 'Come back when the day has ended, as Retry-After says, or ask for less.',
+  },
   forbidden_origin: {
     status: 403,
     title: 'Requests from this origin are not allowed',

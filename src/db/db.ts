@@ -84,6 +84,7 @@ export class SchemaTooNew extends Error {
 }
 
 export const uniqueViolation = '23505'
+export const checkViolation = '23514'
 
 export interface GateOptions {
   /** Statements at once. */

@@ -19,6 +19,8 @@
  *   stored, so is the wish, and before it is stored nothing is stopped.
  * - tool calls are answered once: whether they are is read before the session's row is locked, so answers to them are
  *   written only under the same version, also when they are queued.
+ * - what may be spent in a day: where a budget applies, the statement holds back what the reply may cost, and a check refuses
+ *   all of it when that is too much (budgets.ts). Where none does, the statement is as it would be without them.
  * The limit of runs per owner is not of this kind: it is counted before the statement's own write, so requests that come
  * in at the very same instant can pass it together, by no more than there are connections to the database.
  *
@@ -27,7 +29,7 @@
  * was committed so and that nobody runs is found by its key or by the reaper; one that is queued, by the promotion.
  */
 import { v7 as uuidv7 } from 'uuid'
-import { type Db, DbError, uniqueViolation } from '../db/db.ts'
+import { checkViolation, type Db, DbError, uniqueViolation } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
@@ -37,6 +39,7 @@ import { titleFrom } from '../sessions/model.ts'
 import { isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
 import { type Asked, cleanAsked, hashAsked, type Plan, planOf, sessionBusy, type Wishes } from './asked.ts'
+import { type Budgets, budgetConstraint, type Hold } from './budgets.ts'
 import type { RunFacts, RunRecord, RunRequest } from './model.ts'
 import type { RunStore } from './store.ts'
 
@@ -55,6 +58,8 @@ export interface AcceptOptions {
   readonly instanceId: string
   readonly runsPerOwnerMax: number
   readonly changes?: SessionChanges
+  /** Absent: nothing is limited. */
+  readonly budgets?: Pick<Budgets, 'holdFor' | 'refusalFor'>
 }
 
 interface AcceptRow {
@@ -79,7 +84,7 @@ interface AcceptRow {
 // runs begin and end faster than this statement runs could go on like that.
 const attemptsMax = 8
 
-export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }: AcceptOptions) {
+export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, budgets }: AcceptOptions) {
   async function findPrior(owner: Owner, asked: Asked, hash: string): Promise<RunRecord | undefined> {
     if (asked.client_message_id === undefined) return undefined
     const prior = await runs.findByKey(owner, asked.client_message_id)
@@ -94,7 +99,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
    * @param raw as validated; cleaned here, because its hash must be that of what is stored
    * @returns the new run, running or queued, or the one that the key already has
    * @throws Problem `invalid_request` `too_large` `not_found` `conflict` `session_busy` `idempotency_mismatch` `rate_limited`
-   *   `db_unavailable`
+   *   `budget_exceeded` `db_unavailable`
    */
   async function accept(owner: Owner, raw: Asked, plansFor: PlansFor): Promise<Acceptance> {
     const asked = cleanAsked(raw)
@@ -104,10 +109,11 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
     const continued = named.mode === undefined && named.model === undefined ? plan.continued : undefined
     const wishes: Wishes = continued === undefined ? named : { ...named, mode: continued.mode }
     const plans = continued?.plans ?? plansFor(plan.text)
+    const hold = budgets?.holdFor(owner, plan.text, named.model !== undefined, plans)
     for (let attempt = 1; ; attempt += 1) {
       const ids = { run: uuidv7(), userMessage: plan.answered ?? uuidv7(), message: uuidv7() }
       try {
-        const row = await insert(owner, wishes, plan, hash, plans, ids)
+        const row = await insert(owner, wishes, plan, hash, hold ?? plans, ids)
         if (row.prior_run) {
           const prior = await findPrior(owner, asked, hash)
           if (prior !== undefined) return { run: prior, isNew: false }
@@ -124,9 +130,11 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
           throw sessionBusy(row.active_run_id)
         }
       } catch (error) {
-        if (!(error instanceof DbError) || error.sqlstate !== uniqueViolation) throw error
+        const isOverBudget = isRefusedByBudget(error)
+        if (!isOverBudget && !(error instanceof DbError && error.sqlstate === uniqueViolation)) throw error
         const prior = await findPrior(owner, asked, hash)
         if (prior !== undefined) return { run: prior, isNew: false }
+        if (isOverBudget) throw (await budgets?.refusalFor(owner)) ?? error
       }
       if (attempt === attemptsMax) throw new Problem('internal', 'The message could not be placed in its session.')
     }
@@ -137,9 +145,11 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
     wishes: Wishes,
     plan: Plan,
     hash: string,
-    plans: PlansByMode,
+    planned: PlansByMode | Hold,
     ids: NewIds,
   ): Promise<AcceptRow> {
+    const hold = 'reservation' in planned ? planned : undefined
+    const plans = 'reservation' in planned ? planned.plans : planned
     const { sessionId, sessionExists, message, toolParts } = plan
     const answersCalls = toolParts !== undefined
     const key = wishes.client_message_id ?? null
@@ -223,28 +233,32 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
           seen.active_run_id,
           case when seen.active_run_id is null then ${ids.run}::uuid end as started_run_id
         from (select 1) one left join seen on true
-      ), session as (${session}), choice as (
+      ), session as (${session}), chosen as (
         select session.mode, case
-          when session.message_count - ${written}::int >= (choice.value -> 'later' ->> 'from')::int
-            then choice.value -> 'later' -> 'plan'
-          else choice.value -> 'plan'
-        end || ${more}::jsonb as request
-        from session join jsonb_each(${JSON.stringify(plans)}::jsonb) choice on choice.key = session.mode
+          when session.message_count - ${written}::int >= (mode.value -> 'later' ->> 'from')::int then mode.value -> 'later'
+          else mode.value
+        end as value
+        from session join jsonb_each(${JSON.stringify(plans)}::jsonb) mode on mode.key = session.mode
+      ), choice as (
+        select mode, value -> 'plan' || ${more}::jsonb as request,
+          ${hold?.reservation(sql`value -> 'hold'`, sessionId) ?? sql`null::jsonb`} as reservation
+        from chosen
       ), run as (
         insert into chat_runs (
-          id, session_id, user_message_id, message_id, kind, status, mode, provider, model, request, instance_id, owner,
-          idempotency_key, request_hash, on_disconnect, parent_pending, started_at
+          id, session_id, user_message_id, message_id, kind, status, mode, provider, model, request, reservation, instance_id,
+          owner, idempotency_key, request_hash, on_disconnect, parent_pending, started_at
         )
         select
           ${ids.run}::uuid, session.id, ${ids.userMessage}::uuid, ${ids.message}::uuid, ${plan.kind},
           case when request.started_run_id is null then 'queued' else 'running' end, session.mode,
           choice.request #>> '{candidates,0,provider}', choice.request #>> '{candidates,0,model}', choice.request,
+          choice.reservation,
           case when request.started_run_id is not null then ${instanceId}::uuid end, ${owner.key},
           ${key}::text, ${hash}, ${wishes.on_disconnect ?? 'continue'}, not ${isPlaced}::boolean,
           case when request.started_run_id is not null then clock_timestamp() end
         from request, session, choice
-        returning session_id, status, mode, provider, model, request, created_at
-      ), user_message as (
+        returning session_id, status, mode, provider, model, request, reservation, created_at
+      ),${hold === undefined ? sql`` : sql` ${hold.taken},`} user_message as (
         insert into chat_messages (
           id, session_id, owner, seq, parent_id, run_id, role, content, parts, status, client_message_id, metadata,
           completed_at
@@ -307,3 +321,6 @@ interface NewIds {
   readonly userMessage: string
   readonly message: string
 }
+
+const isRefusedByBudget = (error: unknown): boolean =>
+  error instanceof DbError && error.sqlstate === checkViolation && error.constraint === budgetConstraint

@@ -1,6 +1,7 @@
 /**
- * The commit: the one statement by which a run ends. Message, run, session counters and usage are written together,
- * guarded by the run's generation and status, and its checkpoints go in the same breath. Completion, stop (also of a run
+ * The commit: the one statement by which a run ends. Message, run, session counters, usage and cost are written together,
+ * guarded by the run's generation and status; its checkpoints go in the same breath, and what was held back of budgets is
+ * given back there (sessions/reservations.ts). Completion, stop (also of a run
  * that is still queued), failure, drain and takeover all end here, so there is one terminal state per run whoever comes
  * first.
  *
@@ -19,15 +20,19 @@
 import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import type { RunError } from '../errors.ts'
-import type { Part, TerminalStatus, Usage } from '../log/event.ts'
+import type { Part, TerminalStatus } from '../log/event.ts'
 import { messageBefore } from '../sessions/messages.ts'
+import { settle } from '../sessions/reservations.ts'
+import type { ModelChoice } from '../upstream/plan.ts'
+import type { Spending } from './ledger.ts'
 
 /** How a run ended, and with what. */
-export interface Ending {
+export interface Ending extends Spending {
   readonly status: TerminalStatus
   readonly parts: readonly Part[]
   readonly content: string
-  readonly usage: Usage | undefined
+  /** Who made the reply, of those that were asked; undefined leaves the run with the one that was to be asked first. */
+  readonly answeredBy: ModelChoice | undefined
   readonly finishReason: string | undefined
   readonly model: string | undefined
   readonly error: RunError | undefined
@@ -55,6 +60,7 @@ export interface Commit {
 /**
  * @param generation the fencing token under which this process holds the run
  * @param from what the run has to be: a stop of a queued run must not end one that has words by now
+ * @param holds whether the run may hold something of a budget: to look for it costs the statement 0.4 ms, of 2.5
  * @throws Problem `db_unavailable` when the outcome is unknown: call again
  */
 export async function commitRun(
@@ -63,19 +69,27 @@ export async function commitRun(
   generation: number,
   ending: Ending,
   from: 'queued' | 'running' = 'running',
+  holds = true,
 ): Promise<Commit> {
-  const { usage } = ending
+  const { usage, answeredBy } = ending
+  const cost = ending.costUsd ?? null
+  const totalTokens = toColumn(usage?.total_tokens) ?? 0
   const error = ending.error === undefined ? null : JSON.stringify(ending.error)
   const [row] = await db.rows<{ next_may_wait: boolean }>(sql`
     with place as materialized (
-      select s.id from chat_sessions s join chat_runs r on r.session_id = s.id
+      select s.id, r.reservation from chat_sessions s join chat_runs r on r.session_id = s.id
       where r.id = ${runId}::uuid
       for update of s
     ), run as (
       update chat_runs set
         status = ${ending.status},
+        provider = coalesce(${answeredBy?.provider ?? null}::text, chat_runs.provider),
+        model = coalesce(${answeredBy?.model ?? null}::text, chat_runs.model),
+        upstream_calls = ${JSON.stringify(ending.calls)}::jsonb,
+        reservation = case when ${holds}::boolean then null else chat_runs.reservation end,
+        cost = ${cost}::numeric,
         usage = ${usage === undefined ? null : JSON.stringify(usage)}::jsonb,
-        usage_source = ${usage === undefined ? null : 'provider'}::text,
+        usage_source = ${ending.usageSource ?? null}::text,
         finish_reason = ${ending.finishReason ?? null}::text,
         error = ${error}::jsonb,
         last_seq = ${ending.lastSeq}::int,
@@ -85,13 +99,14 @@ export async function commitRun(
       where chat_runs.id = ${runId}::uuid and chat_runs.session_id = place.id
         and generation = ${generation}::int and status = ${from}
       returning
-        chat_runs.id, session_id, user_message_id, message_id, status, started_at, parent_pending, kill_requested_at
-    ), message as (
+        chat_runs.id, session_id, user_message_id, message_id, status, started_at, parent_pending, kill_requested_at,
+        place.reservation, coalesce(cost, 0) as spent_cost, ${totalTokens}::bigint as spent_tokens
+    ),${holds ? sql` ${settle(sql`run`)},` : sql``} message as (
       update chat_messages set
         content = ${ending.content},
         parts = ${JSON.stringify(ending.parts)}::jsonb,
         status = run.status,
-        model = coalesce(${ending.model ?? null}::text, chat_messages.model),
+        model = coalesce(${ending.model ?? answeredBy?.model ?? null}::text, chat_messages.model),
         input_tokens = ${toColumn(usage?.input_tokens)}::int,
         output_tokens = ${toColumn(usage?.output_tokens)}::int,
         total_tokens = ${toColumn(usage?.total_tokens)}::int,
@@ -112,7 +127,8 @@ export async function commitRun(
           else 'failed'
         end,
         model = message.model,
-        total_tokens = chat_sessions.total_tokens + ${toColumn(usage?.total_tokens) ?? 0}::int,
+        total_tokens = chat_sessions.total_tokens + ${totalTokens}::int,
+        total_cost = chat_sessions.total_cost + run.spent_cost,
         active_run_id = nullif(chat_sessions.active_run_id, run.id),
         version = chat_sessions.version + 1,
         updated_at = now(),

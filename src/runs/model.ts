@@ -21,16 +21,21 @@ export const UpstreamCall = Type.Object({
   outcome: Type.String({ description: '`completed`, `stopped`, `interrupted`, or the code of the error' }),
   started_at: Time,
   ttft_ms: nullable(Type.Integer()),
-  latency_ms: Type.Integer(),
+  latency_ms: nullable(Type.Integer({ description: 'null of a call whose process died' })),
   usage: nullable(Usage),
   usage_source: nullable(Type.Union([Type.Literal('provider'), Type.Literal('estimated')])),
-  cost_usd: nullable(Type.String({ description: 'decimal; null when the price is not known' })),
+  cost_usd: nullable(Type.String({ description: 'decimal; null when nothing was used or the price is not known' })),
 })
 export type UpstreamCall = Static<typeof UpstreamCall>
+
+/** Who has counted: the provider, or the gateway, at least in part. */
+export type UsageSource = NonNullable<UpstreamCall['usage_source']>
 
 /** Stored with a run when it is accepted: all that is needed to make its reply, beside the messages. */
 export interface RunRequest extends RunPlan {
   readonly agent?: string
+  /** Of one reply of the model, where a budget has been held back for so many. */
+  readonly max_output_tokens?: number
   readonly tools?: readonly ToolDefinition[]
   readonly tool_choice?: ToolChoice
 }
@@ -47,7 +52,7 @@ export const Run = Type.Object({
   model: Type.String(),
   phase: nullable(Type.String()),
   round_number: nullable(Type.Integer()),
-  cost_usd: nullable(Type.String()),
+  cost_usd: nullable(Type.String({ description: 'decimal; null while it runs and when a price is not known' })),
   usage: nullable(Usage),
   usage_source: nullable(Type.String({ description: '`provider`, or `estimated` when a part of it is' })),
   upstream_calls: Type.Array(UpstreamCall),
@@ -227,5 +232,8 @@ export function toRun(record: RunRecord): Run {
   } = record
   return run
 }
+
+/** Whether something is held back of budgets for it: the limit of its reply is stored in the same breath. */
+export const holdsBudget = ({ request }: Pick<RunFacts, 'request'>): boolean => request?.max_output_tokens !== undefined
 
 export const isTerminal = (status: RunStatus): boolean => status !== 'queued' && status !== 'running'

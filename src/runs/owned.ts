@@ -113,6 +113,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
           ttft_ms: ending?.ttftMs,
           latency_ms: ending?.latencyMs,
           output_tokens: ending?.usage?.output_tokens,
+          cost_usd: ending?.costUsd,
+          usage_source: ending?.usageSource,
           events: run.cursor.seq,
         },
         'run ended',

@@ -26,7 +26,7 @@ import { sql } from '../db/drizzle.ts'
 import { messageBefore } from '../sessions/messages.ts'
 import { isoTime } from '../sessions/store.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
-import type { RunFacts } from './model.ts'
+import { holdsBudget, type RunFacts } from './model.ts'
 
 export interface PromotedRun extends RunFacts {
   /** It was asked to stop while it was queued: to be started, so that its viewers see its end, and stopped at once. */
@@ -88,6 +88,10 @@ const unstarted: Ending = {
   parts: [],
   content: '',
   usage: undefined,
+  usageSource: undefined,
+  costUsd: '0',
+  calls: [],
+  answeredBy: undefined,
   finishReason: undefined,
   model: undefined,
   error: undefined,
@@ -100,6 +104,6 @@ const unstarted: Ending = {
  * Ends a run that has not started. `fenced` when it has started meanwhile: it is then to be stopped like any other.
  * @throws Problem `db_unavailable` when the outcome is unknown: call again
  */
-export function stopQueued(db: Db, { id, generation }: RunFacts): Promise<Commit> {
-  return commitRun(db, id, generation, unstarted, 'queued')
+export function stopQueued(db: Db, run: RunFacts): Promise<Commit> {
+  return commitRun(db, run.id, run.generation, unstarted, 'queued', holdsBudget(run))
 }

@@ -43,6 +43,8 @@ const claimMax = 50
 const strayMs = 15_000
 // Checkpoints that were written at the very moment of their run's commit stay behind; nobody reads them.
 const sweepMs = 300_000
+/** Of budgets, behind today; a run that began before midnight is settled on its own day. */
+const budgetDaysKept = 7
 
 export interface ReaperOptions {
   readonly db: Db
@@ -144,7 +146,11 @@ export function createReaper(options: ReaperOptions) {
 
   async function sweep(): Promise<void> {
     await db.rows(sql`
-      with gone as (delete from instances where lease_until < now() - interval '1 hour')
+      with gone as (
+        delete from instances where lease_until < now() - interval '1 hour'
+      ), past as (
+        delete from budget_days where day < (now() at time zone 'UTC')::date - ${budgetDaysKept}::int
+      )
       delete from run_checkpoints c using chat_runs run
       where run.id = c.run_id and run.status not in ('queued', 'running')`)
   }

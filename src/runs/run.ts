@@ -24,8 +24,8 @@ import type { AgentEvent } from '../upstream/agent.ts'
 import type { ModelChoice } from '../upstream/plan.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
-import type { Ledger } from './ledger.ts'
-import type { RunFacts } from './model.ts'
+import { type Ledger, spendingOf } from './ledger.ts'
+import { holdsBudget, type RunFacts } from './model.ts'
 
 /**
  * Why a run is to end before its reply does: a person said so; the process ends, and it is to be stored as it is; the
@@ -253,7 +253,8 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
     status,
     parts: draft.parts,
     content: draft.content,
-    usage: draft.usage,
+    ...spendingOf(run.ledger),
+    answeredBy: run.answeredBy,
     finishReason: draft.finishReason,
     model: draft.model,
     error: problem?.toRunError(),
@@ -268,7 +269,7 @@ async function commitReply(run: ActiveRun, ending: Ending, deps: RunDeps): Promi
   let refusals = 0
   for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
     try {
-      return await commitRun(deps.db, run.runId, run.facts.generation, ending)
+      return await commitRun(deps.db, run.runId, run.facts.generation, ending, 'running', holdsBudget(run.facts))
     } catch (error) {
       deps.onFault(run.runId, 'a reply could not be committed yet', error)
       if (error instanceof DbError) refusals += 1
@@ -284,6 +285,7 @@ export function toDone(facts: Pick<RunFacts, 'message_id'>, ending: Ending): Don
     message_id: facts.message_id,
     ...(ending.finishReason === undefined ? {} : { finish_reason: ending.finishReason }),
     ...(ending.usage === undefined ? {} : { usage: ending.usage }),
+    ...(ending.costUsd === undefined ? {} : { cost_usd: ending.costUsd }),
     ...(ending.ttftMs === undefined ? {} : { ttft_ms: ending.ttftMs }),
     ...(ending.latencyMs === undefined ? {} : { latency_ms: ending.latencyMs }),
     ...(ending.error === undefined ? {} : { error: { ...ending.error } }),

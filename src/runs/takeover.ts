@@ -10,6 +10,9 @@
  *   happened; at most {@link attemptsMax} times in all, because what kills a process may be the run itself;
  * - else it ends as `interrupted`, with that text, and can be asked for again by a person.
  *
+ * What a run has used that ends here went with its process, so it is estimated: of the model that its plan names first, and
+ * only when something was shown, because only then a model has surely been asked.
+ *
  * The new generation begins with a `reset`, so that viewers of the old one hold what is stored. The end is said only after
  * the commit, as everywhere.
  *
@@ -26,7 +29,8 @@ import type { SessionChanges } from '../sessions/changes.ts'
 import { isoTime } from '../sessions/store.ts'
 import { type Checkpoint, readCheckpoint } from './checkpoint.ts'
 import { commitRun, type Ending } from './commit.ts'
-import type { RunFacts } from './model.ts'
+import { type Ledger, type Spending, spendingOf } from './ledger.ts'
+import { holdsBudget, type RunFacts } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
 import { pause, toDone } from './run.ts'
 
@@ -44,6 +48,9 @@ export interface TakeoverOptions {
   readonly logger: FastifyBaseLogger
   /** Aborted when this process ends. */
   readonly closing: AbortSignal
+  readonly createLedger: () => Ledger
+  /** Tokens of the prompt that the run's model has been given, as estimated. @throws Problem `db_unavailable` */
+  readonly promptTokens: (run: RunFacts) => Promise<number>
   readonly changes?: SessionChanges
 }
 
@@ -55,17 +62,20 @@ interface Known {
 
 export interface ClaimedRun extends RunFacts {
   readonly stop_requested: boolean
+  readonly started_at: string | null
 }
 
 /** What a statement that claims runs returns of each; `run` is the name of the table in it. */
 export const claimedColumns = sql`
   run.id, run.session_id, run.user_message_id, run.message_id, run.status, run.mode, run.provider, run.model,
   run.generation, run.last_seq, run.instance_id, run.on_disconnect, run.request, ${isoTime(sql`run.created_at`)} as created_at,
-  run.stop_requested_at is not null as stop_requested`
+  run.stop_requested_at is not null as stop_requested, ${isoTime(sql`run.started_at`)} as started_at`
 
 export type Takeover = ReturnType<typeof createTakeover>
 
-export function createTakeover({ db, log, owned, instanceId, logger, closing, changes }: TakeoverOptions) {
+export function createTakeover(options: TakeoverOptions) {
+  const { db, log, owned, instanceId, logger, closing, changes, createLedger, promptTokens } = options
+
   /**
    * The furthest that is known of what the run has said; both sources end at an event of the same numbering.
    * @param isAwaited somebody waits for the answer, as with a stop: what is known at once has to do
@@ -101,12 +111,23 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing, ch
     return counted.length > 0
   }
 
+  async function estimate(run: ClaimedRun, parts: readonly Part[], outcome: string): Promise<Spending> {
+    const ledger = createLedger()
+    if (!parts.every(isSilent)) {
+      const startedAt = run.started_at ?? run.created_at
+      ledger.addLost(run, { startedAt, promptTokens: await promptTokens(run), parts, outcome })
+    }
+    return spendingOf(ledger)
+  }
+
   async function end(run: ClaimedRun, text: Checkpoint): Promise<void> {
+    const status = run.stop_requested ? 'stopped' : 'interrupted'
     const ending: Ending = {
-      status: run.stop_requested ? 'stopped' : 'interrupted',
+      status,
       parts: text.parts,
       content: contentOf(text.parts),
-      usage: undefined,
+      ...(await estimate(run, text.parts, status)),
+      answeredBy: undefined,
       finishReason: undefined,
       model: undefined,
       error: run.stop_requested ? undefined : new Problem('interrupted').toRunError(),
@@ -115,7 +136,7 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing, ch
       // The new generation holds the reset at 1 and the terminal event at 2.
       lastSeq: 2,
     }
-    const { outcome, nextMayWait } = await commitRun(db, run.id, run.generation, ending)
+    const { outcome, nextMayWait } = await commitRun(db, run.id, run.generation, ending, 'running', holdsBudget(run))
     if (outcome === 'committed') {
       changes?.changed(run.session_id)
       const { generation } = run

@@ -14,6 +14,9 @@
  * What a user can have only once stays with what the user has: a moved session gives up its external id to the metadata,
  * a moved run its idempotency key. Running replies go on, and so do their open streams: they are known by their ids.
  *
+ * What the visitor has spent today stays the visitor's: budgets are booked by day and owner. So is what a run still holds
+ * back that has begun as the visitor's, and what it comes to; what the user sends from then on is the user's.
+ *
  * If the process dies at the await, all has been moved or nothing; asked again, the rest is moved or there is none left.
  */
 import { Type } from 'typebox'

@@ -9,6 +9,7 @@
  */
 import type { RedisStore } from '../db/redis.ts'
 import { type CountCacheRead, createCopyKeys, liveSeconds, throwFirst } from './copies.ts'
+import { addDecimals } from './decimal.ts'
 import type { Session } from './model.ts'
 
 /** One run of this process. */
@@ -113,14 +114,3 @@ function lay(live: Live, session: Session): Session {
 
 /** With the microseconds that all times of the API have. */
 const toIso = (ms: number): string => new Date(ms).toISOString().replace('Z', '000Z')
-
-/** Exactly, as the database would. */
-export function addDecimals(a: string, b: string): string {
-  const places = Math.max(...[a, b].map((text) => text.split('.')[1]?.length ?? 0))
-  const scaled = (text: string): bigint => {
-    const [whole = '', fraction = ''] = text.split('.')
-    return BigInt(whole + fraction.padEnd(places, '0'))
-  }
-  const sum = (scaled(a) + scaled(b)).toString().padStart(places + 1, '0')
-  return places === 0 ? sum : `${sum.slice(0, -places)}.${sum.slice(-places)}`
-}

@@ -32,6 +32,12 @@ export const messageColumns = {
   input_tokens: chatMessages.inputTokens,
   output_tokens: chatMessages.outputTokens,
   total_tokens: chatMessages.totalTokens,
+  // Of the reply, which its run has made, and not of the message that it answers. See feedback for why this is no join. The
+  // names are written out because the run has an id of its own.
+  cost_usd: sql<string | null>`(
+    select made.cost::text from chat_runs made
+    where made.id = chat_messages.run_id and made.message_id = chat_messages.id
+  )`,
   latency_ms: chatMessages.latencyMs,
   ttft_ms: chatMessages.ttftMs,
   finish_reason: chatMessages.finishReason,

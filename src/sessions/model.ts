@@ -88,6 +88,7 @@ export const Message = Type.Object({
   input_tokens: nullable(Type.Integer()),
   output_tokens: nullable(Type.Integer()),
   total_tokens: nullable(Type.Integer()),
+  cost_usd: nullable(Type.String({ description: 'of a reply: decimal; null when a price is not known' })),
   latency_ms: nullable(Type.Integer()),
   ttft_ms: nullable(Type.Integer()),
   finish_reason: nullable(Type.String()),

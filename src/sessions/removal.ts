@@ -8,7 +8,9 @@
  * or, if this process dies just then, it ends by itself in a session that nobody sees.
  *
  * Erasing is hiding, stopping (for two seconds at most: what a run says later finds no row), and then one statement
- * for the row and all that hangs on it. If the process or the database dies before it, the session is there, hidden, and
+ * for the row and all that hangs on it. What was spent stays spent: budgets are booked by day and owner, not by session, and
+ * what a run that was not over in time still holds back of them counts as spent, because nobody will say what it used. Of an
+ * owner who has all erased, the row of the day stays until that is over, and goes a few days later. If the process or the database dies before it, the session is there, hidden, and
  * can be purged again; after it, everything is gone but the event logs of its runs, which are let go by their age. When
  * the answer is lost, asking again is answered with `not_found` once it has happened.
  */
@@ -21,6 +23,7 @@ import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { SessionChanges } from './changes.ts'
 import type { Session } from './model.ts'
+import { settle } from './reservations.ts'
 import type { SessionStore } from './store.ts'
 
 export interface RemovalOptions {
@@ -85,8 +88,23 @@ export function createRemoval(options: RemovalOptions) {
 
   async function erase(owner: Owner, sessionIds: readonly string[]): Promise<void> {
     const gone = await db.rows<{ id: string; run_ids: string[] }>(sql`
-      with gone as (
-        delete from chat_sessions where owner = ${owner.key} and id = any(${toArray(sessionIds)}::uuid[]) returning id
+      with place as materialized (
+        select s.id from chat_sessions s
+        where s.owner = ${owner.key} and s.id = any(${toArray(sessionIds)}::uuid[]) order by s.id
+        for update
+      ), holding as materialized (
+        -- Locked, because a queued run may have begun since this statement did.
+        select r.reservation, r.status from chat_runs r join place on place.id = r.session_id
+        where r.reservation is not null
+        for update of r
+      ), given_up as (
+        select
+          reservation,
+          case when status = 'running' then (reservation ->> 'cost')::numeric else 0 end as spent_cost,
+          case when status = 'running' then (reservation ->> 'tokens')::bigint else 0 end as spent_tokens
+        from holding
+      ), ${settle(sql`given_up`)}, gone as (
+        delete from chat_sessions s using place where s.id = place.id returning s.id
       )
       select gone.id, (
         select coalesce(json_agg(r.id), '[]'::json) from chat_runs r where r.session_id = gone.id
@@ -168,6 +186,8 @@ export function createRemoval(options: RemovalOptions) {
      */
     async eraseOwner(owner: Owner): Promise<void> {
       await eraseSessions(owner)
+      await db.rows(sql`
+        delete from budget_days where scope = ${owner.key} and day < (now() at time zone 'UTC')::date`)
       if (owner.userId !== null) await db.rows(sql`delete from users where subject = ${owner.userId}`)
     },
   }

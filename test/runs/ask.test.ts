@@ -47,6 +47,7 @@ function play(takes: Readonly<Record<string, readonly Take[]>>, options: Partial
       ledger: {
         begin: () => ({ see: () => undefined, end: (outcome) => void outcomes.push(outcome) }),
         add: () => undefined,
+        addLost: () => undefined,
         calls: [],
         totals: () => ({ usage: undefined, source: undefined, costUsd: undefined }),
       },

@@ -4,12 +4,11 @@ import { test } from 'tap'
 import { Problem } from '../../src/errors.ts'
 import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
-import { createLedger } from '../../src/runs/ledger.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import type { ActiveRun } from '../../src/runs/run.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
-import { openStore, silent } from '../support/runs.ts'
+import { openLedger, openStore, silent } from '../support/runs.ts'
 
 for (const kind of databases()) {
   test(`on ${kind}, a drain ends whether or not its runs can be released`, async (t) => {
@@ -30,7 +29,7 @@ for (const kind of databases()) {
         instanceId,
         checkpointMs: 60_000,
         logger: silent,
-        createLedger,
+        createLedger: openLedger,
         makeReply,
       })
       const run = await accept({ instanceId })

@@ -14,14 +14,22 @@ import { createMemoryLog } from '../../src/log/memory.ts'
 import { createAccept } from '../../src/runs/accept.ts'
 import { createChat } from '../../src/runs/chat.ts'
 import { commitRun } from '../../src/runs/commit.ts'
-import { createLedger } from '../../src/runs/ledger.ts'
 import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, endingOf, openStore, plansFor, silent, textPart, untilWaiting } from '../support/runs.ts'
+import {
+  createOwner,
+  endingOf,
+  openLedger,
+  openStore,
+  plansFor,
+  silent,
+  textPart,
+  untilWaiting,
+} from '../support/runs.ts'
 
 const messagesAtOnce = 20
 const races = 20
@@ -368,7 +376,7 @@ for (const kind of databases()) {
         instanceId,
         checkpointMs: 60_000,
         logger: silent,
-        createLedger,
+        createLedger: openLedger,
         async *makeReply({ runId }) {
           asked.push(runId)
           yield { type: 'text', text: 'Reply' } as const

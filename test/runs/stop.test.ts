@@ -9,14 +9,13 @@ import { sql } from '../../src/db/drizzle.ts'
 import { createSilentControl } from '../../src/log/control.ts'
 import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
-import { createLedger } from '../../src/runs/ledger.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import { createStop, createStopSession, stopWaitMs } from '../../src/runs/stop.ts'
 import { createTakeover } from '../../src/runs/takeover.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
-import { createOwner, openStore, silent } from '../support/runs.ts'
+import { createOwner, openLedger, openStore, promptTokens, silent } from '../support/runs.ts'
 
 /** A machine that does other things, too. */
 const marginMs = 500
@@ -33,12 +32,11 @@ for (const kind of databases()) {
     let said = Promise.withResolvers<void>()
     /** What each run says before it is silent for ever. */
     let words: readonly UpstreamEvent[] = [{ type: 'text', text: 'So far' }]
-    const options = { db, log, instanceId, logger: silent, changes }
+    const options = { db, log, instanceId, logger: silent, changes, createLedger: openLedger }
     const owned = createOwnedRuns({
       ...options,
       frames: createFrames(log, 1),
       checkpointMs: 60_000,
-      createLedger,
       async *makeReply({ runId, signal }) {
         // The real one reads the history first, and a run may be stopped by then.
         await nextTurn()
@@ -54,7 +52,12 @@ for (const kind of databases()) {
       await owned.drain(0, async () => undefined)
       await log.close()
     })
-    const takeover = createTakeover({ ...options, owned, closing: new AbortController().signal })
+    const takeover = createTakeover({
+      ...options,
+      owned,
+      closing: new AbortController().signal,
+      promptTokens: async () => promptTokens,
+    })
     const stop = createStop({ db, runs, owned, control: createSilentControl(), takeover, changes })
     const stopSession = createStopSession({ db, runs, owned, stop, changes })
 

@@ -3,8 +3,9 @@ import { randomUUID } from 'node:crypto'
 import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import { hashOwner } from '../../src/sessions/copies.ts'
+import { addDecimals, largerDecimal } from '../../src/sessions/decimal.ts'
 import { createSessionList } from '../../src/sessions/list.ts'
-import { addDecimals, createLiveState, type LiveRun } from '../../src/sessions/live.ts'
+import { createLiveState, type LiveRun } from '../../src/sessions/live.ts'
 import type { ListSessionsQuery, Session } from '../../src/sessions/model.ts'
 import { createRefresh } from '../../src/sessions/refresh.ts'
 import { createSnapshots } from '../../src/sessions/snapshots.ts'
@@ -96,6 +97,8 @@ test('decimals are added as the database adds them', async (t) => {
     t.equal(addDecimals(a, b), sum)
     t.equal(addDecimals(b, a), sum)
   }
+  t.equal(largerDecimal('0.9', '0.10'), '0.9')
+  t.equal(largerDecimal('0.000003', '12'), '12')
 })
 
 test('what one process writes, another lays over the rows of that run, and of no other', { skip }, async (t) => {

@@ -16,6 +16,8 @@ import type { EventLog } from '../../src/log/log.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { createAccept, type PlansFor } from '../../src/runs/accept.ts'
 import type { Ending } from '../../src/runs/commit.ts'
+import { createEstimator } from '../../src/runs/estimate.ts'
+import { createLedger, type Pricing } from '../../src/runs/ledger.ts'
 import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
 import type { OwnedRuns } from '../../src/runs/owned.ts'
 import { createReaper } from '../../src/runs/reaper.ts'
@@ -70,6 +72,18 @@ export function createIdleRuns(ids: readonly string[] = []): IdleRuns {
   return idle as unknown as IdleRuns
 }
 
+/** A price for every model: 3 and 15 USD a million tokens. */
+export const pricing: Pricing = {
+  costOf: (_choice, { input_tokens, output_tokens }) => {
+    const micros = (input_tokens * 3 + output_tokens * 15).toString().padStart(7, '0')
+    return `${micros.slice(0, -6)}.${micros.slice(-6)}`
+  },
+}
+
+/** What each run of a process gets; all prompts have the same length. */
+export const openLedger = () => createLedger({ pricing, estimator: createEstimator() })
+export const promptTokens = 100
+
 export interface ReaperOf {
   readonly db: Db
   readonly instanceId?: string
@@ -79,9 +93,16 @@ export interface ReaperOf {
 }
 
 /** The reaper and the takeover of one process, as the gateway puts them together. */
-export function createReaperOf({ db, instanceId = randomUUID(), owned = createIdleRuns(), log, ...more }: ReaperOf) {
+export function createReaperOf(options: ReaperOf) {
+  const { db, instanceId = randomUUID(), owned = createIdleRuns(), log, ...more } = options
   const parts = { db, instanceId, owned, logger: silent, ...more }
-  const takeover = createTakeover({ ...parts, log: log ?? createMemoryLog(), closing: new AbortController().signal })
+  const takeover = createTakeover({
+    ...parts,
+    log: log ?? createMemoryLog(),
+    closing: new AbortController().signal,
+    createLedger: openLedger,
+    promptTokens: async () => promptTokens,
+  })
   return createReaper({ ...parts, control: createSilentControl(), takeover })
 }
 
@@ -140,6 +161,10 @@ export function endingOf(parts: readonly Part[], more: Partial<Ending> = {}): En
     parts,
     content: parts.map(({ kind, text }) => (kind === 'text' ? text : '')).join(''),
     usage: { input_tokens: 3, output_tokens: 4, total_tokens: 7 },
+    usageSource: 'provider',
+    costUsd: undefined,
+    calls: [],
+    answeredBy: undefined,
     finishReason: 'stop',
     model: undefined,
     error: undefined,
