@@ -15,21 +15,24 @@
  * dies: the run is taken over with what log and checkpoint hold (takeover.ts).
  */
 import { Problem } from '../errors.ts'
+import type { History, HistoryMessage } from '../sessions/context.ts'
 import type { Agent, AgentContext, AgentEvent, AgentQuestion } from '../upstream/agent.ts'
 import type { ModelChoice, Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
 import type { ModelSettings, ToolDefinition, Upstream, UpstreamEvent, UpstreamMessage } from '../upstream/upstream.ts'
 import { type AgentDesk, type Agents, cleanTitle, createAgentFilter, untilAborted } from './agents.ts'
 import { type AskLimits, ask } from './ask.ts'
 import type { EndedCall } from './draft.ts'
+import type { Estimator } from './estimate.ts'
 import type { RunFacts, RunRequest } from './model.ts'
 import { type ActiveRun, pause } from './run.ts'
 import { limitTime, type ToolAnswer, type Tools } from './tools.ts'
+import { fitMessages, windowTokens } from './window.ts'
 
 export interface ReplyOptions {
   readonly limits: AskLimits
   /** Longest duration of an agent's reply. */
   readonly totalMs: number
-  readonly readHistory: (facts: RunFacts) => Promise<readonly UpstreamMessage[]>
+  readonly readHistory: (facts: RunFacts) => Promise<History>
   /** @throws Problem `upstream_rejected` when the provider is not configured (any more) */
   readonly upstreamOf: (provider: string) => Upstream
   readonly profileOf: (name: ProfileName) => Profile
@@ -42,7 +45,7 @@ export interface ReplyOptions {
   readonly checkpoint: (run: ActiveRun) => Promise<boolean>
   /** Viewers are to be told what the draft has gained. */
   readonly touch: (run: ActiveRun) => void
-  readonly promptTokens: (choice: ModelChoice, messages: readonly UpstreamMessage[]) => number
+  readonly estimator: Pick<Estimator, 'estimateMessages' | 'estimateText'>
   /** Told of a call of a provider that failed before anything was shown. */
   readonly onFailed: (run: ActiveRun, choice: ModelChoice, problem: Problem, pauseMs: number | undefined) => void
   readonly random?: () => number
@@ -60,7 +63,7 @@ const pauseMaxMs = 2000
 const askedUnitsMax = 2_000_000
 
 export function createReplies(options: ReplyOptions): MakeReply {
-  const { tools, agents, desk, touch, random = Math.random } = options
+  const { tools, agents, desk, touch, estimator, random = Math.random } = options
 
   /** Tries what needs the database until it answers, for {@link waitMs}. */
   async function patiently<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
@@ -74,6 +77,37 @@ export function createReplies(options: ReplyOptions): MakeReply {
         signal.throwIfAborted()
       }
     }
+  }
+
+  const tokensOfTools = (choice: ModelChoice, offered: readonly ToolDefinition[]): number =>
+    offered.length === 0 ? 0 : estimator.estimateText(choice, JSON.stringify(offered))
+
+  /** What the models of a plan are told: as much of the conversation as fits into the window, the newest of it. */
+  function fit(
+    run: ActiveRun,
+    plan: RunPlan,
+    settings: Profile,
+    history: History,
+    offered: readonly ToolDefinition[],
+    said: readonly HistoryMessage[] = [],
+  ): readonly UpstreamMessage[] {
+    // By the one that is asked first; the others are asked the same.
+    const [choice] = plan.candidates
+    const { messages, ...more } = history
+    const fitted = fitMessages([...systemMessage(settings), ...messages, ...said], {
+      ...more,
+      budgetTokens: windowTokens(settings, tokensOfTools(choice, offered)),
+      estimate: (message) => estimator.estimateMessages(choice, [message]),
+    })
+    run.fold ??= fitted.fold
+    return fitted.messages
+  }
+
+  /** With the longest reply that a budget has been asked for. */
+  function settingsOf({ profile }: RunPlan, facts: RunFacts): Profile {
+    const settings = options.profileOf(profile)
+    const limit = requestOf(facts).max_output_tokens
+    return limit === undefined ? settings : { ...settings, maxOutputTokens: limit }
   }
 
   interface Question {
@@ -95,7 +129,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
         candidates: plan.candidates,
         upstreamOf: options.upstreamOf,
         ledger: run.ledger,
-        promptTokens: (choice) => options.promptTokens(choice, messages),
+        promptTokens: (choice) => estimator.estimateMessages(choice, messages) + tokensOfTools(choice, offered),
         requestFor: ({ model }) => ({
           model,
           messages,
@@ -114,10 +148,10 @@ export function createReplies(options: ReplyOptions): MakeReply {
   async function* replyOfModel(
     run: ActiveRun,
     plan: RunPlan,
-    history: readonly UpstreamMessage[],
+    history: History,
   ): AsyncGenerator<AgentEvent, void, undefined> {
     const { draft, signal } = run
-    const profile = options.profileOf(plan.profile)
+    const profile = settingsOf(plan, run.facts)
     const { tools: clientTools = [], tool_choice } = requestOf(run.facts)
     const ownTools = tools
       .definitions(profile.tools)
@@ -125,14 +159,14 @@ export function createReplies(options: ReplyOptions): MakeReply {
     const isOwn = ({ part }: EndedCall) => ownTools.some(({ name }) => name === part.name)
     for (let step = 1; ; step += 1) {
       const isLast = step === stepsMax
-      const said = step === 1 ? [] : [saidSoFar(run)]
+      const offered = [...ownTools, ...clientTools]
       const reply = askModel(
         {
           run,
           plan,
           settings: profile,
-          messages: [...systemMessage(profile), ...history, ...said],
-          tools: [...ownTools, ...clientTools],
+          messages: fit(run, plan, profile, history, offered, step === 1 ? [] : [saidSoFar(run)]),
+          tools: offered,
           toolChoice: isLast && ownTools.length > 0 ? 'none' : step === 1 ? tool_choice : undefined,
         },
         signal,
@@ -195,14 +229,17 @@ export function createReplies(options: ReplyOptions): MakeReply {
     run: ActiveRun,
     agent: Agent,
     plan: RunPlan,
-    history: readonly UpstreamMessage[],
+    history: History,
   ): AsyncGenerator<AgentEvent, void, undefined> {
     const { id, session_id, message_id, user_message_id } = run.facts
-    const profile = options.profileOf(plan.profile)
+    const profile = settingsOf(plan, run.facts)
     const metadata = await patiently(() => desk.readMetadata(user_message_id), run.signal)
     const limit = limitTime(run.signal, options.totalMs)
     const context = contextOf(run, plan, profile, limit.signal)
-    const request = { runId: id, sessionId: session_id, messageId: message_id, messages: history, metadata }
+    // Without the profile's own words: those go before what the agent asks a model.
+    const { systemPrompt: _words, ...window } = profile
+    const messages = fit(run, plan, window, history, [])
+    const request = { runId: id, sessionId: session_id, messageId: message_id, messages, metadata }
     const filter = createAgentFilter()
     try {
       for await (const raw of untilAborted(agent.reply(request, context, limit.signal), limit.signal)) {
@@ -271,11 +308,11 @@ export function requestOf({ request, mode, provider, model }: RunFacts): RunRequ
   return request ?? { candidates: [{ provider, model }], profile: mode === 'adaptive' ? 'balanced' : mode }
 }
 
-const systemMessage = ({ systemPrompt }: Profile): UpstreamMessage[] =>
+const systemMessage = ({ systemPrompt }: Profile): HistoryMessage[] =>
   systemPrompt === undefined ? [] : [{ role: 'system', content: systemPrompt }]
 
 /** The reply so far, as the model that goes on with it sees it. */
-function saidSoFar({ draft, answeredBy }: ActiveRun): UpstreamMessage {
+function saidSoFar({ draft, answeredBy }: ActiveRun): HistoryMessage {
   const provider = answeredBy?.provider
   return {
     role: 'assistant',

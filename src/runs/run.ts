@@ -24,8 +24,10 @@ import type { AgentEvent } from '../upstream/agent.ts'
 import type { ModelChoice } from '../upstream/plan.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
+
 import { type Ledger, spendingOf } from './ledger.ts'
 import { holdsBudget, type RunFacts } from './model.ts'
+import type { Fold } from './window.ts'
 
 /**
  * Why a run is to end before its reply does: a person said so; the process ends, and it is to be stored as it is; the
@@ -43,6 +45,8 @@ export interface ActiveRun extends FrameSource {
   readonly ledger: Ledger
   /** Who made the reply, of those who were asked. */
   answeredBy: ModelChoice | undefined
+  /** What a summary is to cover, when not all of the conversation fitted into the window. */
+  fold: Fold | undefined
   /** The last event in the log. */
   readonly cursor: EventId
   readonly signal: AbortSignal
@@ -114,6 +118,7 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
     draft,
     ledger,
     answeredBy: undefined,
+    fold: undefined,
     startedAt,
     signal: abort.signal,
     number,
