@@ -46,6 +46,7 @@ import { pause } from './runs/run.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
+import { createSummaries } from './runs/summary.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import { createTools, type ServerTool } from './runs/tools.ts'
@@ -167,6 +168,19 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     profileOf: catalog.profile,
     logger: server.log,
   })
+  const [summarist] = config.upstream.models.fast
+  const summaries = config.summaries
+    ? createSummaries({
+        db: runDb,
+        choice: summarist,
+        contextTokens: catalog.profile('fast').contextTokens,
+        ask: (request, signal) => catalog.upstreamOf(summarist.provider).stream(request, signal),
+        estimateText: (text) => estimator.estimateText(summarist, text),
+        costOf: (usage) => pricing.costOf(summarist, usage, new Date()) ?? null,
+        logger: server.log,
+        changes,
+      })
+    : undefined
   const owned = createOwnedRuns({
     db: runDb,
     log,
@@ -176,6 +190,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
+    afterRun: summaries?.afterRun,
     createLedger: openLedger,
     makeReply: createReplies({
       limits: config.upstream,
@@ -189,7 +204,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')
       }),
       agents,
-      desk: createAgentDesk(runDb, createArtifactStore(runDb, changes), changes),
+      desk: createAgentDesk(runDb, artifacts, changes),
       checkpoint: () => owned.checkpoint(),
       touch: (run) => frames.touch(run),
       onFailed: ({ runId }, { provider, model }, { code }, pauseMs) => {
@@ -343,6 +358,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('preClose', async () => {
     closing.abort()
     await maker.close()
+    await summaries?.close()
     await owned.drain(config.drainMs, async () => {
       // A database that does not answer knows of nobody either.
       const peers = await reaper.readPeers().catch(() => [])

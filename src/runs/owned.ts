@@ -29,6 +29,8 @@ export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 
   readonly checkpointMs: number
   /** How long viewers wait for a commit before they are told to come back later. */
   readonly persistWaitMs?: number | undefined
+  /** Told of a run whose reply is stored. */
+  readonly afterRun?: ((run: ActiveRun) => void) | undefined
   readonly logger: FastifyBaseLogger
 }
 
@@ -102,6 +104,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       const ending = ended?.ending
       nextMayWait = ended?.nextMayWait === true
       if (ending === undefined && run.stopReason === 'release') released.set(run.runId, run)
+      if (ending !== undefined) options.afterRun?.(run)
       logger.info(
         {
           run_id: run.runId,

@@ -53,6 +53,8 @@ const hosts: readonly (readonly [host: RegExp, dialect: Partial<ChatDialect>])[]
   [/(^|\.)api\.openai\.com$/, openai],
   [/\.(openai|cognitiveservices|services\.ai)\.azure\.com$/, openai],
   [/(^|\.)openrouter\.ai$/, { efforts }],
+  // Its models that reason answer 400 to a turn with tools whose reasoning is missing.
+  [/(^|\.)deepseek\.com$/, { reasoningContent: true }],
   // It answers 422 to members that it does not know, stream_options among them, and its ids have nine characters.
   [/(^|\.)mistral\.ai$/, { streamOptions: false, callId: /^[a-zA-Z0-9]{9}$/ }],
   [/(^|\.)googleapis\.com$/, { efforts: ['minimal', 'low', 'medium', 'high'], namesTools: true }],
