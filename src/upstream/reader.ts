@@ -20,6 +20,9 @@ const labelUnitsMax = 256
 const strayUnitsMax = 16 * 1024
 /** Times that it is parsed, at every line that could be its last: without this, 64 KiB of brackets took 9 s. */
 const strayParsesMax = 100
+/** Of a source: it is what a person reads under the reply. */
+const sourceTitleUnitsMax = 500
+const urlUnitsMax = 8192
 
 /** Half of a surrogate pair that waits for the other half in the next piece of the same part. */
 export interface Held {
@@ -31,9 +34,10 @@ export interface HeldCall extends Held {
   readonly key: string
 }
 
-export abstract class ReplyReader {
+/** @typeParam Extra events beside those of the port: an agent has more to say than a model */
+export abstract class ReplyReader<Extra = never> {
   /** Read and not yet taken; whoever takes them empties it. */
-  readonly events: UpstreamEvent[] = []
+  readonly events: (UpstreamEvent | Extra)[] = []
   /** The reply cannot go on. What is in `events` came before. */
   failure: Problem | undefined
   /** The provider gave a finish reason. Its usage may still come. */
@@ -45,6 +49,7 @@ export abstract class ReplyReader {
   readonly #text: Held = { half: '' }
   readonly #reasoning: Held = { half: '' }
   readonly #calls: HeldCall[] = []
+  readonly #sources = new Set<string>()
   #units = 0
   #id = ''
   #model = ''
@@ -148,6 +153,43 @@ export abstract class ReplyReader {
     return text
   }
 
+  /** Seals what was said last, or the call. @param redacted it seals reasoning that is not shown */
+  protected addSignature(signature: string, call?: HeldCall, redacted = false): void {
+    if (signature === '' || !this.grow(signature.length)) return
+    this.hasPart = true
+    this.events.push({
+      type: 'signature',
+      signature: label(signature, replyUnitsMax),
+      ...(call === undefined ? {} : { key: call.key }),
+      ...(redacted ? { redacted } : {}),
+    })
+  }
+
+  /** Named again, and with neither a title nor an address on the web, a source is left out: a viewer is to open it. */
+  protected addSource(url: unknown, title: unknown): void {
+    const address = webAddress(url, 'http')
+    const name = typeof title === 'string' ? label(title, sourceTitleUnitsMax) : ''
+    const source = address ?? name
+    if (source === '' || this.#sources.has(source) || !this.grow(source.length + name.length)) return
+    this.#sources.add(source)
+    this.hasPart = true
+    this.events.push({
+      type: 'source',
+      ...(address === undefined ? {} : { url: address }),
+      ...(name === '' ? {} : { title: name }),
+    })
+  }
+
+  /** @param url what is neither https: nor data: is left out */
+  protected addFile(mediaType: unknown, url: unknown): void {
+    if (typeof mediaType !== 'string' || !/^[\w.+-]{1,64}\/[\w.+-]{1,128}$/.test(mediaType)) return
+    const address =
+      typeof url === 'string' && url.startsWith('data:') ? label(url, replyUnitsMax + 1) : webAddress(url, 'https')
+    if (address === undefined || !this.grow(address.length)) return
+    this.hasPart = true
+    this.events.push({ type: 'file', mediaType, url: address })
+  }
+
   /** @param usage undefined, and what was said before, are not said again */
   protected addUsage(usage: Usage | undefined): void {
     if (usage === undefined || sameUsage(usage, this.#usage)) return
@@ -218,6 +260,13 @@ function cleanText(held: Held, piece: string): string {
 /** A provider's word for something, cut to what a label may have. */
 export function label(text: string, unitsMax = labelUnitsMax): string {
   return text.replaceAll('\0', '').slice(0, unitsMax).toWellFormed()
+}
+
+/** @returns undefined for what is no URL of the scheme, or none that fits */
+function webAddress(url: unknown, scheme: 'http' | 'https'): string | undefined {
+  if (typeof url !== 'string' || url.length > urlUnitsMax || !URL.canParse(url)) return undefined
+  const { protocol, href } = new URL(url)
+  return protocol === 'https:' || protocol === `${scheme}:` ? href : undefined
 }
 
 export function memberOf(value: unknown, name: string): unknown {
