@@ -16,6 +16,7 @@
 import { Problem } from '../errors.ts'
 import { AiSdkReader, failureOf } from './ai-sdk-parts.ts'
 import { type AiSdkCall, type AiSdkModelName, toAiSdkCall } from './ai-sdk-prompt.ts'
+import { usualLimits } from './http.ts'
 import { brokenOff } from './refusal.ts'
 import type { Upstream, UpstreamEvent, UpstreamRequest } from './upstream.ts'
 
@@ -54,7 +55,7 @@ export function fromAiSdk(model: AiSdkModel, options: AiSdkOptions = {}): Upstre
   if (!versions.includes(model?.specificationVersion) || typeof model.doStream !== 'function') {
     throw new TypeError(`fromAiSdk takes a language model of the specification ${versions.join(', ')}`)
   }
-  const { provider = model.provider, firstByteMs = 120_000, idleMs = 60_000, totalMs = 1_800_000 } = options
+  const { provider = model.provider, firstByteMs, idleMs, totalMs } = { ...usualLimits, ...options }
   const open = new Set<Attempt>()
   let closed = false
 

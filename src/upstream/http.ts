@@ -44,6 +44,9 @@ export interface HttpLimits {
   readonly dispatcher?: Dispatcher
 }
 
+/** For what is made in a config file, where nobody has said otherwise: the same as the gateway's own. */
+export const usualLimits = { firstByteMs: 120_000, idleMs: 60_000, totalMs: 1_800_000 } as const
+
 export interface HttpCall {
   readonly url: URL
   /** In lower case; what all calls have is added. */
@@ -53,7 +56,7 @@ export interface HttpCall {
 
 export interface HttpStreamOptions<Request, Extra> extends HttpLimits {
   readonly toCall: (request: Request) => HttpCall
-  readonly createReader: () => ReplyReader<Extra>
+  readonly createReader: (request: Request) => ReplyReader<Extra>
 }
 
 export interface HttpUpstreamOptions extends HttpStreamOptions<UpstreamRequest, never> {
@@ -109,7 +112,7 @@ export function createHttpStream<Request, Extra = never>(
         throw refusedWith(head.status, refusal, head.retryAfter)
       }
 
-      const reader = createReader()
+      const reader = createReader(request)
       const { events } = reader
       const sse = createSseReader(reader)
       let finishing = false
