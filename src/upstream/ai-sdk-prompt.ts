@@ -2,12 +2,14 @@
  * From a request of the port to the options of the AI SDK's `doStream`: pure, no I/O. The types are the common part of the
  * SDK's specifications v2, v3 and v4, so that one call is right for all of them; a type test holds them to it.
  *
- * Left out, because providers differ in whether they take it: files and sources of earlier replies, and the reasoning of
- * another provider. System messages go first, as some providers refuse them anywhere else.
+ * Which model stands behind it is not known here, so a conversation is told as the strictest of them wants it (turns). Left
+ * out, because providers differ in whether they take it: files and sources of earlier replies, and the reasoning of another
+ * provider.
  */
 import type { Part } from '../log/event.ts'
 import { memberOf, parse } from './reader.ts'
 import { isRecord } from './refusal.ts'
+import { type Answer, inputOf, isBlank, toConversation } from './turns.ts'
 import type { Effort, ToolChoice, UpstreamMessage, UpstreamRequest } from './upstream.ts'
 
 export type Json = null | string | number | boolean | Json[] | { [key: string]: Json }
@@ -89,84 +91,48 @@ export function toAiSdkCall(
 }
 
 function toPrompt(messages: readonly UpstreamMessage[], provider: string): AiSdkMessage[] {
-  const system: AiSdkMessage[] = []
-  const prompt: AiSdkMessage[] = []
-  for (const message of messages) {
-    const { content } = message
-    switch (message.role) {
-      case 'system':
-        system.push({ role: 'system', content })
-        break
-      case 'user':
-        prompt.push({ role: 'user', content: [{ type: 'text', text: content }] })
-        break
-      case 'assistant':
-        if (message.parts !== undefined) addParts(prompt, message.parts, message.provider === provider)
-        else if (content !== '') prompt.push({ role: 'assistant', content: [{ type: 'text', text: content }] })
-        break
-      case 'tool':
-        addResult(prompt, {
-          type: 'tool-result',
-          toolCallId: message.callId,
-          toolName: message.name,
-          output: { type: message.isError ? 'error-text' : 'text', value: content },
-        })
-        break
-    }
+  const { system, turns } = toConversation(messages, provider, isKept)
+  const prompt: AiSdkMessage[] = system === '' ? [] : [{ role: 'system', content: system }]
+  for (const turn of turns) {
+    if (turn.kind === 'asked') prompt.push({ role: 'user', content: [{ type: 'text', text: turn.text }] })
+    else if (turn.kind === 'said') {
+      prompt.push({ role: 'assistant', content: turn.parts.map((part) => toPart(part, turn.isOwn)) })
+    } else prompt.push({ role: 'tool', content: turn.answers.map(toResult) })
   }
-  return [...system, ...prompt]
+  return prompt
 }
 
-/** An assistant's parts: a message of the assistant for each step, and one of its tools' answers after each. */
-function addParts(prompt: AiSdkMessage[], parts: readonly Part[], isOwn: boolean): void {
-  let said: (TextPart | CallPart)[] = []
-  let answers: ResultPart[] = []
-  const endStep = () => {
-    if (said.length > 0) prompt.push({ role: 'assistant', content: said })
-    for (const answer of answers) addResult(prompt, answer)
-    said = []
-    answers = []
+/** Words, and one's own reasoning; without words only what is sealed. */
+function isKept({ kind, text, signature }: Part, isOwn: boolean): boolean {
+  if (kind !== 'text' && (kind !== 'reasoning' || !isOwn)) return false
+  return !isBlank(text) || (isOwn && readSeal(signature) !== undefined)
+}
+
+function toPart(part: Part, isOwn: boolean): TextPart | CallPart {
+  const providerOptions = isOwn ? readSeal(part.signature) : undefined
+  const sealed = providerOptions === undefined ? {} : { providerOptions }
+  return part.kind === 'tool_call'
+    ? {
+        type: 'tool-call',
+        toolCallId: part.call_id ?? '',
+        toolName: part.name ?? '',
+        input: inputOf(part),
+        ...sealed,
+      }
+    : { type: part.kind === 'reasoning' ? 'reasoning' : 'text', text: part.text, ...sealed }
+}
+
+function toResult({ callId, name, output, isError }: Answer): ResultPart {
+  return {
+    type: 'tool-result',
+    toolCallId: callId,
+    toolName: name,
+    output:
+      typeof output === 'string'
+        ? { type: isError ? 'error-text' : 'text', value: output }
+        : // It has been JSON in the log.
+          { type: isError ? 'error-json' : 'json', value: output as Json },
   }
-  for (const part of parts) {
-    const providerOptions = isOwn ? readSeal(part.signature) : undefined
-    const sealed = providerOptions === undefined ? {} : { providerOptions }
-    if (part.kind === 'tool_call') {
-      const toolCallId = part.call_id ?? ''
-      const toolName = part.name ?? ''
-      said.push({ type: 'tool-call', toolCallId, toolName, input: inputOf(part), ...sealed })
-      const output = outputOf(part)
-      if (output !== undefined) answers.push({ type: 'tool-result', toolCallId, toolName, output })
-      continue
-    }
-    if (part.kind !== 'text' && (part.kind !== 'reasoning' || !isOwn)) continue
-    if (part.text === '' && providerOptions === undefined) continue
-    // What is said after an answer is the next step.
-    if (answers.length > 0) endStep()
-    said.push({ type: part.kind, text: part.text, ...sealed })
-  }
-  endStep()
-}
-
-/** Answers that follow each other are one message: they belong to calls that were made at once. */
-function addResult(prompt: AiSdkMessage[], result: ResultPart): void {
-  const last = prompt.at(-1)
-  if (last?.role === 'tool') last.content.push(result)
-  else prompt.push({ role: 'tool', content: [result] })
-}
-
-/** An object, as all providers demand: arguments that were cut off, or are something else, become an empty one. */
-function inputOf(part: Part): Record<string, unknown> {
-  const input = part.input ?? parse(part.text)
-  return isRecord(input) ? input : {}
-}
-
-function outputOf(part: Part): ResultPart['output'] | undefined {
-  if (part.error !== undefined) return { type: 'error-json', value: { ...part.error } }
-  if (part.output === undefined) return undefined
-  // It has been JSON in the log.
-  return typeof part.output === 'string'
-    ? { type: 'text', value: part.output }
-    : { type: 'json', value: part.output as Json }
 }
 
 function toChoice(choice: ToolChoice): NonNullable<AiSdkCall['toolChoice']> {

@@ -115,7 +115,6 @@ export function createHttpStream<Request, Extra = never>(
       const reader = createReader(request)
       const { events } = reader
       const sse = createSseReader(reader)
-      let finishing = false
       for (;;) {
         const bytes = exchange.take()
         const last = bytes === undefined && exchange.ended
@@ -131,13 +130,12 @@ export function createHttpStream<Request, Extra = never>(
           // The consumer may have aborted, or the clock may have passed, while it held the event.
           signal.throwIfAborted()
         }
+        const heard = events.length > 0
         events.length = 0
         if (reader.failure !== undefined) throw reader.failure
         if (reader.done || last) break
-        if (reader.finished && !finishing) {
-          finishing = true
-          exchange.limitWait(Math.min(afterFinishMs, idleMs))
-        }
+        // Anew while it says something: some models give a finish reason with every chunk.
+        if (reader.finished && heard) exchange.limitWait(Math.min(afterFinishMs, idleMs))
       }
       if (!reader.complete) throw failureOf(exchange)
     } finally {

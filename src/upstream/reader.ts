@@ -14,15 +14,16 @@ import type { UpstreamEvent } from './upstream.ts'
 export const replyUnitsMax = 2_000_000
 /** Tool calls of one reply. */
 export const toolCallsMax = 256
-/** Provider's words that we only label things with: response id, model, finish reason. */
+/** Provider's words that we only label things with: response id, model, finish reason, a source's title. */
 const labelUnitsMax = 256
+/** Sources of one reply; what comes beyond is left out. A search returns ten. */
+const sourcesMax = 256
+/** A longer URL is left out: cut, it would lead elsewhere. */
+const urlUnitsMax = 4096
 /** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. */
 const strayUnitsMax = 16 * 1024
 /** Times that it is parsed, at every line that could be its last: without this, 64 KiB of brackets took 9 s. */
 const strayParsesMax = 100
-/** Of a source: it is what a person reads under the reply. */
-const sourceTitleUnitsMax = 500
-const urlUnitsMax = 8192
 
 /** Half of a surrogate pair that waits for the other half in the next piece of the same part. */
 export interface Held {
@@ -74,7 +75,7 @@ export abstract class ReplyReader<Extra = never> {
       return
     }
     const start = line.trimStart()
-    if (this.#stray === '' && !start.startsWith('{')) {
+    if (this.#stray === '' && !beginsJson.test(start)) {
       // Unknown fields are to be ignored (WHATWG HTML, 9.2.6), but a page is not a stream with unknown fields.
       if (start.startsWith('<')) this.fail('The provider answered something that is not a stream.')
       return
@@ -84,7 +85,7 @@ export abstract class ReplyReader<Extra = never> {
       return
     }
     this.#stray += `${line}\n`
-    if (!line.trimEnd().endsWith('}')) return
+    if (!endsJson.test(line)) return
     if (++this.#strayParses > strayParsesMax) {
       this.fail('The provider answered something that is not a stream.')
       return
@@ -156,6 +157,8 @@ export abstract class ReplyReader<Extra = never> {
   /** Seals what was said last, or the call. @param redacted it seals reasoning that is not shown */
   protected addSignature(signature: string, call?: HeldCall, redacted = false): void {
     if (signature === '' || !this.grow(signature.length)) return
+    // The part ends with it: no half can follow.
+    if (call === undefined) this.flushHalves()
     this.hasPart = true
     this.events.push({
       type: 'signature',
@@ -168,9 +171,10 @@ export abstract class ReplyReader<Extra = never> {
   /** Named again, and with neither a title nor an address on the web, a source is left out: a viewer is to open it. */
   protected addSource(url: unknown, title: unknown): void {
     const address = webAddress(url, 'http')
-    const name = typeof title === 'string' ? label(title, sourceTitleUnitsMax) : ''
+    const name = typeof title === 'string' ? label(title.trim()) : ''
     const source = address ?? name
-    if (source === '' || this.#sources.has(source) || !this.grow(source.length + name.length)) return
+    if (source === '' || this.#sources.has(source) || this.#sources.size >= sourcesMax) return
+    if (!this.grow(source.length + name.length)) return
     this.#sources.add(source)
     this.hasPart = true
     this.events.push({
@@ -239,6 +243,10 @@ export abstract class ReplyReader<Extra = never> {
   }
 }
 
+// Google answers errors of a stream as `[{…}]`. A lone `[DONE]` is no JSON.
+const beginsJson = /^(\{|\[\s*(\{|$))/
+const endsJson = /[}\]]\s*$/
+
 /**
  * Makes one piece of a part fit for the log: no U+0000, no half of a surrogate pair. A half at the end is kept for the
  * next piece, because a provider that cuts its text by UTF-16 units sends the two halves in two chunks.
@@ -265,8 +273,8 @@ export function label(text: string, unitsMax = labelUnitsMax): string {
 /** @returns undefined for what is no URL of the scheme, or none that fits */
 function webAddress(url: unknown, scheme: 'http' | 'https'): string | undefined {
   if (typeof url !== 'string' || url.length > urlUnitsMax || !URL.canParse(url)) return undefined
-  const { protocol, href } = new URL(url)
-  return protocol === 'https:' || protocol === `${scheme}:` ? href : undefined
+  const { protocol } = new URL(url)
+  return protocol === 'https:' || protocol === `${scheme}:` ? label(url, urlUnitsMax) : undefined
 }
 
 export function memberOf(value: unknown, name: string): unknown {

@@ -10,9 +10,13 @@ const retryAfterSecondsMax = 3600
 
 // The provider will say the same to the same request: trying again costs money and helps nobody.
 const refusingWords =
-  /^(invalid|authentication|permission|forbidden|unauthorized|not_found|model_not_found|insufficient_|exceeded_current_quota|billing|context_length|content_(filter|policy)|unsupported|request_too_large|tool_use_failed|bad_?request)/i
+  /^(invalid|authentication|permission|forbidden|unauthorized|unauthenticated|failed_precondition|not_found|model_not_found|insufficient_|exceeded_current_quota|billing|context_length|content_(filter|policy)|unsupported|request_too_large|tool_use_failed|bad_?request)/i
 // A 429 with one of these is an empty account, not a queue.
 const quotaWords = /^(insufficient_|exceeded_current_quota|billing|credit)/i
+// Google names each quota, as in `GenerateRequestsPerDayPerProjectPerModel-FreeTier`: one of a day is spent for today.
+const dailyQuota = /per_?day/i
+/** Google's details of an error that are looked at. */
+const detailsMax = 16
 
 /**
  * @param status a status outside 200 to 299
@@ -20,12 +24,13 @@ const quotaWords = /^(insufficient_|exceeded_current_quota|billing|credit)/i
  * @param retryAfter the header of that name
  */
 export function refusedWith(status: number, body?: unknown, retryAfter?: string): Problem {
-  if (status === 429 && wordsOf(errorIn(body)).some((word) => quotaWords.test(word))) {
+  const error = errorIn(body)
+  if (status === 429 && isSpent(error)) {
     return new Problem('upstream_rejected', 'The provider answered 429: the account has no quota left.')
   }
   const detail = `The provider answered ${status}.`
   if (!isPassing(status)) return new Problem('upstream_rejected', detail)
-  const retryAfterSeconds = readRetryAfter(retryAfter)
+  const retryAfterSeconds = readRetryAfter(retryAfter) ?? retryDelayOf(error)
   return new Problem('upstream_unavailable', detail, retryAfterSeconds === undefined ? {} : { retryAfterSeconds })
 }
 
@@ -34,7 +39,7 @@ export function reportedError(error: unknown): Problem {
   const status = statusOf(error)
   const words = wordsOf(error)
   const refused =
-    status === undefined ? words.some((word) => refusingWords.test(word)) : !isPassing(status) || words.some(isQuota)
+    status === undefined ? words.some((word) => refusingWords.test(word)) : !isPassing(status) || isSpent(error)
   const detail = `The provider reported an error${status === undefined ? '' : ` (${status})`} within its reply.`
   return new Problem(refused ? 'upstream_rejected' : 'upstream_unavailable', detail)
 }
@@ -54,6 +59,7 @@ export function brokenOff(hadAnswer: boolean, error?: unknown): Problem {
 
 /** @returns the `error` member of a body or a chunk; undefined when there is none worth the name */
 export function errorIn(body: unknown): unknown {
+  if (Array.isArray(body)) return isRecord(body[0]) ? errorIn(body[0]) : undefined
   if (!isRecord(body)) return undefined
   // Some providers send `"error": null` with every chunk.
   if (body.error) return body.error
@@ -69,8 +75,30 @@ function isPassing(status: number): boolean {
   return status >= 500 || status === 408 || status === 409 || status === 425 || status === 429
 }
 
-function isQuota(word: string): boolean {
-  return quotaWords.test(word)
+/** An account that has nothing left, now or for today. */
+function isSpent(error: unknown): boolean {
+  if (wordsOf(error).some((word) => quotaWords.test(word))) return true
+  return detailsOf(error).some(({ violations }) => {
+    if (!Array.isArray(violations)) return false
+    return violations.slice(0, detailsMax).some((violation) => {
+      const quota = isRecord(violation) ? violation.quotaId : undefined
+      return typeof quota === 'string' && dailyQuota.test(quota)
+    })
+  })
+}
+
+/** Google's RetryInfo: `"retryDelay": "34.4s"`. */
+function retryDelayOf(error: unknown): number | undefined {
+  for (const { retryDelay } of detailsOf(error)) {
+    const seconds = typeof retryDelay === 'string' ? /^(\d{1,9}(?:\.\d{1,9})?)s$/.exec(retryDelay)?.[1] : undefined
+    if (seconds !== undefined) return Math.min(Math.ceil(Number(seconds)), retryAfterSecondsMax)
+  }
+  return undefined
+}
+
+function detailsOf(error: unknown): Record<string, unknown>[] {
+  const details = isRecord(error) ? error.details : undefined
+  return Array.isArray(details) ? details.slice(0, detailsMax).filter(isRecord) : []
 }
 
 function wordsOf(error: unknown): string[] {

@@ -477,8 +477,7 @@ t.test('a conversation is told step by step, and what was sealed goes back to wh
     output: { type, value },
   })
   t.strictSame(prompt, [
-    { role: 'system', content: 'Be brief.' },
-    { role: 'system', content: 'So far.' },
+    { role: 'system', content: 'Be brief.\n\nSo far.' },
     { role: 'user', content: [{ type: 'text', text: 'Hello' }] },
     {
       role: 'assistant',
@@ -492,13 +491,10 @@ t.test('a conversation is told step by step, and what was sealed goes back to wh
     },
     {
       role: 'tool',
-      content: [
-        result('c1', 'look', 'json', [1]),
-        result('c2', 'look', 'error-json', { code: 'failed', message: 'No.' }),
-      ],
+      content: [result('c1', 'look', 'json', [1]), result('c2', 'look', 'error-text', 'No.')],
     },
     { role: 'assistant', content: [{ type: 'text', text: 'Done.' }, call('c3', 'ask'), call('c4', 'look')] },
-    { role: 'tool', content: [result('c4', 'look', 'text', 'text'), result('c3', 'ask', 'error-text', 'no')] },
+    { role: 'tool', content: [result('c3', 'ask', 'error-text', 'no'), result('c4', 'look', 'text', 'text')] },
     { role: 'assistant', content: [{ type: 'text', text: 'Plain.' }] },
     { role: 'assistant', content: [{ type: 'text', text: 'Other.' }] },
     { role: 'user', content: [{ type: 'text', text: 'And?' }] },
