@@ -21,10 +21,21 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { createParser } from 'eventsource-parser'
-import { type AiSdkModel, fromAiSdk } from '../src/upstream/ai-sdk.ts'
+import { fromAiSdk } from '../src/upstream/ai-sdk.ts'
+import { createAnthropic } from '../src/upstream/anthropic.ts'
+import { createGemini } from '../src/upstream/gemini.ts'
 import { createOpenai } from '../src/upstream/openai.ts'
 import type { Upstream } from '../src/upstream/upstream.ts'
-import { sse } from './fake-upstream.ts'
+import {
+  blockStart,
+  blockStop,
+  geminiChunk,
+  messageDelta,
+  messageStart,
+  messageStop,
+  sse,
+  textDelta,
+} from './fake-dialects.ts'
 
 /** Of one reply, as a long answer has them. */
 const chunkCount = 2000
@@ -79,14 +90,51 @@ const openai: Row = {
   textOf: (payload: { choices?: { delta?: { content?: string } }[] }) => payload.choices?.[0]?.delta?.content,
 }
 
+interface AnthropicPayload {
+  readonly type?: string
+  readonly delta?: { readonly type?: string; readonly text?: string }
+}
+
+interface GeminiPayload {
+  readonly candidates?: readonly { readonly content?: { readonly parts?: readonly { readonly text?: string }[] } }[]
+}
+
+const geminiUsage = {
+  usageMetadata: { promptTokenCount: 8, candidatesTokenCount: 7, totalTokenCount: 15 },
+  modelVersion: 'own-1-001',
+  responseId: 'aBcDeFgHiJkLmNoPqRsT',
+}
+
 const rows: readonly Row[] = [
   openai,
+  {
+    name: 'anthropic',
+    path: '/messages',
+    bytes: (texts) => ({
+      before: messageStart() + blockStart(0),
+      chunks: texts.map((text) => textDelta(text)),
+      after: blockStop(0) + messageDelta('end_turn') + messageStop,
+    }),
+    create: (baseUrl) => createAnthropic({ baseUrl, ...limits }),
+    textOf: ({ delta }: AnthropicPayload) => delta?.text,
+  },
+  {
+    name: 'gemini',
+    path: '/models/own-1:streamGenerateContent',
+    bytes: (texts) => ({
+      before: '',
+      chunks: texts.map((text) => geminiChunk([{ text }], {}, geminiUsage)),
+      after: geminiChunk([{ text: '' }], { finishReason: 'STOP' }, geminiUsage),
+    }),
+    create: (baseUrl) => createGemini({ baseUrl, ...limits }),
+    textOf: ({ candidates }: GeminiPayload) => candidates?.[0]?.content?.parts?.[0]?.text,
+  },
   {
     ...openai,
     name: 'ai-sdk (ai 7, openai-compatible)',
     create: async (baseURL) => {
       const { createOpenAICompatible } = await import('ai7-openai-compatible')
-      return fromAiSdk(createOpenAICompatible({ name: 'own', baseURL })('own-1') as AiSdkModel, limits)
+      return fromAiSdk(createOpenAICompatible({ name: 'own', baseURL })('own-1'), limits)
     },
     informative: true,
   },

@@ -3,6 +3,9 @@
  * not imported: a site that wants it installs it and hands over the model that it made, and the types below are the parts
  * of it that are used. What is sent is written by ai-sdk-prompt, what comes back is read by ai-sdk-parts.
  *
+ *     // verbatim.config.ts
+ *     export default { upstreams: [fromAiSdk(createBedrock()('amazon.nova-pro'), { provider: 'nova' })] }
+ *
  * The socket is the SDK's: its fetch gives up by itself after 300 s of silence, it shows no comments of a stream as signs
  * of life, and `close` only aborts what is open. An upstream owns the set of its open streams; a stream owns two timers, a
  * signal that it gives to the model, and the reader of the model's parts, and frees them in its `finally`:

@@ -182,18 +182,19 @@ t.test('an agent in another process', async (t) => {
     const call = sse({ call_id: 'c', name: 'n' }, 'tool_call')
     const result = sse({ call_id: 'c', output: 1 }, 'tool_result')
     const deep = `${'['.repeat(5000)}${']'.repeat(5000)}`
-    const limits = { firstByteMs: 60, idleMs: 60 }
+    const first = { firstByteMs: 60 }
+    const idle = { idleMs: 60 }
     const cases: readonly [title: string, steps: Steps, code: string, options?: Partial<RemoteAgentOptions>][] = [
       ['401', refuse(401, secret), 'upstream_rejected'],
       ['503', refuse(503, secret, { 'retry-after': '7' }), 'upstream_unavailable'],
       ['a redirect', [head(302, { location: `${server.url}/other` })], 'upstream_rejected'],
-      ['no status', stall(), 'upstream_timeout', limits],
-      ['a status and no more', stall(head(200)), 'upstream_timeout', limits],
+      ['no status', stall(), 'upstream_timeout', first],
+      ['a status and no more', stall(head(200)), 'upstream_timeout', first],
       ['no words and no end', [head(200)], 'upstream_unavailable'],
       ['a page', [`<html>${secret}</html>\n`], 'upstream_unavailable'],
       ['a clean end without done', [words], 'upstream_unavailable'],
       ['a reset', [words, reset()], 'upstream_unavailable'],
-      ['silence', stall(words), 'upstream_timeout', limits],
+      ['silence', stall(words), 'upstream_timeout', idle],
       ['no end', stall(words), 'upstream_timeout', { totalMs: 60 }],
       ['an error', [words, sse({ message: secret }, 'error')], 'upstream_unavailable'],
       ['an error with a code', [words, sse({ code: 'unauthorized', x: secret }, 'error')], 'upstream_rejected'],

@@ -96,7 +96,8 @@ for (const [name, model] of Object.entries<AiSdkModel>(models)) {
   t.test(`${name}: every failure is one code, after what was said, and has none of the provider's words`, async (t) => {
     const answer = { error: { message: secret, type: 'x', code: null } }
     const empty = { error: { message: secret, type: 'insufficient_quota', code: 'insufficient_quota' } }
-    const limits = { firstByteMs: 60, idleMs: 60 }
+    const first = { firstByteMs: 60 }
+    const idle = { idleMs: 60 }
     // Opened when the words have been read: the fetch of the packages loses what a reset finds unread.
     let said = createGate()
     const cases: readonly [title: string, script: Script, code: string, text: string, options?: AiSdkOptions][] = [
@@ -110,9 +111,9 @@ for (const [name, model] of Object.entries<AiSdkModel>(models)) {
       ['an error', () => [chunk({ content: 'so far' }), errorShapes.event], 'upstream_unavailable', 'so far'],
       ['garbage', () => [chunk({ content: 'so far' }), errorShapes.corrupt], 'upstream_unavailable', 'so far'],
       ['a page', () => [head(200), errorShapes.page], 'upstream_unavailable', ''],
-      ['no status', () => stall(), 'upstream_timeout', '', limits],
-      ['a status and no more', () => stall(head(200)), 'upstream_timeout', '', limits],
-      ['silence', () => stall(chunk({ content: 'so far' })), 'upstream_timeout', 'so far', limits],
+      ['no status', () => stall(), 'upstream_timeout', '', first],
+      ['a status and no more', () => stall(head(200)), 'upstream_timeout', '', first],
+      ['silence', () => stall(chunk({ content: 'so far' })), 'upstream_timeout', 'so far', idle],
       ['no end', () => drip(), 'upstream_timeout', '', { totalMs: 60 }],
     ]
     for (const [title, script, code, words, options] of cases) {
