@@ -371,10 +371,21 @@ t.test('a model that follows nothing is left, and its late stream is cancelled',
   late.resolve({ stream: new ReadableStream({ cancel: () => cancelled.resolve() }) })
   await cancelled.promise
 
-  const stalled = new ReadableStream({ pull: forever })
+  // Asked for its next part, it neither answers nor looks at the signal: its `pull` is only called by a pending read.
+  const asked = createGate()
+  const stalled = new ReadableStream(
+    {
+      pull() {
+        asked.open()
+        return forever()
+      },
+    },
+    { highWaterMark: 0 },
+  )
   const upstream = fromAiSdk(made('v3', () => Promise.resolve({ stream: stalled })))
   const stopper = new AbortController()
   const ended = t.rejects(collectAll(upstream, stopper.signal), { name: 'AbortError' })
+  await asked.opened
   stopper.abort()
   await ended
 
