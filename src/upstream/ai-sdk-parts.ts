@@ -227,15 +227,23 @@ const refusingNames =
 const causesMax = 5
 
 /**
- * From what `doStream`, its stream or an `error` part gave. Of an APICallError only the status, the header Retry-After and
- * the codes in its parsed body are read: its message, URL, body and `requestBodyValues` hold the prompt.
+ * From what `doStream`, its stream or an `error` part gave. Of an APICallError only the status, the headers that say
+ * when to come again and the codes in its parsed body are read: its message, URL, body and `requestBodyValues` hold the prompt.
  * @param hadAnswer the provider had been heard of
  */
 export function failureOf(error: unknown, hadAnswer: boolean): Problem {
   const status = memberOf(error, 'statusCode')
   if (typeof status === 'number' && Number.isInteger(status) && status > 299 && status < 600) {
-    const retryAfter = memberOf(memberOf(error, 'responseHeaders'), 'retry-after')
-    return refusedWith(status, memberOf(error, 'data'), typeof retryAfter === 'string' ? retryAfter : undefined)
+    const headers = memberOf(error, 'responseHeaders')
+    const headerOf = (name: string): string | undefined => {
+      const value = memberOf(headers, name)
+      return typeof value === 'string' ? value : undefined
+    }
+    return refusedWith(status, memberOf(error, 'data'), {
+      retryAfter: headerOf('retry-after'),
+      retryAfterMs: headerOf('retry-after-ms'),
+      date: headerOf('date'),
+    })
   }
   if (!(error instanceof Error)) return hadAnswer ? reportedError(error) : brokenOff(false)
   if (refusingNames.test(error.name)) {

@@ -140,11 +140,9 @@ export class GeminiReader extends ReplyReader {
 
   #readFile({ mimeType, data }: Record<string, unknown>): void {
     if (typeof mimeType !== 'string' || typeof data !== 'string' || data === '') return
-    if (data.length > replyUnitsMax) this.grow(data.length)
-    else if (mediaType.test(mimeType) && base64.test(data)) {
-      this.#saidLast = undefined
-      this.addFile(mimeType, `data:${mimeType};base64,${data}`)
-    }
+    if (!base64.test(data)) return
+    this.#saidLast = undefined
+    this.addFile(mimeType, `data:${mimeType};base64,${data}`)
   }
 
   #readSources(candidate: Record<string, unknown>): void {
@@ -173,7 +171,6 @@ export class GeminiReader extends ReplyReader {
   }
 }
 
-const mediaType = /^[a-z]+\/[a-z0-9][a-z0-9.+-]{0,126}$/i
 const base64 = /^[A-Za-z0-9+/_-]+={0,2}$/
 
 function firstCandidate(candidates: unknown): Record<string, unknown> | undefined {

@@ -13,16 +13,14 @@
  *
  * Nothing is opened before the first `next()`.
  */
-import { createParser } from 'eventsource-parser'
 import { Agent, type Dispatcher } from 'undici'
 import { Problem } from '../errors.ts'
 import { type Exchange, openExchange } from './exchange.ts'
 import type { ReplyReader } from './reader.ts'
 import { brokenOff, refusedWith } from './refusal.ts'
+import { createSseReader } from './sse.ts'
 import type { Upstream, UpstreamEvent, UpstreamRequest } from './upstream.ts'
 
-/** One line, and the data of one event. A chunk is a few hundred units; images in base64 are the longest seen. */
-const eventUnitsMax = 4 * 1024 * 1024
 /** Of a refusal's body, which is only looked at for a code. */
 const errorBodyBytesMax = 64 * 1024
 const errorBodyMs = 5000
@@ -109,7 +107,7 @@ export function createHttpStream<Request, Extra = never>(
       if (head.status > 299) {
         const refusal = head.status === 429 ? await readRefusal(exchange, Math.min(errorBodyMs, idleMs)) : undefined
         signal.throwIfAborted()
-        throw refusedWith(head.status, refusal, head.retryAfter)
+        throw refusedWith(head.status, refusal, head)
       }
 
       const reader = createReader(request)
@@ -205,60 +203,5 @@ async function readRefusal(exchange: Exchange, ms: number): Promise<unknown> {
     return JSON.parse(Buffer.concat(pieces).toString())
   } catch {
     return undefined // a refusal is one whatever its body says
-  }
-}
-
-interface SseReader {
-  read(bytes: Uint8Array): void
-  /** Reads what is left: some servers leave out the blank line at the end, or the last line's end. */
-  end(): void
-}
-
-/**
- * Bytes to lines to the parser to the reader. Lines are put together here and the parser is given whole ones: it drops a
- * line that is not SSE as soon as it sees the beginning, and a bare `{"error":…}` would be lost when it comes in two.
- */
-function createSseReader<Extra>(reader: ReplyReader<Extra>): SseReader {
-  const decoder = new TextDecoder()
-  let rest = ''
-  let ending = false
-  const parser = createParser({
-    maxBufferSize: eventUnitsMax,
-    onEvent: ({ data, event }) => {
-      // What the end of the connection cut in two says nothing, and must not hide why the connection ended.
-      if (!ending || isWhole(data)) reader.readData(data, event)
-    },
-    onError: (error) => {
-      if (error.type === 'max-buffer-size-exceeded') reader.readOverlong(eventUnitsMax)
-      else if (error.type === 'unknown-field') reader.readStray(error.field, error.value ?? '', error.line ?? '')
-    },
-  })
-  return {
-    read(bytes) {
-      const text = decoder.decode(bytes, { stream: true })
-      const cut = Math.max(text.lastIndexOf('\n'), text.lastIndexOf('\r')) + 1
-      if (cut === 0) rest += text
-      else {
-        const lines = cut === text.length ? text : text.slice(0, cut)
-        const whole = rest === '' ? lines : rest + lines
-        rest = cut === text.length ? '' : text.slice(cut)
-        if (reader.failure === undefined) parser.feed(whole)
-      }
-      if (rest.length > eventUnitsMax) reader.readOverlong(eventUnitsMax)
-    },
-    end() {
-      ending = true
-      if (reader.failure === undefined) parser.feed(`${rest}\n\n`)
-    },
-  }
-}
-
-function isWhole(data: string): boolean {
-  if (data.trim() === '[DONE]') return true
-  try {
-    JSON.parse(data)
-    return true
-  } catch {
-    return false // cut short
   }
 }

@@ -14,16 +14,23 @@ import type { UpstreamEvent } from './upstream.ts'
 export const replyUnitsMax = 2_000_000
 /** Tool calls of one reply. */
 export const toolCallsMax = 256
-/** Provider's words that we only label things with: response id, model, finish reason, a source's title. */
+/** Provider's words that we only label things with: response id, model, finish reason. */
 const labelUnitsMax = 256
-/** Sources of one reply; what comes beyond is left out. A search returns ten. */
-const sourcesMax = 256
-/** A longer URL is left out: cut, it would lead elsewhere. */
-const urlUnitsMax = 4096
-/** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. */
+/** A body in JSON that is there instead of a stream. */
+const bodyUnitsMax = 4 * 1024 * 1024
+/** Text outside the framing of SSE behind the first words, kept to find out whether it is an error in JSON. */
 const strayUnitsMax = 16 * 1024
-/** Times that it is parsed, at every line that could be its last: without this, 64 KiB of brackets took 9 s. */
+/**
+ * Times that it is parsed before the stream ends, up to that length, at every line that could be its last: without this,
+ * 64 KiB of brackets took 9 s.
+ */
 const strayParsesMax = 100
+/** Lines of it before the first words, with those that are passed over: for each the parser makes an error with its stack. */
+const strayLinesMax = 10_000
+const notAStream = 'The provider answered something that is not a stream.'
+/** Of a source: it is what a person reads under the reply. */
+const sourceTitleUnitsMax = 500
+const urlUnitsMax = 8192
 
 /** Half of a surrogate pair that waits for the other half in the next piece of the same part. */
 export interface Held {
@@ -58,6 +65,7 @@ export abstract class ReplyReader<Extra = never> {
   #reason = ''
   #stray = ''
   #strayParses = 0
+  #strayLines = 0
 
   /** Whether the provider said that the reply is whole. An end marker after nothing at all is no reply. */
   get complete(): boolean {
@@ -67,34 +75,53 @@ export abstract class ReplyReader<Extra = never> {
   /** Reads the data of one SSE event. @param name its `event:` field */
   abstract readData(data: string, name: string | undefined): void
 
-  /** Reads a line that is not SSE: an `error:` field, a bare JSON body, or the first line of a page. */
+  /** Reads a line that is not SSE: an `error:` field, JSON without framing, or the first line of a page. */
   readStray(field: string | undefined, value: string, line: string): void {
     if (this.done || this.failure !== undefined) return
     if (field === 'error') {
       this.failure = reportedError(errorIn(parse(value)) ?? parse(value))
       return
     }
+    if (!this.hasPart && ++this.#strayLines > strayLinesMax) {
+      this.fail(notAStream)
+      return
+    }
     const start = line.trimStart()
-    if (this.#stray === '' && !beginsJson.test(start)) {
+    if (this.#stray === '' && !/^(?:\{|\[\s*(?:\{|$))/.test(start)) {
       // Unknown fields are to be ignored (WHATWG HTML, 9.2.6), but a page is not a stream with unknown fields.
-      if (start.startsWith('<')) this.fail('The provider answered something that is not a stream.')
+      if (start.startsWith('<')) this.fail(notAStream)
       return
     }
-    if (this.#stray.length + line.length > strayUnitsMax) {
-      this.fail('The provider answered something that is not a stream.')
-      return
-    }
+    const isFirstLine = this.#stray === ''
     this.#stray += `${line}\n`
-    if (!endsJson.test(line)) return
-    if (++this.#strayParses > strayParsesMax) {
-      this.fail('The provider answered something that is not a stream.')
-      return
+    if (this.#stray.length > (this.hasPart ? strayUnitsMax : bodyUnitsMax)) this.fail(notAStream)
+    else if (
+      /[}\]]\s*$/.test(line.slice(-16)) &&
+      (isFirstLine || this.#stray.length <= strayUnitsMax) &&
+      ++this.#strayParses <= strayParsesMax
+    ) {
+      this.#readStrays()
     }
+  }
+
+  /** The stream has ended: what stands outside its framing is whole now. */
+  readEnd(): void {
+    if (this.#stray !== '' && !this.done && this.failure === undefined) this.#readStrays()
+  }
+
+  #readStrays(): void {
     const body = parse(this.#stray)
     if (body === undefined) return
+    this.#stray = ''
+    this.#strayParses = 0
     const error = errorIn(body)
-    if (error === undefined) this.fail('The provider answered something that is not a stream.')
-    else this.failure = reportedError(error)
+    if (error !== undefined) this.failure = reportedError(error)
+    else if (!this.readBody(body)) this.fail(notAStream)
+  }
+
+  /** Reads JSON that came without the framing of SSE and is no error. @returns false when it is nothing of this dialect */
+  protected readBody(_body: unknown): boolean {
+    return false
   }
 
   /** One line or event of the stream was longer than is read. */
@@ -157,7 +184,7 @@ export abstract class ReplyReader<Extra = never> {
   /** Seals what was said last, or the call. @param redacted it seals reasoning that is not shown */
   protected addSignature(signature: string, call?: HeldCall, redacted = false): void {
     if (signature === '' || !this.grow(signature.length)) return
-    // The part ends with it: no half can follow.
+    // What it seals ends with it: no other half can follow.
     if (call === undefined) this.flushHalves()
     this.hasPart = true
     this.events.push({
@@ -171,10 +198,9 @@ export abstract class ReplyReader<Extra = never> {
   /** Named again, and with neither a title nor an address on the web, a source is left out: a viewer is to open it. */
   protected addSource(url: unknown, title: unknown): void {
     const address = webAddress(url, 'http')
-    const name = typeof title === 'string' ? label(title.trim()) : ''
+    const name = typeof title === 'string' ? label(title, sourceTitleUnitsMax) : ''
     const source = address ?? name
-    if (source === '' || this.#sources.has(source) || this.#sources.size >= sourcesMax) return
-    if (!this.grow(source.length + name.length)) return
+    if (source === '' || this.#sources.has(source) || !this.grow(source.length + name.length)) return
     this.#sources.add(source)
     this.hasPart = true
     this.events.push({
@@ -243,10 +269,6 @@ export abstract class ReplyReader<Extra = never> {
   }
 }
 
-// Google answers errors of a stream as `[{…}]`. A lone `[DONE]` is no JSON.
-const beginsJson = /^(\{|\[\s*(\{|$))/
-const endsJson = /[}\]]\s*$/
-
 /**
  * Makes one piece of a part fit for the log: no U+0000, no half of a surrogate pair. A half at the end is kept for the
  * next piece, because a provider that cuts its text by UTF-16 units sends the two halves in two chunks.
@@ -273,8 +295,8 @@ export function label(text: string, unitsMax = labelUnitsMax): string {
 /** @returns undefined for what is no URL of the scheme, or none that fits */
 function webAddress(url: unknown, scheme: 'http' | 'https'): string | undefined {
   if (typeof url !== 'string' || url.length > urlUnitsMax || !URL.canParse(url)) return undefined
-  const { protocol } = new URL(url)
-  return protocol === 'https:' || protocol === `${scheme}:` ? label(url, urlUnitsMax) : undefined
+  const { protocol, href } = new URL(url)
+  return protocol === 'https:' || protocol === `${scheme}:` ? href : undefined
 }
 
 export function memberOf(value: unknown, name: string): unknown {

@@ -20,6 +20,7 @@ import { cutAt, request, type Stream } from './streams.ts'
 
 /** So many chunkings are tried of each stream by chance. */
 const chunkings = 20
+const pieceSizes = [3, 7, 50]
 
 export interface Dialect {
   readonly readFed: ReadFed
@@ -27,17 +28,30 @@ export interface Dialect {
   readonly isWhole: (text: string) => boolean
 }
 
-/** That cuts, line ends and an early end do to the streams what they should. */
-export async function keepStreams(t: Test, streams: readonly Stream[], { readFed, isWhole }: Dialect): Promise<void> {
-  for (const { name, bytes } of streams) {
+/**
+ * That cuts, line ends and an early end do to the streams what they should.
+ * @param recorded cut in two at every byte; the others are cut at every byte too, but at many in one reading
+ */
+export async function keepStreams(
+  t: Test,
+  own: readonly Stream[],
+  recorded: Stream | undefined,
+  { readFed, isWhole }: Dialect,
+): Promise<void> {
+  for (const stream of [...own, ...(recorded === undefined ? [] : [recorded])]) {
+    const { name, bytes } = stream
     const whole = plain(await readFed([bytes]))
     const wanted = JSON.stringify(whole)
 
-    let wrong: number | undefined
-    for (let at = 1; at < bytes.length; at++) {
-      if (JSON.stringify(plain(await readFed(cutAt(bytes, [at])))) !== wanted) wrong ??= at
+    let wrong: string | undefined
+    for (const size of stream === recorded ? [bytes.length] : pieceSizes) {
+      for (let first = 1; first < size; first++) {
+        const cuts: number[] = []
+        for (let at = first; at < bytes.length; at += size) cuts.push(at)
+        if (JSON.stringify(plain(await readFed(cutAt(bytes, cuts)))) !== wanted) wrong ??= `${first}, each ${size}`
+      }
     }
-    t.equal(wrong, undefined, `${name}: the same when it is cut in two at any byte`)
+    t.equal(wrong, undefined, `${name}: the same wherever it is cut`)
     const everywhere = Array.from({ length: bytes.length - 1 }, (_, index) => index + 1)
     t.strictSame(plain(await readFed(cutAt(bytes, everywhere))), whole, `${name}: the same byte by byte`)
 
@@ -65,11 +79,13 @@ export async function keepStreams(t: Test, streams: readonly Stream[], { readFed
       { numRuns: chunkings, seed: 20_261_122 },
     )
 
+    const verdicts = new Set<string>()
     const broken = Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' })
     for (const to of [0, ...eventEnds(bytes)]) {
       const prefix = bytes.subarray(0, to)
       for (const end of ['fin', broken] as const) {
         const seen = await readFed([prefix], end)
+        verdicts.add(seen.verdict)
         const isComplete = isWhole(prefix.toString())
         const verdict = isComplete ? 'complete' : to === bytes.length ? whole.verdict : 'upstream_unavailable'
         if (seen.verdict !== verdict) t.equal(seen.verdict, verdict, `${name} up to ${to}`)
@@ -77,7 +93,12 @@ export async function keepStreams(t: Test, streams: readonly Stream[], { readFed
         if (!textOf({ ...whole, error: undefined }).startsWith(text)) t.fail(`${name} up to ${to}: ${text}`)
       }
     }
-    t.pass(`${name}: whole only with its end, at ${eventEnds(bytes).length} events`)
+    // Both were seen, so that the comparison above means something.
+    t.strictSame(
+      [...verdicts].sort(),
+      [...new Set([whole.verdict, 'upstream_unavailable'])].sort(),
+      `${name}: cut at events`,
+    )
   }
 }
 

@@ -85,7 +85,8 @@ function add(seen: Reading, calls: Map<string, ReadPart>, event: UpstreamEvent):
     }
     case 'signature': {
       const { signature, key, redacted } = event
-      const sealed = key === undefined ? last : calls.get(key)
+      const spoken = parts.findLast(({ kind }) => kind === 'text' || kind === 'reasoning')
+      const sealed = key === undefined ? spoken : calls.get(key)
       if (redacted === true || sealed === undefined)
         parts.push({ kind: 'reasoning', text: '', signature, redacted: true })
       else sealed.signature = signature
