@@ -29,11 +29,14 @@ import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
+import { createAgentDesk, createAgents } from './runs/agents.ts'
 import { registerBranches } from './runs/branches.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
+import { createLedger } from './runs/ledger.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
+import { createReplies } from './runs/reply.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
@@ -41,6 +44,7 @@ import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { createTools, type ServerTool } from './runs/tools.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
@@ -71,7 +75,10 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
+import { demoProvider } from './upstream/providers.ts'
+import type { Upstream } from './upstream/upstream.ts'
 
 /** What the edge of the process, or a test, puts in the place of the default. */
 export interface Overrides {
@@ -82,6 +89,12 @@ export interface Overrides {
   /** Makers of artifacts, beside the built-in ones. */
   readonly generators?: readonly ArtifactGenerator[]
   readonly making?: Partial<MakingLimits>
+  /** Functions that a model may call. */
+  readonly tools?: readonly ServerTool[]
+  /** What makes a reply in place of a model, by `agent_id`. */
+  readonly agents?: readonly Agent[]
+  /** Providers, beside the configured ones. Closed with the app. */
+  readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
   readonly countCacheRead?: CountCacheRead
@@ -112,7 +125,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
   const store = openStore(config, server.log)
-  const catalog = createCatalog(config.upstream)
+  const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams })
+  if (catalog.unpriced.length > 0) {
+    server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
+  }
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
 
@@ -131,6 +147,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     limits: overrides.making,
   })
   const runs = createRunStore(db)
+  const agents = createAgents(overrides.agents ?? [])
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
   const owned = createOwnedRuns({
@@ -142,8 +159,27 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
-    readHistory: (messageId) => readHistory(runDb, messageId, config.sessionMessagesMax),
-    upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
+    createLedger,
+    makeReply: createReplies({
+      limits: config.upstream,
+      totalMs: config.upstream.totalMs,
+      readHistory: async ({ user_message_id }) =>
+        (await readHistory(runDb, user_message_id, config.sessionMessagesMax)).messages,
+      upstreamOf: catalog.upstreamOf,
+      profileOf: catalog.profile,
+      planFor: (model, profile) => catalog.plansFor({ model, text: '' })[profile].plan,
+      promptTokens: () => 0,
+      tools: createTools(overrides.tools ?? [], (tool, { runId }, error) => {
+        server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')
+      }),
+      agents,
+      desk: createAgentDesk(runDb, createArtifactStore(runDb, changes), changes),
+      checkpoint: () => owned.checkpoint(),
+      touch: (run) => frames.touch(run),
+      onFailed: ({ runId }, { provider, model }, { code }, pauseMs) => {
+        server.log.warn({ run_id: runId, provider, model, code, pause_ms: pauseMs }, 'a provider failed; trying again')
+      },
+    }),
   })
   log.onFenced((runId) => owned.fence(runId))
   const takeover = createTakeover({
@@ -169,7 +205,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     stop,
     instanceId,
     holdLease: reaper.hold,
-    plansFor: ({ model }) => catalog.plansFor(model),
+    checkAgent: (id) => void agents.get(id),
+    plansFor: catalog.plansFor,
   })
 
   const metrics = createMetrics()
@@ -320,12 +357,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 }
 
 function describe(database: string, log: string, { providers, names }: Catalog): string {
-  const demo = providers.length === 1 ? ' (no provider key: the built-in demo answers)' : ''
+  const models = names()
+  const isDemo = models.every((name) => name.startsWith(`${demoProvider}:`))
+  const why =
+    providers.length === 1 ? 'no provider key: the built-in demo answers' : 'set MODEL_BALANCED to use a provider'
   return [
     `database: ${database}`,
     `event log: ${log}`,
     `providers: ${providers.join(', ')}`,
-    `models: ${names().join(', ')}${demo}`,
+    `models: ${models.join(', ')}${isDemo ? ` (${why})` : ''}`,
   ].join(' · ')
 }
 

@@ -17,6 +17,8 @@
  *   the queue. Any other place is final, also that of a message which follows nothing;
  * - `on_busy: interrupt` is a queued message that asks the runs before it to stop, in the same statement: once it is
  *   stored, so is the wish, and before it is stored nothing is stopped.
+ * - tool calls are answered once: whether they are is read before the session's row is locked, so answers to them are
+ *   written only under the same version, also when they are queued.
  * The limit of runs per owner is not of this kind: it is counted before the statement's own write, so requests that come
  * in at the very same instant can pass it together, by no more than there are connections to the database.
  *
@@ -34,7 +36,7 @@ import type { SessionChanges } from '../sessions/changes.ts'
 import { titleFrom } from '../sessions/model.ts'
 import { isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
-import { type Asked, cleanAsked, hashAsked, type Plan, planOf, type Wishes } from './asked.ts'
+import { type Asked, cleanAsked, hashAsked, type Plan, planOf, sessionBusy, type Wishes } from './asked.ts'
 import type { RunFacts, RunRecord, RunRequest } from './model.ts'
 import type { RunStore } from './store.ts'
 
@@ -59,6 +61,8 @@ interface AcceptRow {
   readonly prior_run: boolean
   readonly at_limit: boolean
   readonly not_found: boolean
+  /** The tool calls that are to be answered have their answers. */
+  readonly answered_twice: boolean
   /** The run that the session was busy with; the running one first. */
   readonly active_run_id: string | null
   /** Null when nothing was written. */
@@ -89,14 +93,17 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
   /**
    * @param raw as validated; cleaned here, because its hash must be that of what is stored
    * @returns the new run, running or queued, or the one that the key already has
-   * @throws Problem `invalid_request` `too_large` `not_found` `session_busy` `idempotency_mismatch` `rate_limited` `db_unavailable`
+   * @throws Problem `invalid_request` `too_large` `not_found` `conflict` `session_busy` `idempotency_mismatch` `rate_limited`
+   *   `db_unavailable`
    */
   async function accept(owner: Owner, raw: Asked, plansFor: PlansFor): Promise<Acceptance> {
     const asked = cleanAsked(raw)
     const hash = hashAsked(asked)
-    const wishes: Wishes = asked
     const plan = await planOf(db, owner, asked, uuidv7())
-    const plans = plansFor(plan.text)
+    const named: Wishes = asked
+    const continued = named.mode === undefined && named.model === undefined ? plan.continued : undefined
+    const wishes: Wishes = continued === undefined ? named : { ...named, mode: continued.mode }
+    const plans = continued?.plans ?? plansFor(plan.text)
     for (let attempt = 1; ; attempt += 1) {
       const ids = { run: uuidv7(), userMessage: plan.answered ?? uuidv7(), message: uuidv7() }
       try {
@@ -108,11 +115,13 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
           throw new Problem('rate_limited', `At most ${runsPerOwnerMax} runs at once.`, { retryAfterSeconds: 5 })
         } else if (row.not_found) {
           throw new Problem('not_found', 'There is no such session, or no such parent message in it.')
+        } else if (row.answered_twice) {
+          throw new Problem('conflict', 'These tool calls have been answered.')
         } else if (row.session_id !== null) {
           changes?.changed(row.session_id)
           return { run: toFacts(ids, row.session_id, row, wishes), isNew: true }
         } else if (row.active_run_id !== null && (wishes.on_busy ?? 'reject') === 'reject') {
-          throw busy(row.active_run_id)
+          throw sessionBusy(row.active_run_id)
         }
       } catch (error) {
         if (!(error instanceof DbError) || error.sqlstate !== uniqueViolation) throw error
@@ -131,7 +140,8 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
     plans: PlansByMode,
     ids: NewIds,
   ): Promise<AcceptRow> {
-    const { sessionId, sessionExists, message } = plan
+    const { sessionId, sessionExists, message, toolParts } = plan
+    const answersCalls = toolParts !== undefined
     const key = wishes.client_message_id ?? null
     const mode = wishes.mode ?? null
     const parentId = plan.parentId ?? null
@@ -139,12 +149,12 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
     const limit = runsPerOwnerMax === 0 ? null : runsPerOwnerMax
     const onBusy = wishes.on_busy ?? 'reject'
     const metadata = JSON.stringify(wishes.metadata ?? {})
-    const parts = JSON.stringify([{ kind: 'text', text: message }])
-    const title = message === undefined ? null : titleFrom(message)
+    const parts = JSON.stringify(toolParts ?? [{ kind: 'text', text: message }])
+    const title = message === undefined || answersCalls ? null : titleFrom(message)
     const titleSource = title === null ? null : 'message'
     const written = message === undefined ? 1 : 2
     const mayWrite = sql`
-      not request.prior_run and not request.at_limit and not request.not_found
+      not request.prior_run and not request.at_limit and not request.not_found and not request.answered_twice
       and (request.active_run_id is null or ${onBusy}::text <> 'reject')`
     const change = sql`
       status = 'running',
@@ -158,9 +168,11 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
       last_activity_at = now()`
     const asSeen = sql`
       s.owner = ${owner.key} and s.deleted_at is null
-      and ((select started_run_id from request) is null or s.version = (select version from request))`
+      and ((select started_run_id from request) is null and not ${answersCalls}::boolean or s.version = (select version from request))`
     const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode`
-    const more = JSON.stringify(wishes.agent_id === undefined ? {} : { agent: wishes.agent_id })
+    const agent = wishes.agent_id ?? plan.request?.agent
+    const { tools = plan.request?.tools, tool_choice = plan.request?.tool_choice } = wishes
+    const more = JSON.stringify({ agent, tools, tool_choice })
     // Only what may make its session inserts one: of a session that is purged at this moment, nothing may come back.
     const session = sessionExists
       ? sql`
@@ -199,6 +211,9 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
           )) or ${parentId}::uuid is not null and not exists (
             select 1 from chat_messages where id = ${parentId}::uuid and session_id = ${sessionId}::uuid
           ) as not_found,
+          ${answersCalls}::boolean and exists (
+            select 1 from chat_messages where parent_id = ${parentId}::uuid and role = 'tool'
+          ) as answered_twice,
           case when ${isPlaced}::boolean then ${parentId}::uuid else (
             select id from chat_messages
             where session_id = ${sessionId}::uuid and seen.active_run_id is null
@@ -235,14 +250,15 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
           completed_at
         )
         select
-          ${ids.userMessage}::uuid, session.id, ${owner.key}, session.message_count - 1, request.parent_id, ${ids.run}::uuid, 'user',
+          ${ids.userMessage}::uuid, session.id, ${owner.key}, session.message_count - 1, request.parent_id, ${ids.run}::uuid,
+          case when ${answersCalls}::boolean then 'tool' else 'user' end,
           ${message ?? ''}, ${parts}::jsonb, 'completed', ${key}::text, ${metadata}::jsonb, now()
         from session, request where ${message !== undefined}::boolean
       ), reply as (
         insert into chat_messages (id, session_id, owner, seq, parent_id, run_id, role, status, model, agent_id, metadata)
         select
           ${ids.message}::uuid, session.id, ${owner.key}, session.message_count, ${ids.userMessage}::uuid, ${ids.run}::uuid,
-          'assistant', 'streaming', run.model, ${wishes.agent_id ?? null}::text, ${message === undefined ? metadata : '{}'}::jsonb
+          'assistant', 'streaming', run.model, ${agent ?? null}::text, ${message === undefined ? metadata : '{}'}::jsonb
         from session, run
       ), stopping as (
         update chat_runs set stop_requested_at = coalesce(chat_runs.stop_requested_at, now())
@@ -251,7 +267,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes }:
           and chat_runs.status in ('queued', 'running')
       )
       select
-        request.prior_run, request.at_limit, request.not_found, request.active_run_id, run.session_id, run.status,
+        request.prior_run, request.at_limit, request.not_found, request.answered_twice, request.active_run_id, run.session_id, run.status,
         run.mode, run.provider, run.model, run.request, ${isoTime(sql`run.created_at`)} as created_at
       from request left join run on true`)
     return row as AcceptRow
@@ -290,10 +306,4 @@ interface NewIds {
   /** Of a new one, or of the one that is answered once more. */
   readonly userMessage: string
   readonly message: string
-}
-
-function busy(runId: string): Problem {
-  return new Problem('session_busy', undefined, {
-    members: { run_id: runId, stream_url: `/api/v1/runs/${runId}/events` },
-  })
 }

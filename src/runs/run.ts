@@ -1,10 +1,9 @@
 /**
- * One generation of one reply: ask the upstream, fold what it says into the draft, tell the frame clock, and at the end
- * commit and say `done`. It runs in the background and knows nothing of HTTP: a viewer that leaves changes nothing here.
+ * One generation of one reply: take what makes it (reply.ts), fold what that says into the draft, tell the frame clock, and
+ * at the end commit and say `done`. It runs in the background and knows nothing of HTTP: a viewer that leaves changes
+ * nothing here.
  *
  * What happens at each await when something dies there:
- * - reading the history: while the database does not answer, it is asked again for `historyWaitMs`, because the message has
- *   been accepted; then the run ends as `failed`. No upstream call was made.
  * - the upstream: a cut, stall, refusal or garbage arrives as a Problem. With nothing said yet the run has `failed`; with
  *   words already shown it is `interrupted` and keeps them, except where the provider itself says that it failed.
  * - stop: the signal aborts the upstream request at once, and the partial text is committed as `stopped`.
@@ -21,10 +20,11 @@ import { resetEntry } from '../log/fold.ts'
 import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
-import type { HistoryMessage } from '../sessions/context.ts'
-import type { Upstream } from '../upstream/upstream.ts'
+import type { AgentEvent } from '../upstream/agent.ts'
+import type { ModelChoice } from '../upstream/plan.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
+import type { Ledger } from './ledger.ts'
 import type { RunFacts } from './model.ts'
 
 /**
@@ -39,18 +39,27 @@ export type Phase = 'waiting' | 'reasoning' | 'answering' | 'tool'
 export interface ActiveRun extends FrameSource {
   readonly facts: RunFacts
   readonly draft: Draft
+  /** What its calls have used. */
+  readonly ledger: Ledger
+  /** Who made the reply, of those who were asked. */
+  answeredBy: ModelChoice | undefined
   /** The last event in the log. */
   readonly cursor: EventId
   readonly signal: AbortSignal
   readonly startedAt: number
   readonly ttftMs: number | undefined
   readonly stopReason: StopReason | undefined
-  readonly phase: Phase
+  /** What the model is doing, or what an agent says of itself. */
+  readonly phase: string
+  /** Of a reply of several steps. */
+  readonly round: number | undefined
   /** When its last words were handed over, or it began: milliseconds since 1970. */
   readonly lastActivityAt: number
   /** When the reply was whole and its commit began, on the clock of `performance.now()`. */
   commitStartedAt: number | undefined
   stop(reason: StopReason): void
+  /** Says how far it has come; what is absent stays as it was. */
+  tell(progress: { readonly phase?: string; readonly round?: number }): void
   /** Numbers an event that does not come from the draft. */
   number(event: LogEntry['event']): LogEntry
 }
@@ -59,8 +68,8 @@ export interface RunDeps {
   readonly db: Db
   readonly log: EventLog
   readonly frames: Frames
-  readonly readHistory: (messageId: string) => Promise<readonly HistoryMessage[]>
-  readonly upstreamFor: (facts: RunFacts) => Upstream
+  readonly makeReply: (run: ActiveRun) => AsyncIterable<AgentEvent>
+  readonly createLedger: () => Ledger
   /** Told when a viewer may have seen the first words. */
   readonly onFirstWords: () => void
   /** Told of what went wrong inside the gateway: a try to commit that failed, or an error that nobody expected. */
@@ -80,11 +89,10 @@ const phases = {
 
 const retryPauseFirstMs = 100
 const retryPauseMaxMs = 2000
-const historyWaitMs = 30_000
 // A statement that the database refuses for its content will not get better; the reaper ends the run from checkpoints.
 const commitRefusalsMax = 3
 
-export function createActiveRun(facts: RunFacts): ActiveRun {
+export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
   const abort = new AbortController()
   const draft = createDraft()
   const startedAt = performance.now()
@@ -92,6 +100,8 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
   let ttftMs: number | undefined
   let stopReason: StopReason | undefined
   let lastActivityAt = Date.now()
+  let phase: string | undefined
+  let round: number | undefined
 
   function number(event: LogEntry['event']): LogEntry {
     seq += 1
@@ -102,6 +112,8 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
     runId: facts.id,
     facts,
     draft,
+    ledger,
+    answeredBy: undefined,
     startedAt,
     signal: abort.signal,
     number,
@@ -121,7 +133,10 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
     // From what is there anyway: an event costs nothing for it.
     get phase() {
       const last = draft.parts.at(-1)
-      return last === undefined ? 'waiting' : phases[last.kind]
+      return phase ?? (last === undefined ? 'waiting' : phases[last.kind])
+    },
+    get round() {
+      return round
     },
     get lastActivityAt() {
       return lastActivityAt
@@ -130,10 +145,23 @@ export function createActiveRun(facts: RunFacts): ActiveRun {
       stopReason ??= reason
       abort.abort(reason)
     },
+    tell(progress) {
+      phase = progress.phase ?? phase
+      round = progress.round ?? round
+      const { costUsd } = ledger.totals()
+      draft.say({
+        type: 'progress',
+        data: {
+          ...(phase === undefined ? {} : { phase }),
+          ...(round === undefined ? {} : { round }),
+          ...(costUsd === undefined ? {} : { cost_usd: costUsd }),
+        },
+      })
+    },
     takeEntries() {
       const entries = draft.takeEvents().map(number)
       if (entries.length > 0) {
-        ttftMs ??= Math.round(performance.now() - startedAt)
+        if (!draft.isEmpty) ttftMs ??= Math.round(performance.now() - startedAt)
         lastActivityAt = Date.now()
       }
       return entries
@@ -171,7 +199,8 @@ export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ended | u
     deps.frames.flush(run)
     return undefined
   }
-  run.draft.close()
+  // Whatever was still open is closed, also when nobody will answer it.
+  run.draft.endStep()
   deps.frames.flush(run)
   run.commitStartedAt = performance.now()
   const ending = toEnding(run, end)
@@ -191,14 +220,12 @@ interface ReplyEnd {
 }
 
 async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
-  const { draft, signal } = run
+  const { draft } = run
   try {
-    const messages = await readHistory(run, deps)
-    signal.throwIfAborted()
-    const reply = deps.upstreamFor(run.facts).stream({ model: run.facts.model, messages }, signal)
-    for await (const event of reply) {
+    for await (const event of deps.makeReply(run)) {
       const isFirst = draft.isEmpty
-      draft.apply(event)
+      if (event.type === 'progress') run.tell(event)
+      else draft.apply(event)
       deps.frames.touch(run)
       if (isFirst && !draft.isEmpty) deps.onFirstWords()
     }
@@ -208,19 +235,6 @@ async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
       deps.onFault(run.runId, 'making a reply failed in a way nobody expected', error)
     }
     return endOf(error, run)
-  }
-}
-
-async function readHistory({ facts, signal }: ActiveRun, deps: RunDeps): Promise<readonly HistoryMessage[]> {
-  const giveUpAt = performance.now() + historyWaitMs
-  for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
-    try {
-      return await deps.readHistory(facts.user_message_id)
-    } catch (error) {
-      if (!(error instanceof Problem) || performance.now() + pauseMs > giveUpAt) throw error
-      await pause(pauseMs, signal)
-      signal.throwIfAborted()
-    }
   }
 }
 

@@ -19,7 +19,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
 import { type SQL, sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
-import { compareEventIds, contentOf, type LogEntry } from '../log/event.ts'
+import { compareEventIds, contentOf, type LogEntry, type Part } from '../log/event.ts'
 import { foldEvents, resetEntry } from '../log/fold.ts'
 import type { EventLog } from '../log/log.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
@@ -136,8 +136,8 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing, ch
      */
     async takeOver(run: ClaimedRun): Promise<void> {
       const { text, isCertain } = await readText(run.id, run.stop_requested)
-      const isSilent = isCertain && text.parts.every((part) => part.text === '' && part.kind !== 'tool_call')
-      if (isSilent && !run.stop_requested && !owned.isDraining && (await countAttempt(run))) {
+      const nothingShown = isCertain && text.parts.every(isSilent)
+      if (nothingShown && !run.stop_requested && !owned.isDraining && (await countAttempt(run))) {
         logger.warn({ run_id: run.id, generation: run.generation }, 'took over a run that had not begun; asking again')
         owned.start(run)
       } else {
@@ -161,6 +161,9 @@ export function createTakeover({ db, log, owned, instanceId, logger, closing, ch
     },
   }
 }
+
+/** Whether nobody has seen anything of it, and it has done nothing. */
+const isSilent = ({ kind, text }: Part): boolean => text === '' && (kind === 'text' || kind === 'reasoning')
 
 /**
  * The one statement by which runs change hands. It asks for generation and status again: a run may have been claimed by

@@ -29,6 +29,7 @@ test('every file that a document links to is there', (t) => {
     'docs/promises.md',
     'docs/deployment.md',
     'docs/errors.md',
+    'docs/models.md',
   ]) {
     const base = new URL(name, root)
     const text = readFileSync(base, 'utf8')

@@ -4,8 +4,10 @@ import { test } from 'tap'
 import { Problem } from '../../src/errors.ts'
 import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
+import { createLedger } from '../../src/runs/ledger.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
-import type { Upstream } from '../../src/upstream/upstream.ts'
+import type { ActiveRun } from '../../src/runs/run.ts'
+import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
 import { openStore, silent } from '../support/runs.ts'
 
@@ -16,12 +18,10 @@ for (const kind of databases()) {
       const log = createMemoryLog()
       const spoken = Promise.withResolvers<void>()
       const instanceId = randomUUID()
-      const upstream: Pick<Upstream, 'stream'> = {
-        async *stream(_request, signal) {
-          yield { type: 'text', text: 'So far' }
-          spoken.resolve()
-          await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
-        },
+      async function* makeReply({ signal }: ActiveRun): AsyncGenerator<UpstreamEvent> {
+        yield { type: 'text', text: 'So far' }
+        spoken.resolve()
+        await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
       }
       const owned = createOwnedRuns({
         db,
@@ -30,8 +30,8 @@ for (const kind of databases()) {
         instanceId,
         checkpointMs: 60_000,
         logger: silent,
-        readHistory: async () => [],
-        upstreamFor: () => upstream as Upstream,
+        createLedger,
+        makeReply,
       })
       const run = await accept({ instanceId })
       owned.start(run)

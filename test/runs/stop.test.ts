@@ -3,11 +3,13 @@
  * for whoever shows it.
  */
 import { randomUUID } from 'node:crypto'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import { createSilentControl } from '../../src/log/control.ts'
 import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
+import { createLedger } from '../../src/runs/ledger.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import { createStop, createStopSession, stopWaitMs } from '../../src/runs/stop.ts'
@@ -36,18 +38,17 @@ for (const kind of databases()) {
       ...options,
       frames: createFrames(log, 1),
       checkpointMs: 60_000,
-      readHistory: async () => [],
-      upstreamFor: ({ id }) => ({
-        provider: 'demo',
-        async *stream(_request, signal) {
-          asked.push(id)
-          signal.addEventListener('abort', () => aborted.push(id))
-          yield* words
-          said.resolve()
-          await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
-        },
-        close: async () => undefined,
-      }),
+      createLedger,
+      async *makeReply({ runId, signal }) {
+        // The real one reads the history first, and a run may be stopped by then.
+        await nextTurn()
+        signal.throwIfAborted()
+        asked.push(runId)
+        signal.addEventListener('abort', () => aborted.push(runId))
+        yield* words
+        said.resolve()
+        await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+      },
     })
     t.teardown(async () => {
       await owned.drain(0, async () => undefined)
