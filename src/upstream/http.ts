@@ -1,7 +1,7 @@
 /**
- * What all providers that stream over HTTP have in common: one POST, one SSE reply, no retry. An adapter says what to send
- * and how the data of an event is read (a `ReplyReader`); how long it may take, when a reply has ended, and what a failure
- * is called is decided here.
+ * What all providers that stream over HTTP have in common, remote agents too: one POST, one SSE reply, no retry. An adapter
+ * says what to send and how the data of an event is read (a `ReplyReader`); how long it may take, when a reply has ended,
+ * and what a failure is called is decided here.
  *
  * An upstream owns its agent (the sockets) and the set of open exchanges, so that `close` can cut them. A stream owns
  * its exchange, one decoder, one parser and one reader, and frees all of them in its `finally`, whoever ends it:
@@ -42,6 +42,9 @@ export interface HttpLimits {
   readonly dispatcher?: Dispatcher
 }
 
+/** For what is made in a config file, where nobody has said otherwise: the same as the gateway's own. */
+export const usualLimits = { firstByteMs: 120_000, idleMs: 60_000, totalMs: 1_800_000 } as const
+
 export interface HttpCall {
   readonly url: URL
   /** In lower case; what all calls have is added. */
@@ -49,23 +52,38 @@ export interface HttpCall {
   readonly body: string
 }
 
-export interface HttpUpstreamOptions extends HttpLimits {
-  readonly provider: string
-  readonly toCall: (request: UpstreamRequest) => HttpCall
-  readonly createReader: (request: UpstreamRequest) => ReplyReader
+export interface HttpStreamOptions<Request, Extra> extends HttpLimits {
+  readonly toCall: (request: Request) => HttpCall
+  readonly createReader: (request: Request) => ReplyReader<Extra>
 }
 
-export function createHttpUpstream(options: HttpUpstreamOptions): Upstream {
-  const { provider, toCall, createReader, firstByteMs, idleMs, totalMs } = options
+export interface HttpUpstreamOptions extends HttpStreamOptions<UpstreamRequest, never> {
+  readonly provider: string
+}
+
+/** The two members of an upstream, for whatever is asked and said. */
+export interface HttpStream<Request, Extra> {
+  stream(request: Request, signal: AbortSignal): AsyncIterable<UpstreamEvent | Extra>
+  close(): Promise<void>
+}
+
+export function createHttpUpstream({ provider, ...options }: HttpUpstreamOptions): Upstream {
+  return { provider, ...createHttpStream(options) }
+}
+
+export function createHttpStream<Request, Extra = never>(
+  options: HttpStreamOptions<Request, Extra>,
+): HttpStream<Request, Extra> {
+  const { toCall, createReader, firstByteMs, idleMs, totalMs } = options
   const ownAgent = options.dispatcher === undefined ? createAgent() : undefined
   const dispatcher = options.dispatcher ?? ownAgent!
   const open = new Set<Exchange>()
   let closed = false
 
   async function* stream(
-    request: UpstreamRequest,
+    request: Request,
     signal: AbortSignal,
-  ): AsyncGenerator<UpstreamEvent, void, undefined> {
+  ): AsyncGenerator<UpstreamEvent | Extra, void, undefined> {
     signal.throwIfAborted()
     if (closed) throw new Problem('upstream_unavailable', 'The connection to the provider is closed.')
     const { url, headers, body } = toCall(request)
@@ -126,7 +144,6 @@ export function createHttpUpstream(options: HttpUpstreamOptions): Upstream {
   }
 
   return {
-    provider,
     stream,
     async close() {
       closed = true
