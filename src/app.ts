@@ -30,6 +30,7 @@ import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
 import { createAgentDesk, createAgents } from './runs/agents.ts'
+import { createAskModel } from './runs/ask.ts'
 import { registerBranches } from './runs/branches.ts'
 import { registerBudgets } from './runs/budget-routes.ts'
 import { createBudgets } from './runs/budgets.ts'
@@ -168,19 +169,32 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     profileOf: catalog.profile,
     logger: server.log,
   })
-  const [summarist] = config.upstream.models.fast
-  const summaries = config.summaries
-    ? createSummaries({
-        db: runDb,
-        choice: summarist,
-        contextTokens: catalog.profile('fast').contextTokens,
-        ask: (request, signal) => catalog.upstreamOf(summarist.provider).stream(request, signal),
-        estimateText: (text) => estimator.estimateText(summarist, text),
-        costOf: (usage) => pricing.costOf(summarist, usage, new Date()) ?? null,
-        logger: server.log,
-        changes,
-      })
-    : undefined
+  const askModel = createAskModel({
+    limits: config.upstream,
+    upstreamOf: catalog.upstreamOf,
+    estimator,
+    onFailed: (run_id, { provider, model }, { code }, pause_ms) => {
+      server.log.warn({ run_id, provider, model, code, pause_ms }, 'a provider failed before it had said anything')
+    },
+  })
+  const summaries = config.summaries ? openSummaries() : undefined
+
+  function openSummaries() {
+    const { plan } = catalog.plansFor({ model: undefined, text: '' }).fast
+    return createSummaries({
+      db: runDb,
+      plan,
+      contextTokens: catalog.profile('fast').contextTokens,
+      ask: ({ messages, maxOutputTokens }, signal) => {
+        const ledger = openLedger()
+        return { ledger, reply: askModel({ ledger, plan, settings: { maxOutputTokens }, messages }, signal) }
+      },
+      estimateText: (text) => estimator.estimateText(plan.candidates[0], text),
+      logger: server.log,
+      changes,
+    })
+  }
+
   const owned = createOwnedRuns({
     db: runDb,
     log,
@@ -193,10 +207,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     afterRun: summaries?.afterRun,
     createLedger: openLedger,
     makeReply: createReplies({
-      limits: config.upstream,
+      askModel,
       totalMs: config.upstream.totalMs,
       readHistory: readRunHistory,
-      upstreamOf: catalog.upstreamOf,
       profileOf: catalog.profile,
       planFor: (model, profile) => catalog.plansFor({ model, text: '' })[profile].plan,
       estimator,
@@ -207,9 +220,6 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       desk: createAgentDesk(runDb, artifacts, changes),
       checkpoint: () => owned.checkpoint(),
       touch: (run) => frames.touch(run),
-      onFailed: ({ runId }, { provider, model }, { code }, pauseMs) => {
-        server.log.warn({ run_id: runId, provider, model, code, pause_ms: pauseMs }, 'a provider failed; trying again')
-      },
     }),
   })
   log.onFenced((runId) => owned.fence(runId))

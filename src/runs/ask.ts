@@ -13,15 +13,95 @@
  * wait besides the provider's is the pause, which ends at once when the signal is aborted.
  */
 import { Problem } from '../errors.ts'
-import type { ModelChoice } from '../upstream/plan.ts'
-import { isVisible, type Upstream, type UpstreamEvent, type UpstreamRequest } from '../upstream/upstream.ts'
+import type { ModelChoice, RunPlan } from '../upstream/plan.ts'
+import {
+  isVisible,
+  type ModelSettings,
+  type ToolChoice,
+  type ToolDefinition,
+  type Upstream,
+  type UpstreamEvent,
+  type UpstreamMessage,
+  type UpstreamRequest,
+} from '../upstream/upstream.ts'
+import type { Estimator } from './estimate.ts'
 import type { Ledger } from './ledger.ts'
+import { pause } from './run.ts'
 
 export interface AskLimits {
   /** Further tries of one model. */
   readonly retries: number
   /** The first pause before another try; it doubles with each. */
   readonly retryMs: number
+}
+
+/** How this process asks models. */
+export interface AskModelOptions {
+  readonly limits: AskLimits
+  /** @throws Problem `upstream_rejected` when the provider is not configured (any more) */
+  readonly upstreamOf: (provider: string) => Upstream
+  readonly estimator: Pick<Estimator, 'estimateMessages' | 'estimateText'>
+  /** Told of a call of a provider that failed before anything was shown; see `AskOptions`. */
+  readonly onFailed: (runId: string | undefined, ...failure: Parameters<AskOptions['onFailed']>) => void
+  readonly random?: () => number
+}
+
+export interface Question {
+  /** For the log; absent: of no run. */
+  readonly runId?: string
+  readonly ledger: Ledger
+  readonly plan: RunPlan
+  readonly settings: ModelSettings
+  readonly messages: readonly UpstreamMessage[]
+  readonly tools?: readonly ToolDefinition[]
+  readonly toolChoice?: ToolChoice | undefined
+}
+
+export type AskModel = (question: Question, signal: AbortSignal) => ReturnType<typeof ask>
+
+/** @returns what asks the models of a plan, with the same tries for whoever asks */
+export function createAskModel({
+  limits,
+  upstreamOf,
+  estimator,
+  onFailed,
+  random = Math.random,
+}: AskModelOptions): AskModel {
+  return ({ runId, ledger, plan, settings, messages, tools = [], toolChoice }, signal) => {
+    const { temperature, effort, maxOutputTokens } = settings
+    return ask(
+      {
+        ...limits,
+        random,
+        pause,
+        candidates: plan.candidates,
+        upstreamOf,
+        ledger,
+        promptTokens: (choice) =>
+          estimator.estimateMessages(choice, messages) + estimateTools(estimator, choice, tools),
+        requestFor: ({ model }) => ({
+          model,
+          messages,
+          ...(temperature === undefined ? {} : { temperature }),
+          ...(effort === undefined ? {} : { effort }),
+          ...(maxOutputTokens === undefined ? {} : { maxOutputTokens }),
+          ...(tools.length === 0 ? {} : { tools }),
+          ...(tools.length === 0 || toolChoice === undefined ? {} : { toolChoice }),
+        }),
+        onFailed: (...failure) => onFailed(runId, ...failure),
+      },
+      signal,
+    )
+  }
+}
+
+/** Tokens of what a model is told of tools. */
+export function estimateTools(
+  estimator: Pick<Estimator, 'estimateText'>,
+  choice: ModelChoice,
+  tools: readonly ToolDefinition[],
+): number {
+  return tools.length === 0 ? 0 : estimator.estimateText(choice, JSON.stringify(tools))
 }
 
 export interface AskOptions extends AskLimits {

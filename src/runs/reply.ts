@@ -17,10 +17,10 @@
 import { Problem } from '../errors.ts'
 import type { History, HistoryMessage } from '../sessions/context.ts'
 import type { Agent, AgentContext, AgentEvent, AgentQuestion } from '../upstream/agent.ts'
-import type { ModelChoice, Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
-import type { ModelSettings, ToolDefinition, Upstream, UpstreamEvent, UpstreamMessage } from '../upstream/upstream.ts'
+import type { Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
+import type { ToolDefinition, UpstreamEvent, UpstreamMessage } from '../upstream/upstream.ts'
 import { type AgentDesk, type Agents, cleanTitle, createAgentFilter, untilAborted } from './agents.ts'
-import { type AskLimits, ask } from './ask.ts'
+import { type AskModel, estimateTools } from './ask.ts'
 import type { EndedCall } from './draft.ts'
 import type { Estimator } from './estimate.ts'
 import type { RunFacts, RunRequest } from './model.ts'
@@ -29,12 +29,10 @@ import { limitTime, type ToolAnswer, type Tools } from './tools.ts'
 import { fitMessages, windowTokens } from './window.ts'
 
 export interface ReplyOptions {
-  readonly limits: AskLimits
+  readonly askModel: AskModel
   /** Longest duration of an agent's reply. */
   readonly totalMs: number
   readonly readHistory: (facts: RunFacts) => Promise<History>
-  /** @throws Problem `upstream_rejected` when the provider is not configured (any more) */
-  readonly upstreamOf: (provider: string) => Upstream
   readonly profileOf: (name: ProfileName) => Profile
   /** The plan for a model that is asked for by name. @throws Problem `invalid_request` */
   readonly planFor: (model: string, profile: ProfileName) => RunPlan
@@ -46,9 +44,6 @@ export interface ReplyOptions {
   /** Viewers are to be told what the draft has gained. */
   readonly touch: (run: ActiveRun) => void
   readonly estimator: Pick<Estimator, 'estimateMessages' | 'estimateText'>
-  /** Told of a call of a provider that failed before anything was shown. */
-  readonly onFailed: (run: ActiveRun, choice: ModelChoice, problem: Problem, pauseMs: number | undefined) => void
-  readonly random?: () => number
 }
 
 export type MakeReply = (run: ActiveRun) => AsyncIterable<AgentEvent>
@@ -63,7 +58,7 @@ const pauseMaxMs = 2000
 const askedUnitsMax = 2_000_000
 
 export function createReplies(options: ReplyOptions): MakeReply {
-  const { tools, agents, desk, touch, estimator, random = Math.random } = options
+  const { askModel, tools, agents, desk, touch, estimator } = options
 
   /** Tries what needs the database until it answers, for {@link waitMs}. */
   async function patiently<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
@@ -79,9 +74,6 @@ export function createReplies(options: ReplyOptions): MakeReply {
     }
   }
 
-  const tokensOfTools = (choice: ModelChoice, offered: readonly ToolDefinition[]): number =>
-    offered.length === 0 ? 0 : estimator.estimateText(choice, JSON.stringify(offered))
-
   /** What the models of a plan are told: as much of the conversation as fits into the window, the newest of it. */
   function fit(
     run: ActiveRun,
@@ -96,7 +88,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
     const { messages, ...more } = history
     const fitted = fitMessages([...systemMessage(settings), ...messages, ...said], {
       ...more,
-      budgetTokens: windowTokens(settings, tokensOfTools(choice, offered)),
+      budgetTokens: windowTokens(settings, estimateTools(estimator, choice, offered)),
       estimate: (message) => estimator.estimateMessages(choice, [message]),
     })
     run.fold ??= fitted.fold
@@ -108,41 +100,6 @@ export function createReplies(options: ReplyOptions): MakeReply {
     const settings = options.profileOf(profile)
     const limit = requestOf(facts).max_output_tokens
     return limit === undefined ? settings : { ...settings, maxOutputTokens: limit }
-  }
-
-  interface Question {
-    readonly run: ActiveRun
-    readonly plan: RunPlan
-    readonly settings: ModelSettings
-    readonly messages: readonly UpstreamMessage[]
-    readonly tools: readonly ToolDefinition[]
-    readonly toolChoice: RunRequest['tool_choice']
-  }
-
-  function askModel({ run, plan, settings, messages, tools: offered, toolChoice }: Question, signal: AbortSignal) {
-    const { temperature, effort, maxOutputTokens } = settings
-    return ask(
-      {
-        ...options.limits,
-        random,
-        pause,
-        candidates: plan.candidates,
-        upstreamOf: options.upstreamOf,
-        ledger: run.ledger,
-        promptTokens: (choice) => estimator.estimateMessages(choice, messages) + tokensOfTools(choice, offered),
-        requestFor: ({ model }) => ({
-          model,
-          messages,
-          ...(temperature === undefined ? {} : { temperature }),
-          ...(effort === undefined ? {} : { effort }),
-          ...(maxOutputTokens === undefined ? {} : { maxOutputTokens }),
-          ...(offered.length === 0 ? {} : { tools: offered }),
-          ...(offered.length === 0 || toolChoice === undefined ? {} : { toolChoice }),
-        }),
-        onFailed: (choice, problem, pauseMs) => options.onFailed(run, choice, problem, pauseMs),
-      },
-      signal,
-    )
   }
 
   async function* replyOfModel(
@@ -162,7 +119,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
       const offered = [...ownTools, ...clientTools]
       const reply = askModel(
         {
-          run,
+          ...askerOf(run),
           plan,
           settings: profile,
           messages: fit(run, plan, profile, history, offered, step === 1 ? [] : [saidSoFar(run)]),
@@ -270,12 +227,11 @@ export function createReplies(options: ReplyOptions): MakeReply {
     const askOf = (question: AgentQuestion): AsyncIterable<UpstreamEvent> =>
       askModel(
         {
-          run,
+          ...askerOf(run),
           plan: question.model === undefined ? plan : options.planFor(question.model, plan.profile),
           settings: { ...profile, ...question },
           messages: [...systemMessage(profile), ...question.messages],
-          tools: question.tools ?? [],
-          toolChoice: undefined,
+          ...(question.tools === undefined ? {} : { tools: question.tools }),
         },
         signal,
       )
@@ -300,6 +256,8 @@ export function createReplies(options: ReplyOptions): MakeReply {
     else yield* replyOfAgent(run, agents.get(request.agent), request, history)
   }
 }
+
+const askerOf = ({ runId, ledger }: ActiveRun) => ({ runId, ledger })
 
 const stepsExhausted = { code: 'steps_exhausted', message: `A reply may call tools ${stepsMax - 1} times.` }
 
