@@ -4,7 +4,7 @@
  * of it that are used. What is sent is written by ai-sdk-prompt, what comes back is read by ai-sdk-parts.
  *
  *     // verbatim.config.ts
- *     export default { upstreams: [fromAiSdk(createBedrock()('amazon.nova-pro'), { provider: 'nova' })] }
+ *     export default { upstreams: [fromAiSdk(createAmazonBedrock()('amazon.nova-pro-v1:0'), { provider: 'nova' })] }
  *
  * The socket is the SDK's: its fetch gives up by itself after 300 s of silence, it shows no comments of a stream as signs
  * of life, and `close` only aborts what is open. An upstream owns the set of its open streams; a stream owns two timers, a
