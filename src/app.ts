@@ -385,6 +385,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('onClose', async () => {
     await keys?.close()
     await catalog.close()
+    await agents.close()
     refresh?.close()
     live.close()
     await log.close()

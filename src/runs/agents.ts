@@ -22,6 +22,8 @@ import { replyUnitsMax } from '../upstream/reader.ts'
 export interface Agents {
   /** @throws Problem `invalid_request` */
   get(id: string): Agent
+  /** Those that have something to close. */
+  close(): Promise<void>
 }
 
 /** @throws Error when an agent cannot be registered */
@@ -38,6 +40,10 @@ export function createAgents(registered: readonly Agent[]): Agents {
       const agent = agents.get(id)
       if (agent === undefined) throw new Problem('invalid_request', 'agent_id names no agent of this server.')
       return agent
+    },
+    async close() {
+      // One that fails at it must not keep the others, and then the stores, open.
+      await Promise.allSettled([...agents.values()].map((agent) => agent.close?.()))
     },
   }
 }
@@ -145,14 +151,17 @@ export async function* untilAborted<T>(
   signal: AbortSignal,
 ): AsyncGenerator<T, void, undefined> {
   const iterator = source[Symbol.asyncIterator]()
-  const aborted = Promise.withResolvers<never>()
-  aborted.promise.catch(() => undefined) // it may come when nobody waits
-  const onAbort = () => aborted.reject(signal.reason)
+  let give: ((reason: unknown) => void) | undefined
+  const onAbort = () => give?.(signal.reason)
   signal.addEventListener('abort', onAbort, { once: true })
   try {
     for (;;) {
       signal.throwIfAborted()
-      const next = await Promise.race([iterator.next(), aborted.promise])
+      // One promise for each event: a race with one that lives as long as the reply would hold on to all of them.
+      const next = await new Promise<IteratorResult<T>>((resolve, reject) => {
+        give = reject
+        iterator.next().then(resolve, reject)
+      })
       if (next.done === true) return
       yield next.value
     }

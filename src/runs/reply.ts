@@ -17,7 +17,7 @@
 import { Problem } from '../errors.ts'
 import type { History, HistoryMessage } from '../sessions/context.ts'
 import type { Agent, AgentContext, AgentEvent, AgentQuestion } from '../upstream/agent.ts'
-import type { Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
+import type { ModelChoice, Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
 import type { ToolDefinition, UpstreamEvent, UpstreamMessage } from '../upstream/upstream.ts'
 import { type AgentDesk, type Agents, cleanTitle, createAgentFilter, untilAborted } from './agents.ts'
 import { type AskModel, estimateTools } from './ask.ts'
@@ -198,6 +198,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
     const messages = fit(run, plan, window, history, [])
     const request = { runId: id, sessionId: session_id, messageId: message_id, messages, metadata }
     const filter = createAgentFilter()
+    let asked: ModelChoice | undefined
     try {
       for await (const raw of untilAborted(agent.reply(request, context, limit.signal), limit.signal)) {
         const event = filter(raw)
@@ -210,8 +211,11 @@ export function createReplies(options: ReplyOptions): MakeReply {
           if (title === undefined || !(await desk.setTitle(session_id, title))) continue
           run.draft.say({ type: 'title', data: { title } })
           touch(run)
-        } else if (event.type === 'usage') run.ledger.add(undefined, event.usage)
-        else yield event
+        } else if (event.type === 'usage') run.ledger.add(asked, event.usage)
+        else {
+          if (event.type === 'response') asked = choiceOf(event.model)
+          yield event
+        }
       }
     } catch (error) {
       if (!run.signal.aborted && limit.isOver) {
@@ -264,6 +268,12 @@ const stepsExhausted = { code: 'steps_exhausted', message: `A reply may call too
 /** What was asked for; of a run that an older version accepted, what its row says. */
 export function requestOf({ request, mode, provider, model }: RunFacts): RunRequest {
   return request ?? { candidates: [{ provider, model }], profile: mode === 'adaptive' ? 'balanced' : mode }
+}
+
+/** Of `provider:model`. */
+function choiceOf(name: string | undefined): ModelChoice | undefined {
+  const [provider = '', ...rest] = (name ?? '').split(':')
+  return rest.length === 0 ? undefined : { provider, model: rest.join(':') }
 }
 
 const systemMessage = ({ systemPrompt }: Profile): HistoryMessage[] =>
