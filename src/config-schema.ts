@@ -3,8 +3,8 @@
  * never the value. What only the variables beside it can tell (a provider that is not there, a key that is not set) is
  * checked in config-models.
  */
+import { Ajv, type ErrorObject } from 'ajv'
 import { type Static, type TSchema, Type } from 'typebox'
-import { Value } from 'typebox/value'
 import { budgetTokensMax, ConfigError, usdPattern } from './config-values.ts'
 import { Price } from './upstream/price-table.ts'
 import { maxTokensFields, providerKinds } from './upstream/providers.ts'
@@ -104,20 +104,21 @@ export function inFile(path: string): string {
  * @throws ConfigError naming the place that is wrong
  */
 export function checkConfigFile(value: unknown): ConfigFile {
-  if (Value.Check(ConfigFile, value)) return value
-  const [fault] = Value.Errors(ConfigFile, value)
+  if (ajv.validate(ConfigFile, value)) return value as ConfigFile
+  const [fault] = ajv.errors ?? []
   throw new ConfigError(fault === undefined ? 'The config file cannot be used' : describeFault(fault))
 }
 
-type Fault = ReturnType<typeof Value.Errors>[number]
+// It compiles the schema when there is a file.
+const ajv = new Ajv({ coerceTypes: false, removeAdditional: false, strict: false })
 
-function describeFault({ keyword, instancePath, schemaPath, params, message }: Fault): string {
-  const path = pathOf(instancePath)
-  const details = params as Readonly<Record<string, readonly string[] | undefined>>
+function describeFault({ keyword, instancePath, schemaPath, params, message }: ErrorObject): string {
+  const inner = keyword === 'additionalProperties' ? params.additionalProperty : params.missingProperty
+  const path = pathOf(inner === undefined ? instancePath : `${instancePath}/${inner}`)
   if (path === '') return 'The config file must hold an object'
-  if (keyword === 'boolean') return `${inFile(path)} is not known`
-  if (keyword === 'enum') return `${inFile(path)} must be one of ${details.allowedValues?.join(', ')}`
-  if (keyword === 'required') return `${inFile(`${path}.${details.requiredProperties?.[0]}`)} must be set`
+  if (keyword === 'additionalProperties') return `${inFile(path)} is not known`
+  if (keyword === 'enum') return `${inFile(path)} must be one of ${params.allowedValues?.join(', ')}`
+  if (keyword === 'required') return `${inFile(path)} must be set`
   const description = descriptionAt(schemaPath)
   return description === undefined ? `${inFile(path)} ${message}` : `${inFile(path)} must be ${description}`
 }
@@ -134,7 +135,8 @@ function pathOf(pointer: string): string {
 function descriptionAt(schemaPath: string): string | undefined {
   const schema = schemaPath
     .split('/')
-    .slice(1)
+    // Without the keyword that was not kept.
+    .slice(1, -1)
     .reduce<unknown>((at, name) => (at as Readonly<Record<string, unknown>> | undefined)?.[name], ConfigFile)
   const { description } = (schema ?? {}) as TSchema & { readonly description?: unknown }
   return typeof description === 'string' ? description : undefined

@@ -134,9 +134,9 @@ export interface Config {
  * @param fileContents what the config file holds (config-file.ts); its functions are looked at and left out
  * @throws ConfigError naming the variable or the place that is wrong
  */
-export function readConfig(env: Variables, fileContents: unknown = {}): Config {
+export function readConfig(env: Variables, fileContents?: unknown): Config {
   const known = readEnvironment(env)
-  const file = checkConfigFile(fileContents)
+  const file = fileContents === undefined ? {} : checkConfigFile(fileContents)
   const corsOrigins = readOrigins(known.CORS_ORIGINS)
   if (corsOrigins.includes('*') && known.COOKIE_SAMESITE === 'none') {
     // Browsers would send the cookie with what any page in the world asks, and every origin would be welcome.

@@ -5,10 +5,9 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
-import { Ajv } from 'ajv'
-import ajvFormats from 'ajv-formats'
 import fastify, { type FastifyBaseLogger, type FastifyInstance, LogController, type RawServerDefault } from 'fastify'
 import { Problem } from '../errors.ts'
+import { compileLater, createAjv } from './ajv.ts'
 import { answerBrokenRequest, problems, sendProblem } from './problem.ts'
 
 export type Server = FastifyInstance<
@@ -72,7 +71,9 @@ export function createServer({ logLevel, trustedProxies = [], logStream }: Serve
   const strict = createAjv(false)
   // Everything in a URL is text, so there, and only there, "5" may be read as 5.
   const lenient = createAjv(true)
-  app.setValidatorCompiler(({ schema, httpPart }) => (httpPart === 'body' ? strict : lenient).compile(schema as object))
+  app.setValidatorCompiler(({ schema, httpPart }) =>
+    compileLater(httpPart === 'body' ? strict : lenient, schema as object),
+  )
   // Response schemas are for the documents; a serializer made from them would drop what they do not name.
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
 
@@ -113,14 +114,6 @@ export function createServer({ logLevel, trustedProxies = [], logStream }: Serve
     )
   })
   return app
-}
-
-function createAjv(coerceTypes: boolean): Ajv {
-  const ajv = new Ajv({ coerceTypes, removeAdditional: false, useDefaults: false, allErrors: false, strict: false })
-  ajvFormats.default(ajv)
-  // The library's own takes a `urn:uuid:` prefix, which Postgres does not.
-  ajv.addFormat('uuid', /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i)
-  return ajv
 }
 
 /** What may be logged of an error: drivers put SQL and its parameters, which can be people's words, into other members. */

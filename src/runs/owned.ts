@@ -49,6 +49,7 @@ export interface LiveRun {
 }
 
 function toLive({ runId, facts, phase, round, draft, ledger, lastActivityAt }: ActiveRun): LiveRun {
+  const spent = ledger.totals()
   const outputTokens = draft.usage?.output_tokens
   const counted = outputTokens === undefined ? {} : { outputTokens }
   return {
@@ -56,7 +57,7 @@ function toLive({ runId, facts, phase, round, draft, ledger, lastActivityAt }: A
     sessionId: facts.session_id,
     phase,
     roundNumber: round,
-    costUsd: ledger.totals().costUsd,
+    ...(spent.usage === undefined ? {} : { costUsd: spent.costUsd }),
     ...counted,
     lastActivityAt,
   }

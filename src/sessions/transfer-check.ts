@@ -3,9 +3,9 @@
  * whole file before anything of it is used; whoever sent it is told the line and the field that are wrong. Nothing is kept,
  * and nothing waits.
  */
-import { Type } from 'typebox'
-import { Compile, type Validator } from 'typebox/compile'
+import { type Static, type TSchema, Type } from 'typebox'
 import { Problem } from '../errors.ts'
+import { createAjv } from '../http/ajv.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
 import { contentOf } from '../log/event.ts'
 import { jsonType } from './artifact-model.ts'
@@ -28,43 +28,32 @@ import type { Conversation } from './transfer-import.ts'
 const metadataBytesSlack = 2048
 
 // Row by row: a list of what is wrong with ten thousand messages would take seconds to make.
-const checkDocument = Compile(
-  Type.Object(
-    {
-      ...SessionDocument.properties,
-      session: Type.Unknown(),
-      messages: Type.Array(Type.Unknown(), { maxItems: importedMessagesMax }),
-      artifacts: Type.Array(Type.Unknown(), { maxItems: importedArtifactsMax }),
-    },
-    { additionalProperties: false },
-  ),
+const Document = Type.Object(
+  {
+    ...SessionDocument.properties,
+    session: Type.Unknown(),
+    messages: Type.Array(Type.Unknown(), { maxItems: importedMessagesMax }),
+    artifacts: Type.Array(Type.Unknown(), { maxItems: importedArtifactsMax }),
+  },
+  { additionalProperties: false },
 )
-const checkSession = Compile(ExportedSession)
-const checkMessage = Compile(ExportedMessage)
-const checkArtifact = Compile(ExportedArtifact)
-const checkType = Compile(Type.Object({ type: Type.Enum(Object.keys(lineSchemas) as (keyof typeof lineSchemas)[]) }))
-const checkLine = {
-  export: Compile(lineSchemas.export),
-  session: Compile(lineSchemas.session),
-  message: Compile(lineSchemas.message),
-  artifact: Compile(lineSchemas.artifact),
-  end: Compile(lineSchemas.end),
-} as const
+const Line = Type.Object({ type: Type.Enum(Object.keys(lineSchemas) as (keyof typeof lineSchemas)[]) })
+const ajv = createAjv(false)
 
 /**
  * A file of one session.
  * @throws Problem `invalid_request` or `too_large` that names the field
  */
 export function readDocument(body: unknown): Conversation {
-  assertValid(checkDocument, body, 'body')
+  assertValid(Document, body, 'body')
   const { session } = body
-  assertValid(checkSession, session, 'body/session')
+  assertValid(ExportedSession, session, 'body/session')
   const messages = body.messages.map((message, index) => {
-    assertValid(checkMessage, message, `body/messages/${index}`)
+    assertValid(ExportedMessage, message, `body/messages/${index}`)
     return message
   })
   const artifacts = body.artifacts.map((artifact, index) => {
-    assertValid(checkArtifact, artifact, `body/artifacts/${index}`)
+    assertValid(ExportedArtifact, artifact, `body/artifacts/${index}`)
     return artifact
   })
   return settle({ session, messages, artifacts }, 'body/session', (list, index) => `body/${list}/${index}`)
@@ -131,35 +120,28 @@ function readLine(source: string, parse: (line: string) => unknown, place: strin
   } catch (error) {
     throw new Problem('invalid_request', `${place} is not JSON.`, { cause: error })
   }
-  assertValid(checkType, value, place)
-  const check: Validator = checkLine[value.type]
-  assertValid(check, value, place)
+  assertValid(Line, value, place)
+  const schema: TSchema = lineSchemas[value.type]
+  assertValid(schema, value, place)
   return value as ExportLine
 }
 
 /** @throws Problem that names the first field which is not as it has to be */
-function assertValid<Value>(
-  check: { Check(value: unknown): value is Value; Errors(value: unknown): readonly Fault[] },
+function assertValid<Schema extends TSchema>(
+  schema: Schema,
   value: unknown,
   place: string,
-): asserts value is Value {
-  if (check.Check(value)) return
-  const faults = check.Errors(value)
+): asserts value is Static<Schema> {
+  if (ajv.validate(schema, value)) return
+  const faults = ajv.errors ?? []
   const fault = faults.find(({ keyword }) => keyword !== 'boolean' && keyword !== 'const') ?? faults[0]
-  const { additionalProperties: [unknownField] = [] } = (fault?.params ?? {}) as { additionalProperties?: string[] }
+  const { additionalProperty: unknownField } = (fault?.params ?? {}) as { additionalProperty?: string }
   const where = `${place}${fault?.instancePath ?? ''}`
   if (unknownField !== undefined) {
     throw new Problem('invalid_request', `${where} has an unknown field: ${unknownField.slice(0, 64)}.`)
   }
   const tooLong = fault?.keyword === 'maxLength' || fault?.keyword === 'maxItems'
   throw new Problem(tooLong ? 'too_large' : 'invalid_request', `${where} ${fault?.message ?? 'is not valid'}.`)
-}
-
-interface Fault {
-  readonly keyword: string
-  readonly instancePath: string
-  readonly message: string
-  readonly params: object
 }
 
 const misplaced = (place: string, type: string) =>

@@ -236,7 +236,7 @@ for (const database of databases()) {
         ['', linesType, 400, /./],
         ['\ud800', linesType, 400, /./],
         [text, 'application/json', 400, /./],
-        [JSON.stringify(document), linesType, 400, /^line 1 must have required properties type/],
+        [JSON.stringify(document), linesType, 400, /^line 1 must have required property 'type'/],
         ['', 'application/json', 400, /^body /],
         ['null', 'application/json', 400, /^body /],
         ['{"format":"verbatim.session"}', 'application/json', 400, /^body /],
