@@ -224,12 +224,15 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
     /** What an owner has spent today, and may. @throws Problem `db_unavailable` */
     async readUsage(owner: Owner) {
       const own = limitsOf(owner)
-      // Without a budget nothing is booked; then it is what the runs say that are still there.
+      // Without a budget nothing is booked; then it is what the runs say of the sessions that are there. One in which a run
+      // has ended today was active today, for which there is an index.
       const figures =
         own === undefined
           ? sql`
-            select coalesce(sum(cost), 0) as spent_cost, sum((usage ->> 'total_tokens')::numeric) as spent_tokens, 0 as reserved_cost
-            from chat_runs where owner = ${owner.key} and ended_at >= ${dayBegin}`
+            select sum(r.cost) as spent_cost, sum((r.usage ->> 'total_tokens')::numeric) as spent_tokens, 0 as reserved_cost
+            from chat_sessions s join chat_runs r on r.session_id = s.id
+            where s.owner = ${owner.key} and s.deleted_at is null and s.last_activity_at >= ${dayBegin}
+              and r.ended_at >= ${dayBegin}`
           : sql`select spent_cost, spent_tokens, reserved_cost from budget_days where scope = ${owner.key} and day = ${today}`
       const [row] = await db.rows<{
         day: string
