@@ -171,6 +171,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
       and ((select started_run_id from request) is null or s.version = (select version from request))`
     const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode`
     const more = JSON.stringify(wishes.agent_id === undefined ? {} : { agent: wishes.agent_id })
+    const picked = sql`(case
+      when session.message_count - ${written}::int >= (choice.value -> 'later' ->> 'from')::int then choice.value -> 'later'
+      else choice.value
+    end)`
     // Only what may make its session inserts one: of a session that is purged at this moment, nothing may come back.
     const session = sessionExists
       ? sql`
@@ -218,16 +222,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           seen.active_run_id,
           case when seen.active_run_id is null then ${ids.run}::uuid end as started_run_id
         from (select 1) one left join seen on true
-      ), session as (${session}), chosen as (
-        select session.mode, case
-          when session.message_count - ${written}::int >= (mode.value -> 'later' ->> 'from')::int then mode.value -> 'later'
-          else mode.value
-        end as value
-        from session join jsonb_each(${JSON.stringify(plans)}::jsonb) mode on mode.key = session.mode
-      ), choice as (
-        select mode, value -> 'plan' || ${more}::jsonb as request,
-          ${hold?.reservation(sql`value -> 'hold'`, sessionId) ?? sql`null::jsonb`} as reservation
-        from chosen
+      ), session as (${session}), choice as (
+        select session.mode, ${picked} -> 'plan' || ${more}::jsonb as request,
+          ${hold?.reservation(sql`${picked} -> 'hold'`, sessionId) ?? sql`null::jsonb`} as reservation
+        from session join jsonb_each(${JSON.stringify(plans)}::jsonb) choice on choice.key = session.mode
       ), run as (
         insert into chat_runs (
           id, session_id, user_message_id, message_id, kind, status, mode, provider, model, request, reservation, instance_id,
