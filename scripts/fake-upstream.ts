@@ -1,6 +1,8 @@
 /**
- * A scripted provider that speaks OpenAI's chat completions over real HTTP: for tests (as a module) and for a look at
- * the gateway without a key (as a program: `node scripts/fake-upstream.ts --help`).
+ * A scripted provider over real HTTP: for tests (as a module) and for a look at the gateway without a key (as a program:
+ * `node scripts/fake-upstream.ts --help`). It speaks OpenAI's chat completions, Anthropic's Messages (POST /v1/messages)
+ * and Gemini's streamGenerateContent (POST /v1beta/models/<model>:streamGenerateContent); the path says which, and
+ * `call.dialect` tells the script. The chunks of each are in fake-dialects.ts.
  *
  * A script is a function from the recorded call to an async iterable of steps. A step is bytes to write (each step is
  * one write, followed by one turn of the event loop), `head(…)` for the status, or `reset()`. Awaiting within a script is
@@ -28,8 +30,13 @@ import type { AddressInfo } from 'node:net'
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises'
 import { pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
+import { type DialectName, dialectOf, dialects, errorShapes } from './fake-dialects.ts'
+
+export { chunk, doneMarker, errorShapes, sse, usageChunk } from './fake-dialects.ts'
 
 const requestBytesMax = 64 * 1024 * 1024
+/** What every reply says that it read. */
+const inputTokens = 8
 
 export interface FakeCall {
   /** From 0, in order of arrival. */
@@ -37,11 +44,12 @@ export interface FakeCall {
   readonly method: string
   readonly path: string
   readonly headers: IncomingHttpHeaders
+  readonly dialect: DialectName
   /** The body as it came. */
   readonly text: string
-  /** The body parsed; undefined when it is not JSON. */
+  /** The body parsed, typed as OpenAI's; undefined when it is not JSON. */
   readonly body: ChatBody | undefined
-  /** The last user message; '' when there is none. */
+  /** The last thing that the user said; '' when there is none. */
   readonly message: string
   /** Resolves when the exchange is over; `aborted` when the client left before the script had ended. */
   readonly closed: Promise<{ readonly aborted: boolean }>
@@ -65,8 +73,10 @@ export type Steps = AsyncIterable<Step> | Iterable<Step>
 export type Script = (call: FakeCall) => Steps
 
 export interface FakeUpstream {
-  /** The base URL, ending in /v1. */
+  /** The base URL, ending in /v1, for OpenAI's and Anthropic's dialect. */
   readonly url: string
+  /** The base URL, ending in /v1beta. */
+  readonly geminiUrl: string
   readonly calls: readonly FakeCall[]
   /** Connections that are open now. */
   readonly socketCount: number
@@ -128,15 +138,18 @@ export async function startFakeUpstream(
     })
 
     const text = await readText(request)
-    const body = parseBody(text)
+    const body = parseJson(text) as ChatBody | undefined
+    const path = request.url ?? ''
+    const dialect = dialectOf(path)
     const call: FakeCall = {
       index: calls.length,
       method: request.method ?? '',
-      path: request.url ?? '',
+      path,
       headers: request.headers,
+      dialect,
       text,
       body,
-      message: body?.messages?.findLast((message) => message.role === 'user')?.content ?? '',
+      message: dialects[dialect].readMessage(body),
       closed: left.promise,
       aborted: aborted.promise,
     }
@@ -180,9 +193,11 @@ export async function startFakeUpstream(
   server.listen(options.port ?? 0, options.host ?? '127.0.0.1')
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo
+  const origin = `http://${options.host ?? '127.0.0.1'}:${port}`
 
   return {
-    url: `http://${options.host ?? '127.0.0.1'}:${port}/v1`,
+    url: `${origin}/v1`,
+    geminiUrl: `${origin}/v1beta`,
     calls,
     get socketCount() {
       return socketCount
@@ -235,41 +250,6 @@ export function reset(): Step {
   return { reset: true }
 }
 
-/** One SSE event with `data` as JSON. */
-export function sse(data: unknown, event?: string): string {
-  return `${event === undefined ? '' : `event: ${event}\n`}data: ${JSON.stringify(data)}\n\n`
-}
-
-/** One chunk of choice 0. @param members further members of the chunk, such as `usage` */
-export function chunk(
-  delta: Readonly<Record<string, unknown>>,
-  finishReason: string | null = null,
-  members: Readonly<Record<string, unknown>> = {},
-): string {
-  return sse({
-    id: 'chatcmpl-fake',
-    object: 'chat.completion.chunk',
-    created: 1_700_000_000,
-    model: 'fake',
-    choices: [{ index: 0, delta, finish_reason: finishReason }],
-    ...members,
-  })
-}
-
-export const doneMarker = 'data: [DONE]\n\n'
-
-/** The last chunk of OpenAI's stream: no choices, only the usage. */
-export function usageChunk(input: number, output: number): string {
-  return sse({
-    id: 'chatcmpl-fake',
-    object: 'chat.completion.chunk',
-    created: 1_700_000_000,
-    model: 'fake',
-    choices: [],
-    usage: { prompt_tokens: input, completion_tokens: output, total_tokens: input + output },
-  })
-}
-
 export interface SayOptions {
   /** The reply, one chunk a word. */
   readonly text?: string
@@ -277,21 +257,42 @@ export interface SayOptions {
   readonly tokens?: number
   /** Between two chunks; 0 for as fast as the client reads. */
   readonly paceMs?: number
+  /** In OpenAI's words, or one of the dialect's own. */
   readonly finishReason?: string
+  /** `call.dialect`; OpenAI's when it is not named. */
+  readonly dialect?: DialectName
 }
 
-/** A whole reply: chunks, finish reason, usage, `[DONE]`. */
+/** A whole reply: chunks, finish reason, usage, and the end marker where there is one. */
 export async function* say(options: SayOptions = {}): AsyncGenerator<Step> {
   const words = wordsOf(options)
-  yield* speak(words, options.paceMs ?? 0)
-  yield chunk({}, options.finishReason ?? 'stop')
-  yield usageChunk(8, words.length)
-  yield doneMarker
+  const dialect = options.dialect ?? 'openai'
+  yield* speak(words, options.paceMs ?? 0, dialect)
+  yield* dialects[dialect].end(options.finishReason ?? 'stop', inputTokens, words.length)
 }
 
 /** The chunks of a reply and then nothing: follow it with what is to go wrong. */
 export async function* begin(options: SayOptions = {}): AsyncGenerator<Step> {
-  yield* speak(wordsOf(options), options.paceMs ?? 0)
+  yield* speak(wordsOf(options), options.paceMs ?? 0, options.dialect ?? 'openai')
+}
+
+export interface ToolCallOptions {
+  readonly name: string
+  readonly input?: Readonly<Record<string, unknown>>
+  /** Said before it; nothing when it is not given. */
+  readonly text?: string
+  /** Unlike that of other calls of the conversation; Gemini's dialect sends none. */
+  readonly id?: string
+  readonly dialect?: DialectName
+}
+
+/** A whole reply that calls a tool. */
+export async function* callTool(options: ToolCallOptions): AsyncGenerator<Step> {
+  const { name, input = {}, text = '', id = 'call_fake', dialect = 'openai' } = options
+  const words = wordsOf({ text })
+  yield* speak(words, 0, dialect)
+  yield* dialects[dialect].call({ id, name, input })
+  yield* dialects[dialect].end('tool_calls', inputTokens, words.length + 1)
 }
 
 /** Answers with a status that is an error. */
@@ -336,19 +337,10 @@ export function createRandom(seed: number): () => number {
   }
 }
 
-/** An error after the status was sent, in the shapes that providers use. */
-export const errorShapes = {
-  chunk: sse({ id: 'x', choices: [{ index: 0, delta: {} }], error: { code: 502, message: 'broken' } }),
-  event: sse({ error: { message: 'broken', type: 'server_error' } }, 'error'),
-  field: 'error: {"message":"broken","type":"server_error"}\n\n',
-  bare: '{"error":{"message":"broken","type":"server_error"}}\n',
-  page: '<!DOCTYPE html>\n<html><body>502 Bad Gateway</body></html>\n',
-  corrupt: 'data: {"id":"x","choices":[{"index":0,"del\n\n',
-} as const
-
 const usage = `Usage: node scripts/fake-upstream.ts [--port 9000] [--host 127.0.0.1] [--tokens 200] [--pace 25]
 
-A scripted OpenAI-compatible provider. Point the gateway at it with OPENAI_BASE_URL=http://127.0.0.1:9000/v1.
+A scripted provider that speaks as OpenAI, Anthropic and Gemini do. Point the gateway at it with
+OPENAI_BASE_URL=http://127.0.0.1:9000/v1; Anthropic's URL is the same, Gemini's ends in /v1beta.
 The last user message says what it does:
 
   (anything)            a reply of --tokens words, one each --pace ms
@@ -360,12 +352,22 @@ The last user message says what it does:
   /fin 10               10 words, and then a clean end without [DONE]
   /reset 10             10 words, and then RST
   /error event 10       10 words, and then an error: ${Object.keys(errorShapes).join(', ')}
+  /tool name {"a":1}    calls that tool
+
+When the last message is what a tool answered, the reply quotes it.
 `
 
 /** The script of the program: behaviour chosen by the user's message, as its help tells. */
 export function byMessage(defaults: { readonly tokens?: number; readonly paceMs?: number } = {}): Script {
   const { tokens = 20, paceMs = 0 } = defaults
   return async function* (call) {
+    const { dialect } = call
+    const { errors, readAnswer, refusal } = dialects[dialect]
+    const answer = readAnswer(call.body)
+    if (answer !== undefined) {
+      yield* say({ text: `The tool answered: ${answer}`, paceMs, dialect })
+      return
+    }
     const [command = '', ...words] = call.message.split(/\s+/)
     const numberAt = (index: number, fallback: number) => {
       const value = Number(words[index])
@@ -373,38 +375,48 @@ export function byMessage(defaults: { readonly tokens?: number; readonly paceMs?
     }
     switch (command) {
       case '/say':
-        yield* say({ tokens: numberAt(0, tokens), paceMs: numberAt(1, paceMs) })
+        yield* say({ tokens: numberAt(0, tokens), paceMs: numberAt(1, paceMs), dialect })
         return
       case '/refuse': {
         const status = numberAt(0, 429)
-        yield* refuse(status >= 400 && status <= 599 ? status : 500)
+        yield* refuse(status >= 400 && status <= 599 ? status : 500, refusal(status))
         return
       }
       case '/slow':
         await sleep(numberAt(0, 3000))
-        yield* say({ tokens, paceMs })
+        yield* say({ tokens, paceMs, dialect })
         return
       case '/stall':
         yield head(200)
-        yield* begin({ tokens: numberAt(0, 0), paceMs })
+        yield* begin({ tokens: numberAt(0, 0), paceMs, dialect })
         await forever()
         return
       case '/fin':
-        yield* begin({ tokens: numberAt(0, 10), paceMs })
+        yield* begin({ tokens: numberAt(0, 10), paceMs, dialect })
         return
       case '/reset':
         yield head(200)
-        yield* begin({ tokens: numberAt(0, 10), paceMs })
+        yield* begin({ tokens: numberAt(0, 10), paceMs, dialect })
         yield reset()
         return
       case '/error': {
-        yield* begin({ tokens: numberAt(1, 10), paceMs })
-        const shapes: Readonly<Record<string, string>> = errorShapes
-        yield shapes[words[0] ?? ''] ?? errorShapes.chunk
+        yield* begin({ tokens: numberAt(1, 10), paceMs, dialect })
+        const shapes: Readonly<Record<string, string>> = errors
+        yield shapes[words[0] ?? ''] ?? errors.chunk
+        return
+      }
+      case '/tool': {
+        const input = parseJson(call.message.slice(call.message.indexOf('{')))
+        yield* callTool({
+          name: words[0] ?? 'tool',
+          input: typeof input === 'object' && input !== null ? { ...input } : {},
+          id: `call_${call.index}`,
+          dialect,
+        })
         return
       }
       default:
-        yield* say({ tokens, paceMs })
+        yield* say({ tokens, paceMs, dialect })
     }
   }
 }
@@ -414,11 +426,12 @@ function wordsOf(options: SayOptions): string[] {
   return Array.from({ length: options.tokens ?? 3 }, (_, index) => (index === 0 ? 'word0' : ` word${index}`))
 }
 
-async function* speak(words: readonly string[], paceMs: number): AsyncGenerator<Step> {
-  yield chunk({ role: 'assistant', content: '' })
+async function* speak(words: readonly string[], paceMs: number, dialect: DialectName): AsyncGenerator<Step> {
+  const { begin, text } = dialects[dialect]
+  yield begin()
   for (const word of words) {
     if (paceMs > 0) await sleep(paceMs)
-    yield chunk({ content: word })
+    yield text(word)
   }
 }
 
@@ -433,11 +446,11 @@ async function readText(request: IncomingMessage): Promise<string> {
   return Buffer.concat(pieces).toString()
 }
 
-function parseBody(text: string): ChatBody | undefined {
+function parseJson(text: string): unknown {
   try {
-    return JSON.parse(text) as ChatBody
+    return JSON.parse(text)
   } catch {
-    return undefined // recorded as text
+    return undefined // a body is recorded as text too
   }
 }
 

@@ -29,22 +29,28 @@ import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
+import { createAgentDesk, createAgents } from './runs/agents.ts'
+import { createAskModel } from './runs/ask.ts'
 import { registerBranches } from './runs/branches.ts'
 import { registerBudgets } from './runs/budget-routes.ts'
-import { type BudgetLimits, createBudgets } from './runs/budgets.ts'
+import { createBudgets } from './runs/budgets.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
 import { createEstimator } from './runs/estimate.ts'
-import { createLedger, type Pricing } from './runs/ledger.ts'
+import { createLedger } from './runs/ledger.ts'
+import type { RunFacts } from './runs/model.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
+import { createReplies } from './runs/reply.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
+import { createSummaries } from './runs/summary.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { createTools, type ServerTool } from './runs/tools.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
@@ -75,7 +81,10 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
+import { demoProvider } from './upstream/providers.ts'
+import type { Upstream } from './upstream/upstream.ts'
 
 /** What the edge of the process, or a test, puts in the place of the default. */
 export interface Overrides {
@@ -86,13 +95,15 @@ export interface Overrides {
   /** Makers of artifacts, beside the built-in ones. */
   readonly generators?: readonly ArtifactGenerator[]
   readonly making?: Partial<MakingLimits>
+  /** Functions that a model may call. */
+  readonly tools?: readonly ServerTool[]
+  /** What makes a reply in place of a model, by `agent_id`. */
+  readonly agents?: readonly Agent[]
+  /** Providers, beside the configured ones. Closed with the app. */
+  readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
   readonly countCacheRead?: CountCacheRead
-  /** What models cost. */
-  readonly pricing?: Pricing
-  /** What may be spent in a day. */
-  readonly budgets?: BudgetLimits
 }
 
 export interface App {
@@ -107,10 +118,6 @@ export interface App {
   close(): Promise<void>
 }
 
-/** Without a price table: the demo is free, and of nothing else the price is known. */
-const demoPricing: Pricing = { costOf: ({ provider }) => (provider === 'demo' ? '0' : undefined) }
-/** Of a prompt, for budgets, until profiles say so. */
-const contextTokensDefault = 32_000
 const startPauseFirstMs = 250
 const startPauseMaxMs = 2000
 /** At the end of a shutdown, what an answer under way may still take. */
@@ -124,7 +131,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
   const store = openStore(config, server.log)
-  const catalog = createCatalog(config.upstream)
+  const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams })
+  if (catalog.unpriced.length > 0) {
+    server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
+  }
   const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
 
@@ -143,20 +153,48 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     limits: overrides.making,
   })
   const runs = createRunStore(db)
+  const agents = createAgents(overrides.agents ?? [])
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
   const estimator = createEstimator()
-  const pricing = overrides.pricing ?? demoPricing
+  const pricing = catalog.prices
   const openLedger = () => createLedger({ pricing, estimator })
-  const readRunHistory = (messageId: string) => readHistory(runDb, messageId, config.sessionMessagesMax)
+  const readRunHistory = ({ user_message_id }: RunFacts) =>
+    readHistory(runDb, user_message_id, config.sessionMessagesMax)
   const budgets = createBudgets({
     db,
-    limits: overrides.budgets ?? {},
+    limits: config.budgets,
     pricing,
     estimator,
-    profileOf: () => ({ contextTokens: contextTokensDefault }),
+    profileOf: catalog.profile,
     logger: server.log,
   })
+  const askModel = createAskModel({
+    limits: config.upstream,
+    upstreamOf: catalog.upstreamOf,
+    estimator,
+    onFailed: (run_id, { provider, model }, { code }, pause_ms) => {
+      server.log.warn({ run_id, provider, model, code, pause_ms }, 'a provider failed before it had said anything')
+    },
+  })
+  const summaries = config.summaries ? openSummaries() : undefined
+
+  function openSummaries() {
+    const { plan } = catalog.plansFor({ model: undefined, text: '' }).fast
+    return createSummaries({
+      db: runDb,
+      plan,
+      contextTokens: catalog.profile('fast').contextTokens,
+      ask: ({ messages, maxOutputTokens }, signal) => {
+        const ledger = openLedger()
+        return { ledger, reply: askModel({ ledger, plan, settings: { maxOutputTokens }, messages }, signal) }
+      },
+      estimateText: (text) => estimator.estimateText(plan.candidates[0], text),
+      logger: server.log,
+      changes,
+    })
+  }
+
   const owned = createOwnedRuns({
     db: runDb,
     log,
@@ -166,10 +204,23 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
-    readHistory: readRunHistory,
+    afterRun: summaries?.afterRun,
     createLedger: openLedger,
-    promptTokens: estimator.estimateMessages,
-    upstreamFor: ({ mode, provider, model }) => catalog.resolve(mode, `${provider}:${model}`).upstream,
+    makeReply: createReplies({
+      askModel,
+      totalMs: config.upstream.totalMs,
+      readHistory: readRunHistory,
+      profileOf: catalog.profile,
+      planFor: (model, profile) => catalog.plansFor({ model, text: '' })[profile].plan,
+      estimator,
+      tools: createTools(overrides.tools ?? [], (tool, { runId }, error) => {
+        server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')
+      }),
+      agents,
+      desk: createAgentDesk(runDb, artifacts, changes),
+      checkpoint: () => owned.checkpoint(),
+      touch: (run) => frames.touch(run),
+    }),
   })
   log.onFenced((runId) => owned.fence(runId))
   const takeover = createTakeover({
@@ -180,7 +231,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     logger: server.log,
     closing: closing.signal,
     createLedger: openLedger,
-    promptTokens: async (run) => estimator.estimateMessages(run, await readRunHistory(run.user_message_id)),
+    promptTokens: async (run) => estimator.estimateMessages(run, (await readRunHistory(run)).messages),
     changes,
   })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
@@ -197,7 +248,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     stop,
     instanceId,
     holdLease: reaper.hold,
-    plansFor: ({ model }) => catalog.plansFor(model),
+    checkAgent: (id) => void agents.get(id),
+    plansFor: catalog.plansFor,
   })
 
   const metrics = createMetrics()
@@ -316,6 +368,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('preClose', async () => {
     closing.abort()
     await maker.close()
+    await summaries?.close()
     await owned.drain(config.drainMs, async () => {
       // A database that does not answer knows of nobody either.
       const peers = await reaper.readPeers().catch(() => [])
@@ -332,6 +385,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('onClose', async () => {
     await keys?.close()
     await catalog.close()
+    await agents.close()
     refresh?.close()
     live.close()
     await log.close()
@@ -349,12 +403,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
 }
 
 function describe(database: string, log: string, { providers, names }: Catalog): string {
-  const demo = providers.length === 1 ? ' (no provider key: the built-in demo answers)' : ''
+  const models = names()
+  const isDemo = models.every((name) => name.startsWith(`${demoProvider}:`))
+  const why =
+    providers.length === 1 ? 'no provider key: the built-in demo answers' : 'set MODEL_BALANCED to use a provider'
   return [
     `database: ${database}`,
     `event log: ${log}`,
     `providers: ${providers.join(', ')}`,
-    `models: ${names().join(', ')}${demo}`,
+    `models: ${models.join(', ')}${isDemo ? ` (${why})` : ''}`,
   ].join(' · ')
 }
 

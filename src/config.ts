@@ -1,16 +1,32 @@
 /**
- * The environment, checked and frozen. Every default is here. A value that cannot be right stops the start with an
- * error that names the variable and never its value: it may be a secret.
+ * The environment and the config file, checked and frozen. Every default is here or in config-models, which knows providers,
+ * models and money. A value that cannot be right stops the start with an error that names the variable, or the place in
+ * the file, and never the value: it may be a secret.
  */
 import { isIP } from 'node:net'
 import { envSchema } from 'env-schema'
 import { type Static, Type } from 'typebox'
-
-const integer = (minimum: number, maximum: number, fallback: number, description: string) =>
-  Type.Integer({ minimum, maximum, default: fallback, description })
-const flag = (description: string) =>
-  Type.Union([Type.Literal('true'), Type.Literal('false')], { default: 'true', description })
-const optional = (description: string) => Type.Optional(Type.String({ description }))
+import {
+  type Budgets,
+  budgetVariables,
+  modelVariables,
+  providerVariables,
+  readBudgets,
+  readSummaries,
+  readUpstream,
+  type UpstreamConfig,
+} from './config-models.ts'
+import { checkConfigFile } from './config-schema.ts'
+import {
+  ConfigError,
+  checkUrl,
+  flag,
+  integer,
+  itemsOf,
+  optional,
+  readVariable,
+  type Variables,
+} from './config-values.ts'
 
 /** Variable name -> shape, default and meaning. .env.example is tested against it. */
 export const environmentSchema = Type.Object({
@@ -31,8 +47,8 @@ export const environmentSchema = Type.Object({
     3600,
     'seconds that the log of a run stays in Redis after its last event, and a cached history',
   ),
-  ENABLE_REDIS_CACHE: flag('with Redis: keep the last messages of sessions there, for reading'),
-  ENABLE_REDIS_SESSIONS: flag('with Redis: keep the live state of sessions there, for lists'),
+  ENABLE_REDIS_CACHE: flag('true', 'with Redis: keep the last messages of sessions there, for reading'),
+  ENABLE_REDIS_SESSIONS: flag('true', 'with Redis: keep the live state of sessions there, for lists'),
   JWT_SECRET: optional('own secret for HS256 tokens, 32 bytes or more'),
   SUPABASE_JWT_SECRET: optional('Supabase secret for HS256 tokens, tried after JWT_SECRET'),
   JWKS_URL: optional('address of the public keys for ES256, RS256 and EdDSA tokens'),
@@ -44,14 +60,12 @@ export const environmentSchema = Type.Object({
     default: 'lax',
     description: '`none` for a frontend on another site (needs https)',
   }),
-  OPENAI_API_KEY: optional('key of the OpenAI-compatible provider'),
-  OPENAI_BASE_URL: optional('its address, ending in /v1; default https://api.openai.com/v1'),
-  MODEL_FAST: optional('model of mode `fast`, as provider:model'),
-  MODEL_BALANCED: optional('model of modes `balanced` and `adaptive`'),
-  MODEL_QUALITY: optional('model of mode `quality`'),
+  ...providerVariables,
+  ...modelVariables,
   UPSTREAM_FIRST_BYTE_MS: integer(1, 3_600_000, 120_000, 'longest wait for the first byte of a reply'),
   UPSTREAM_IDLE_MS: integer(1, 3_600_000, 60_000, 'longest silence within a reply'),
   UPSTREAM_TOTAL_MS: integer(1, 86_400_000, 1_800_000, 'longest duration of a reply'),
+  ...budgetVariables,
   SESSION_MAX_MESSAGES: integer(1, 1000, 20, 'messages of a session that go upstream as context, and that Redis keeps'),
   FRAME_MS: integer(1, 1000, 25, 'time over which new text is merged into one event'),
   CHECKPOINT_MS: integer(10, 60_000, 1000, 'time between two checkpoints of the running replies'),
@@ -72,12 +86,6 @@ export const environmentSchema = Type.Object({
 })
 
 type Environment = Static<typeof environmentSchema>
-
-export type Provider = 'openai' | 'demo'
-export interface ModelChoice {
-  readonly provider: Provider
-  readonly model: string
-}
 
 export interface Config {
   readonly listen: { readonly port: number; readonly host: string }
@@ -103,13 +111,11 @@ export interface Config {
     readonly cookieSameSite: 'lax' | 'none'
   }
   readonly corsOrigins: readonly string[]
-  readonly upstream: {
-    readonly openai: { readonly apiKey: string | undefined; readonly baseUrl: string } | undefined
-    readonly models: { readonly fast: ModelChoice; readonly balanced: ModelChoice; readonly quality: ModelChoice }
-    readonly firstByteMs: number
-    readonly idleMs: number
-    readonly totalMs: number
-  }
+  readonly upstream: UpstreamConfig
+  /** None by default. */
+  readonly budgets: Budgets
+  /** Whether what no longer fits into a request is summed up. */
+  readonly summaries: boolean
   readonly sessionMessagesMax: number
   readonly frameMs: number
   readonly checkpointMs: number
@@ -123,32 +129,14 @@ export interface Config {
   readonly logLevel: string
 }
 
-/** Names the variable that stops the start. */
-export class ConfigError extends Error {
-  override readonly name = 'ConfigError'
-}
-
-const defaultModels = { fast: 'gpt-5-nano', balanced: 'gpt-5-mini', quality: 'gpt-5' } as const
-
 /**
  * @param env the process's variables; an empty string counts as unset
- * @throws ConfigError naming the variable that is wrong
+ * @param fileContents what the config file holds (config-file.ts); its functions are looked at and left out
+ * @throws ConfigError naming the variable or the place that is wrong
  */
-export function readConfig(env: Readonly<Record<string, string | undefined>>): Config {
+export function readConfig(env: Variables, fileContents: unknown = {}): Config {
   const known = readEnvironment(env)
-  const openai =
-    known.OPENAI_API_KEY === undefined && known.OPENAI_BASE_URL === undefined
-      ? undefined
-      : {
-          apiKey: known.OPENAI_API_KEY,
-          baseUrl: checkUrl('OPENAI_BASE_URL', known.OPENAI_BASE_URL ?? 'https://api.openai.com/v1', [
-            'http:',
-            'https:',
-          ]).replace(/\/+$/, ''),
-        }
-  const choose = (variable: 'MODEL_FAST' | 'MODEL_BALANCED' | 'MODEL_QUALITY', fallback: string): ModelChoice =>
-    readModelChoice(variable, known[variable], openai !== undefined, fallback)
-
+  const file = checkConfigFile(fileContents)
   const corsOrigins = readOrigins(known.CORS_ORIGINS)
   if (corsOrigins.includes('*') && known.COOKIE_SAMESITE === 'none') {
     // Browsers would send the cookie with what any page in the world asks, and every origin would be welcome.
@@ -187,17 +175,13 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       cookieSameSite: known.COOKIE_SAMESITE,
     },
     corsOrigins,
-    upstream: {
-      openai,
-      models: {
-        fast: choose('MODEL_FAST', defaultModels.fast),
-        balanced: choose('MODEL_BALANCED', defaultModels.balanced),
-        quality: choose('MODEL_QUALITY', defaultModels.quality),
-      },
+    upstream: readUpstream(env, known, file, {
       firstByteMs: known.UPSTREAM_FIRST_BYTE_MS,
       idleMs: known.UPSTREAM_IDLE_MS,
       totalMs: known.UPSTREAM_TOTAL_MS,
-    },
+    }),
+    budgets: readBudgets(known, file),
+    summaries: readSummaries(env, known, file),
     sessionMessagesMax: known.SESSION_MAX_MESSAGES,
     frameMs: known.FRAME_MS,
     checkpointMs: known.CHECKPOINT_MS,
@@ -214,12 +198,11 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   })
 }
 
-function readEnvironment(env: Readonly<Record<string, string | undefined>>): Environment {
-  // Hosts pass unset variables as empty strings (docker compose's ${X:-} does): both mean the default.
+function readEnvironment(env: Variables): Environment {
   const data: Record<string, string> = {}
   for (const name of Object.keys(environmentSchema.properties)) {
-    const value = env[name]?.trim()
-    if (value !== undefined && value !== '') data[name] = value
+    const value = readVariable(env, name)
+    if (value !== undefined) data[name] = value
   }
   try {
     return envSchema<Environment>({ schema: environmentSchema, data, env: false })
@@ -229,20 +212,13 @@ function readEnvironment(env: Readonly<Record<string, string | undefined>>): Env
 }
 
 function describeEnvironmentError(error: unknown): string {
-  const failures = (error as { errors?: { instancePath?: string; message?: string }[] }).errors
+  const failures = (error as { errors?: { instancePath?: string; keyword?: string; message?: string }[] }).errors
   const first = failures?.[0]
   if (first?.instancePath === undefined) return 'The environment cannot be read'
   const variable = first.instancePath.slice(1)
   const schema = (environmentSchema.properties as Record<string, { description?: string }>)[variable]
-  return `${variable} ${first.message ?? 'is not valid'} (${schema?.description ?? 'see the README'})`
-}
-
-function checkUrl(variable: string, value: string, schemes: readonly string[]): string {
-  const url = URL.canParse(value) ? new URL(value) : undefined
-  if (url === undefined || !schemes.includes(url.protocol)) {
-    throw new ConfigError(`${variable} must be a URL that begins with ${schemes.map((s) => `${s}//`).join(' or ')}`)
-  }
-  return value
+  const problem = first.keyword === 'pattern' ? undefined : first.message
+  return `${variable} ${problem ?? 'is not valid'} (${schema?.description ?? 'see the README'})`
 }
 
 // RFC 7518, section 3.2: a key of HS256 has the size of the hash at least.
@@ -263,10 +239,7 @@ function chooseJwksUrl({ JWKS_URL, SUPABASE_URL }: Environment): string | undefi
 }
 
 function readRanges(list: string): readonly string[] {
-  const ranges = list
-    .split(',')
-    .map((range) => range.trim())
-    .filter((range) => range !== '')
+  const ranges = itemsOf(list)
   for (const range of ranges) {
     const [address = '', bits, ...rest] = range.split('/')
     const family = isIP(address)
@@ -279,33 +252,11 @@ function readRanges(list: string): readonly string[] {
 }
 
 function readOrigins(list: string): readonly string[] {
-  const origins = list
-    .split(',')
-    .map((origin) => origin.trim())
-    .filter((origin) => origin !== '')
+  const origins = itemsOf(list)
   for (const origin of origins) {
     if (origin !== '*' && !(URL.canParse(origin) && new URL(origin).origin === origin)) {
       throw new ConfigError('CORS_ORIGINS must list origins such as https://app.example.com, separated by commas')
     }
   }
   return origins
-}
-
-function readModelChoice(
-  variable: string,
-  value: string | undefined,
-  hasOpenai: boolean,
-  fallbackModel: string,
-): ModelChoice {
-  if (value === undefined) {
-    return hasOpenai ? { provider: 'openai', model: fallbackModel } : { provider: 'demo', model: 'demo' }
-  }
-  const [provider, ...rest] = value.split(':')
-  const model = rest.join(':')
-  if (provider === 'demo') return { provider, model: model === '' ? 'demo' : model }
-  if (provider !== 'openai' || model === '') {
-    throw new ConfigError(`${variable} must be provider:model with provider openai or demo`)
-  }
-  if (!hasOpenai) throw new ConfigError(`${variable} names openai, but OPENAI_API_KEY and OPENAI_BASE_URL are not set`)
-  return { provider, model }
 }

@@ -7,7 +7,9 @@
 import closeWithGrace from 'close-with-grace'
 import { type App, buildApp } from './app.ts'
 import { openDatabase } from './backends.ts'
-import { type Config, ConfigError, readConfig } from './config.ts'
+import { type Config, readConfig } from './config.ts'
+import { type Extensions, extensionsOf, readConfigFile } from './config-file.ts'
+import { ConfigError, readVariable } from './config-values.ts'
 import { createLogOutput } from './http/log-output.ts'
 
 // After the drain time, what closing sockets and stores may take before the process ends anyway.
@@ -22,9 +24,10 @@ function fail(message: string): never {
   process.exit(1)
 }
 
-function readConfigOrFail(): Config {
+async function readConfigOrFail(): Promise<{ readonly config: Config; readonly extensions: Extensions }> {
   try {
-    return readConfig(process.env)
+    const contents = await readConfigFile(readVariable(process.env, 'CONFIG_FILE'), process.cwd())
+    return { config: readConfig(process.env, contents), extensions: extensionsOf(contents) }
   } catch (error) {
     if (error instanceof ConfigError) fail(error.message)
     throw error
@@ -38,9 +41,9 @@ async function migrate(config: Config): Promise<void> {
   await db.close()
 }
 
-async function serve(config: Config): Promise<void> {
+async function serve(config: Config, extensions: Extensions): Promise<void> {
   // A collector that stops reading, or a closed pipe, must neither take the gateway with it nor keep it waiting.
-  const app = await buildApp(config, { logStream: createLogOutput(process.stdout) })
+  const app = await buildApp(config, { ...extensions, logStream: createLogOutput(process.stdout) })
   const { server } = app
   process.stderr.on('error', () => undefined)
 
@@ -72,9 +75,9 @@ async function listen({ server, description }: App, { listen: { port, host } }: 
 }
 
 const [command] = process.argv.slice(2)
-const config = readConfigOrFail()
+const { config, extensions } = await readConfigOrFail()
 try {
-  if (command === undefined) await serve(config)
+  if (command === undefined) await serve(config, extensions)
   else if (command === 'migrate') await migrate(config)
   else fail(`There is no command ${command}. Known: migrate`)
 } catch (error) {

@@ -28,6 +28,7 @@ function readTree(pattern: string): readonly SourceFile[] {
 }
 
 const src = readTree('src/**/*.ts')
+const examples = readTree('examples/**/*.ts')
 const tests = [...readTree('test/**/*.ts'), ...readTree('scripts/**/*.ts')]
 
 t.test('the tree keeps the rules', async (t) => {
@@ -36,6 +37,8 @@ t.test('the tree keeps the rules', async (t) => {
   t.strictSame(src.flatMap(checkBackends), [], 'only backends.ts knows both databases')
   t.strictSame(checkCycles(src), [], 'no import cycles')
   t.strictSame(src.flatMap(checkContents), [], 'no any, no module-level state, no process, no swallowed error')
+  t.ok(examples.length > 0, 'there are examples')
+  t.strictSame(examples.flatMap(checkContents), [], 'the examples show no any, no module-level state, and so on')
   t.strictSame(tests.flatMap(checkTest), [], 'no test narrows the run or skips without a reason')
   t.strictSame(checkLockfile(readFileSync(join(root, 'package-lock.json'), 'utf8')), [], 'no download host')
 })

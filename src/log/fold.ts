@@ -13,9 +13,15 @@ export function foldEvents(entries: readonly LogEntry[]): Part[] {
       const part = parts[index] ?? { kind: 'text', text: '' }
       part.text += text
       parts[index] = part
-    } else if (event.type === 'tool' && event.data.input !== undefined) {
-      const part = parts[event.data.part]
-      if (part !== undefined) part.input = event.data.input
+    } else if (event.type === 'source') {
+      const { part, ...rest } = event.data
+      parts[part] = { kind: 'source', text: '', ...rest }
+    } else if (event.type === 'tool') {
+      const { part: index, input, output, error } = event.data
+      const part = parts[index]
+      if (part !== undefined && input !== undefined) part.input = input
+      if (part !== undefined && output !== undefined) part.output = output
+      if (part !== undefined && error !== undefined) part.error = error
     }
   }
   return parts

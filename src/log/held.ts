@@ -108,7 +108,10 @@ const isBeginning = (entry: LogEntry | undefined): boolean => entry?.seq === 1 |
 
 function unitsOf({ event }: LogEntry): number {
   if (event.type === 'delta') return event.data.text.length
-  if (event.type === 'reset') return event.data.parts.reduce((units, part) => units + part.text.length, 0)
+  if (event.type === 'part') return event.data.url?.length ?? 0
+  if (event.type === 'tool') return event.data.output === undefined ? 0 : JSON.stringify(event.data.output).length
+  if (event.type === 'reset')
+    return event.data.parts.reduce((units, part) => units + part.text.length + (part.url?.length ?? 0), 0)
   return 0
 }
 

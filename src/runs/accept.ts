@@ -17,6 +17,8 @@
  *   the queue. Any other place is final, also that of a message which follows nothing;
  * - `on_busy: interrupt` is a queued message that asks the runs before it to stop, in the same statement: once it is
  *   stored, so is the wish, and before it is stored nothing is stopped.
+ * - tool calls are answered once: whether they are is read before the session's row is locked, so answers to them are
+ *   written only under the same version, also when they are queued.
  * - what may be spent in a day: where a budget applies, the statement holds back what the reply may cost, and a check refuses
  *   all of it when that is too much (budgets.ts). Where none does, the statement is as it would be without them.
  * The limit of runs per owner is not of this kind: it is counted before the statement's own write, so requests that come
@@ -36,7 +38,7 @@ import type { SessionChanges } from '../sessions/changes.ts'
 import { titleFrom } from '../sessions/model.ts'
 import { isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
-import { type Asked, cleanAsked, hashAsked, type Plan, planOf, type Wishes } from './asked.ts'
+import { type Asked, cleanAsked, hashAsked, type Plan, planOf, sessionBusy, type Wishes } from './asked.ts'
 import { type Budgets, budgetConstraint, type Hold } from './budgets.ts'
 import type { RunFacts, RunRecord, RunRequest } from './model.ts'
 import type { RunStore } from './store.ts'
@@ -64,6 +66,8 @@ interface AcceptRow {
   readonly prior_run: boolean
   readonly at_limit: boolean
   readonly not_found: boolean
+  /** The tool calls that are to be answered have their answers. */
+  readonly answered_twice: boolean
   /** The run that the session was busy with; the running one first. */
   readonly active_run_id: string | null
   /** Null when nothing was written. */
@@ -94,15 +98,20 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   /**
    * @param raw as validated; cleaned here, because its hash must be that of what is stored
    * @returns the new run, running or queued, or the one that the key already has
-   * @throws Problem `invalid_request` `too_large` `not_found` `session_busy` `idempotency_mismatch` `rate_limited` `budget_exceeded` `db_unavailable`
+   * @throws Problem `invalid_request` `too_large` `not_found` `conflict` `session_busy` `idempotency_mismatch` `rate_limited`
+   *   `budget_exceeded` `db_unavailable`
    */
   async function accept(owner: Owner, raw: Asked, plansFor: PlansFor): Promise<Acceptance> {
     const asked = cleanAsked(raw)
     const hash = hashAsked(asked)
-    const wishes: Wishes = asked
     const plan = await planOf(db, owner, asked, uuidv7())
-    const plans = plansFor(plan.text)
-    const hold = budgets?.holdFor(owner, plan.text, wishes.model !== undefined, plans)
+    const named: Wishes = asked
+    const continued = named.mode === undefined && named.model === undefined ? plan.continued : undefined
+    const wishes: Wishes = continued === undefined ? named : { ...named, mode: continued.mode }
+    const plans = continued?.plans ?? plansFor(plan.text)
+    const tools = named.tools ?? plan.request?.tools
+    const prompt = tools === undefined ? plan.text : `${plan.text}${JSON.stringify(tools)}`
+    const hold = budgets?.holdFor(owner, prompt, named.model !== undefined, plans)
     for (let attempt = 1; ; attempt += 1) {
       const ids = { run: uuidv7(), userMessage: plan.answered ?? uuidv7(), message: uuidv7() }
       try {
@@ -114,11 +123,13 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           throw new Problem('rate_limited', `At most ${runsPerOwnerMax} runs at once.`, { retryAfterSeconds: 5 })
         } else if (row.not_found) {
           throw new Problem('not_found', 'There is no such session, or no such parent message in it.')
+        } else if (row.answered_twice) {
+          throw new Problem('conflict', 'These tool calls have been answered.')
         } else if (row.session_id !== null) {
           changes?.changed(row.session_id)
           return { run: toFacts(ids, row.session_id, row, wishes), isNew: true }
         } else if (row.active_run_id !== null && (wishes.on_busy ?? 'reject') === 'reject') {
-          throw busy(row.active_run_id)
+          throw sessionBusy(row.active_run_id)
         }
       } catch (error) {
         const isOverBudget = isRefusedByBudget(error)
@@ -141,7 +152,8 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   ): Promise<AcceptRow> {
     const hold = 'reservation' in planned ? planned : undefined
     const plans = 'reservation' in planned ? planned.plans : planned
-    const { sessionId, sessionExists, message } = plan
+    const { sessionId, sessionExists, message, toolParts } = plan
+    const answersCalls = toolParts !== undefined
     const key = wishes.client_message_id ?? null
     const mode = wishes.mode ?? null
     const parentId = plan.parentId ?? null
@@ -149,12 +161,12 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
     const limit = runsPerOwnerMax === 0 ? null : runsPerOwnerMax
     const onBusy = wishes.on_busy ?? 'reject'
     const metadata = JSON.stringify(wishes.metadata ?? {})
-    const parts = JSON.stringify([{ kind: 'text', text: message }])
-    const title = message === undefined ? null : titleFrom(message)
+    const parts = JSON.stringify(toolParts ?? [{ kind: 'text', text: message }])
+    const title = message === undefined || answersCalls ? null : titleFrom(message)
     const titleSource = title === null ? null : 'message'
     const written = message === undefined ? 1 : 2
     const mayWrite = sql`
-      not request.prior_run and not request.at_limit and not request.not_found
+      not request.prior_run and not request.at_limit and not request.not_found and not request.answered_twice
       and (request.active_run_id is null or ${onBusy}::text <> 'reject')`
     const change = sql`
       status = 'running',
@@ -168,9 +180,11 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
       last_activity_at = now()`
     const asSeen = sql`
       s.owner = ${owner.key} and s.deleted_at is null
-      and ((select started_run_id from request) is null or s.version = (select version from request))`
+      and ((select started_run_id from request) is null and not ${answersCalls}::boolean or s.version = (select version from request))`
     const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode`
-    const more = JSON.stringify(wishes.agent_id === undefined ? {} : { agent: wishes.agent_id })
+    const agent = wishes.agent_id ?? plan.request?.agent
+    const { tools = plan.request?.tools, tool_choice = plan.request?.tool_choice } = wishes
+    const more = JSON.stringify({ agent, tools, tool_choice })
     const picked = sql`(case
       when session.message_count - ${written}::int >= (choice.value -> 'later' ->> 'from')::int then choice.value -> 'later'
       else choice.value
@@ -213,6 +227,9 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           )) or ${parentId}::uuid is not null and not exists (
             select 1 from chat_messages where id = ${parentId}::uuid and session_id = ${sessionId}::uuid
           ) as not_found,
+          ${answersCalls}::boolean and exists (
+            select 1 from chat_messages where parent_id = ${parentId}::uuid and role = 'tool'
+          ) as answered_twice,
           case when ${isPlaced}::boolean then ${parentId}::uuid else (
             select id from chat_messages
             where session_id = ${sessionId}::uuid and seen.active_run_id is null
@@ -247,14 +264,15 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           completed_at
         )
         select
-          ${ids.userMessage}::uuid, session.id, ${owner.key}, session.message_count - 1, request.parent_id, ${ids.run}::uuid, 'user',
+          ${ids.userMessage}::uuid, session.id, ${owner.key}, session.message_count - 1, request.parent_id, ${ids.run}::uuid,
+          case when ${answersCalls}::boolean then 'tool' else 'user' end,
           ${message ?? ''}, ${parts}::jsonb, 'completed', ${key}::text, ${metadata}::jsonb, now()
         from session, request where ${message !== undefined}::boolean
       ), reply as (
         insert into chat_messages (id, session_id, owner, seq, parent_id, run_id, role, status, model, agent_id, metadata)
         select
           ${ids.message}::uuid, session.id, ${owner.key}, session.message_count, ${ids.userMessage}::uuid, ${ids.run}::uuid,
-          'assistant', 'streaming', run.model, ${wishes.agent_id ?? null}::text, ${message === undefined ? metadata : '{}'}::jsonb
+          'assistant', 'streaming', run.model, ${agent ?? null}::text, ${message === undefined ? metadata : '{}'}::jsonb
         from session, run
       ), stopping as (
         update chat_runs set stop_requested_at = coalesce(chat_runs.stop_requested_at, now())
@@ -263,7 +281,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           and chat_runs.status in ('queued', 'running')
       )
       select
-        request.prior_run, request.at_limit, request.not_found, request.active_run_id, run.session_id, run.status,
+        request.prior_run, request.at_limit, request.not_found, request.answered_twice, request.active_run_id, run.session_id, run.status,
         run.mode, run.provider, run.model, run.request, ${isoTime(sql`run.created_at`)} as created_at
       from request left join run on true`)
     return row as AcceptRow
@@ -306,9 +324,3 @@ interface NewIds {
 
 const isRefusedByBudget = (error: unknown): boolean =>
   error instanceof DbError && error.sqlstate === checkViolation && error.constraint === budgetConstraint
-
-function busy(runId: string): Problem {
-  return new Problem('session_busy', undefined, {
-    members: { run_id: runId, stream_url: `/api/v1/runs/${runId}/events` },
-  })
-}

@@ -3,8 +3,10 @@
  * - a message: a new user message behind the session's newest one, or behind the `parent_id` that is named, and a reply;
  * - an edit: a sibling of a user message, with other words, and a reply. A sibling of the first one has no parent;
  * - a regenerate: one more reply to a user message that is there;
- * - a start: the session's own `input` as its message; the run is its background run.
- * All four are accepted by the same statement (accept.ts), so ids, order, limits, keys and `on_busy` mean the same for each.
+ * - a start: the session's own `input` as its message; the run is its background run;
+ * - tool results: a message of role `tool` behind a reply that has ended with calls of the client's tools, which answers
+ *   them all at once, and a reply to it, made as that one was.
+ * All five are accepted by the same statement (accept.ts), so ids, order, limits, keys and `on_busy` mean the same for each.
  *
  * What stands behind the id of a message (its session, its role, what it follows) never changes, so it is read here, before
  * that statement: if the session is gone, deleted or another owner's by then, the statement writes nothing.
@@ -15,9 +17,21 @@ import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
+import type { Mode, Part } from '../log/event.ts'
+import { openCallsOf } from '../sessions/context.ts'
 import { parentOf } from '../sessions/messages.ts'
 import { metadataBytesMax } from '../sessions/model.ts'
-import type { BranchBody, ChatBody, EditBody, StartBody } from './model.ts'
+import type { PlansByMode } from '../upstream/plan.ts'
+import {
+  type BranchBody,
+  type ChatBody,
+  type EditBody,
+  type RunRequest,
+  type StartBody,
+  type ToolResult,
+  toolResultsBytesMax,
+  toolsBytesMax,
+} from './model.ts'
 
 export type Asked =
   | ChatBody
@@ -31,25 +45,52 @@ export interface Plan {
   /** A message makes its session when there is none; nothing else does. */
   readonly sessionExists: boolean
   readonly kind: 'chat' | 'background'
-  /** Text of the new user message; undefined when there is none, because one that is there is answered once more. */
+  /** Text of the new message; undefined when there is none, because one that is there is answered once more. */
   readonly message: string | undefined
+  /** Of a new message that answers tool calls; undefined of one of the user. */
+  readonly toolParts?: readonly Part[]
   /** That one. */
   readonly answered: string | undefined
   /** What is to be answered, new or not. */
   readonly text: string
   /** What the new message follows; null is nothing, undefined the session's newest message. */
   readonly parentId: string | null | undefined
+  /** Where the request does not say so: what goes with the run. */
+  readonly request?: Pick<RunRequest, 'agent' | 'tools' | 'tool_choice'>
+  /** Where the request names neither mode nor model: as the reply before was made. */
+  readonly continued?: { readonly mode: Mode; readonly plans: PlansByMode }
 }
 
 /** All that a request may say besides what it is; a field that its route does not know is never there. */
-export type Wishes = Partial<Omit<ChatBody, 'message' | 'session_id' | 'parent_id'>>
+export type Wishes = Partial<Omit<ChatBody, 'message' | 'tool_results' | 'session_id' | 'parent_id'>>
 
 /** @throws Problem `invalid_request` `too_large` */
 export function cleanAsked<T extends Asked>(raw: T): T {
   const asked = cleanJson(raw)
-  if ('message' in asked && asked.message.trim() === '') throw new Problem('invalid_request', 'message is empty.')
-  limitJson('metadata', (asked as Wishes).metadata, metadataBytesMax)
+  const { message, tool_results }: Partial<ChatBody> = asked
+  if (message !== undefined && message.trim() === '') throw new Problem('invalid_request', 'message is empty.')
+  if (!('regenerate' in asked || 'start' in asked) && (message === undefined) === (tool_results === undefined)) {
+    throw new Problem('invalid_request', 'One of message and tool_results is required.')
+  }
+  if (tool_results !== undefined) checkToolResults(asked as ChatBody, tool_results)
+  const { metadata, tools = [] }: Wishes = asked
+  limitJson('metadata', metadata, metadataBytesMax)
+  limitJson('tools', tools, toolsBytesMax)
+  if (new Set(tools.map(({ name }) => name)).size < tools.length) {
+    throw new Problem('invalid_request', 'tools: two of them have the same name.')
+  }
   return asked
+}
+
+function checkToolResults({ session_id }: ChatBody, results: readonly ToolResult[]): void {
+  limitJson('tool_results', results, toolResultsBytesMax)
+  if (session_id === undefined) throw new Problem('invalid_request', 'session_id is required with tool_results.')
+  if (results.some(({ output, error }) => (output === undefined) === (error === undefined))) {
+    throw new Problem('invalid_request', 'tool_results: each has either output or error.')
+  }
+  if (new Set(results.map(({ call_id }) => call_id)).size < results.length) {
+    throw new Problem('invalid_request', 'tool_results: two of them answer the same call.')
+  }
 }
 
 /**
@@ -64,26 +105,39 @@ export function hashAsked(asked: Asked): string {
 }
 
 function identityOf(asked: Asked): readonly unknown[] {
+  const { tools, tool_choice }: Wishes = asked
+  const own = tools === undefined && tool_choice === undefined ? [] : [{ tools, tool_choice }]
+  return [...kindOf(asked), ...own]
+}
+
+function kindOf(asked: Asked): readonly unknown[] {
   const { mode, model, agent_id, metadata } = asked as Wishes
   if ('edit' in asked) return ['edit', asked.edit.toLowerCase(), asked.message, mode, model, agent_id, metadata]
   if ('regenerate' in asked) return ['regenerate', asked.regenerate.toLowerCase(), mode, model, agent_id, metadata]
   if ('start' in asked) return ['start', asked.start.toLowerCase(), mode, model, agent_id]
-  return [asked.message, mode, model, agent_id, asked.parent_id, metadata]
+  const { message, tool_results, parent_id } = asked
+  if (tool_results !== undefined) return ['tool_results', tool_results, mode, model, agent_id, parent_id, metadata]
+  return [message, mode, model, agent_id, parent_id, metadata]
 }
 
-/** @throws Problem `not_found`; `invalid_request` when this cannot be asked of that message or session; `db_unavailable` */
+/**
+ * @throws Problem `not_found`; `invalid_request` when this cannot be asked of that message or session; `session_busy` when
+ * the calls that are answered are still being made; `db_unavailable`
+ */
 export async function planOf(db: Db, owner: Owner, asked: Asked, newSessionId: string): Promise<Plan> {
   if ('start' in asked) return planStart(db, owner, asked.start)
   if ('edit' in asked) return planEdit(await readTarget(db, owner, asked.edit), asked.message)
   if ('regenerate' in asked) return planRegenerate(await readTarget(db, owner, asked.regenerate))
+  const { message = '', tool_results, session_id = newSessionId, parent_id } = asked
+  if (tool_results !== undefined) return planToolResults(db, owner, session_id, parent_id, tool_results)
   return {
-    sessionId: asked.session_id?.toLowerCase() ?? newSessionId,
+    sessionId: session_id.toLowerCase(),
     sessionExists: false,
     kind: 'chat',
-    message: asked.message,
+    message,
     answered: undefined,
-    text: asked.message,
-    parentId: asked.parent_id,
+    text: message,
+    parentId: parent_id,
   }
 }
 
@@ -93,19 +147,27 @@ interface Target {
   readonly role: string
   readonly parent_id: string | null
   readonly parent_role: string | null
-  /** Of the user: its own words, or those that it answers. */
+  /** What is to be answered: its own words, or those that it answers. */
   readonly text: string
+  /** Of the run that it came with. */
+  readonly request: RunRequest | null
 }
+
+/** What tools have answered stands in the parts. @param message an alias of chat_messages */
+const wordsOf = (message: 'm' | 'parent') => sql.raw(`coalesce(nullif(${message}.content, ''), ${message}.parts::text)`)
 
 async function readTarget(db: Db, owner: Owner, messageId: string): Promise<Target> {
   const [target] = await db.rows<Target>(sql`
     select
       m.id, m.session_id, m.role, m.parent_id, parent.role as parent_role,
-      ${exactText(sql`case when m.role = 'user' then m.content else coalesce(parent.content, '') end`)} as text
+      ${exactText(sql`case when m.role in ('user', 'tool') then ${wordsOf('m')} else coalesce(${wordsOf('parent')}, '') end`)} as text,
+      run.request
     from (
-      select m.id, m.session_id, m.role, m.content, ${parentOf} as parent_id from chat_messages m where m.id = ${messageId}::uuid
+      select m.id, m.session_id, m.role, m.content, m.parts, m.run_id, ${parentOf} as parent_id
+      from chat_messages m where m.id = ${messageId}::uuid
     ) m
     join chat_sessions s on s.id = m.session_id
+    left join chat_runs run on run.id = m.run_id
     left join chat_messages parent on parent.id = m.parent_id and parent.session_id = m.session_id
     where s.owner = ${owner.key} and s.deleted_at is null`)
   if (target === undefined) throw new Problem('not_found')
@@ -125,9 +187,12 @@ function planEdit({ session_id, role, parent_id }: Target, message: string): Pla
   }
 }
 
-function planRegenerate({ id, session_id, role, parent_id, parent_role, text }: Target): Plan {
-  const answered = role === 'user' ? id : role === 'assistant' && parent_role === 'user' ? parent_id : null
+const isAnswerable = (role: string | null) => role === 'user' || role === 'tool'
+
+function planRegenerate({ id, session_id, role, parent_id, parent_role, text, request }: Target): Plan {
+  const answered = isAnswerable(role) ? id : role === 'assistant' && isAnswerable(parent_role) ? parent_id : null
   if (answered === null) throw new Problem('invalid_request', 'There is no message of the user that this one answers.')
+  const { tools, tool_choice } = request ?? {}
   return {
     sessionId: session_id,
     sessionExists: true,
@@ -136,6 +201,81 @@ function planRegenerate({ id, session_id, role, parent_id, parent_role, text }: 
     answered,
     text,
     parentId: null,
+    request: { ...(tools && { tools }), ...(tool_choice && { tool_choice }) },
+  }
+}
+
+/** A reply with the calls that are answered. */
+interface Called {
+  readonly session_id: string
+  readonly active_run_id: string | null
+  /** Null, like all that follows, when there is none. */
+  readonly id: string | null
+  readonly status: string
+  readonly parts: readonly Part[]
+  readonly mode: Mode | null
+  readonly request: RunRequest | null
+}
+
+/** Messages among which a reply is looked for by the id of a call. */
+const lookBackMax = 1000
+
+async function planToolResults(
+  db: Db,
+  owner: Owner,
+  sessionId: string,
+  parentId: string | undefined,
+  results: readonly ToolResult[],
+): Promise<Plan> {
+  // Ids of calls are the provider's, and some number them anew in each reply: the newest one is meant.
+  const ofCall = JSON.stringify([{ kind: 'tool_call', call_id: results[0]?.call_id }])
+  const isMeant = parentId === undefined ? sql`m.parts @> ${ofCall}::jsonb` : sql`m.id = ${parentId}::uuid`
+  const [called] = await db.rows<Called>(sql`
+    select s.id as session_id, s.active_run_id, reply.*
+    from chat_sessions s left join lateral (
+      select m.id, m.status, m.parts, run.mode, run.request
+      from (
+        select * from chat_messages where session_id = s.id order by seq desc limit ${lookBackMax}::int
+      ) m left join chat_runs run on run.id = m.run_id
+      where m.role = 'assistant' and ${isMeant}
+      order by m.seq desc limit 1
+    ) reply on true
+    where s.id = ${sessionId}::uuid and s.owner = ${owner.key} and s.deleted_at is null`)
+  if (called === undefined || (called.id === null && parentId !== undefined)) {
+    throw new Problem('not_found', 'There is no such session, or no such parent message in it.')
+  }
+  if ((called.id === null || called.status === 'streaming') && called.active_run_id !== null) {
+    throw sessionBusy(called.active_run_id)
+  }
+  const calls = called.status === 'completed' ? openCallsOf(called.parts) : []
+  const given = new Map(results.map((result) => [result.call_id, result]))
+  if (called.id === null || calls.length === 0 || calls.some(({ call_id = '' }) => !given.has(call_id))) {
+    throw new Problem(
+      'invalid_request',
+      'tool_results: they have to answer all the calls with which a reply has ended.',
+    )
+  }
+  const toolParts = calls.map(({ call_id = '', name = '' }): Part => {
+    const { output, error } = given.get(call_id) as ToolResult
+    return { kind: 'tool_call', text: '', call_id, name, ...(error === undefined ? { output } : { error }) }
+  })
+  if (toolParts.length < results.length) {
+    throw new Problem('invalid_request', 'tool_results: one of them answers no call of that reply.')
+  }
+  const { mode, request } = called
+  const { agent, tools, candidates, profile, reasons } = request ?? {}
+  const plan = candidates && profile && { plan: { candidates, profile, ...(reasons && { reasons }) } }
+  return {
+    sessionId: called.session_id,
+    sessionExists: true,
+    kind: 'chat',
+    message: '',
+    toolParts,
+    answered: undefined,
+    text: JSON.stringify(toolParts),
+    parentId: called.id,
+    request: { ...(agent && { agent }), ...(tools && { tools }) },
+    ...(mode && plan && { continued: { mode, plans: { fast: plan, balanced: plan, quality: plan, adaptive: plan } } }),
   }
 }
 
@@ -156,4 +296,10 @@ async function planStart(db: Db, owner: Owner, sessionId: string): Promise<Plan>
     text: input,
     parentId: undefined,
   }
+}
+
+export function sessionBusy(runId: string): Problem {
+  return new Problem('session_busy', undefined, {
+    members: { run_id: runId, stream_url: `/api/v1/runs/${runId}/events` },
+  })
 }

@@ -7,6 +7,7 @@
  * it: another process makes the reply.
  */
 import type { Owner } from '../http/identity.ts'
+import { cleanText } from '../http/text.ts'
 import type { EventLog } from '../log/log.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
 import type { Acceptance, createAccept } from './accept.ts'
@@ -26,11 +27,23 @@ export interface ChatOptions {
   readonly holdLease: () => Promise<void>
   /** @throws Problem `invalid_request` when no provider is configured for the name */
   readonly plansFor: (asked: { readonly model: string | undefined; readonly text: string }) => PlansByMode
+  /** @throws Problem `invalid_request` when there is no such agent */
+  readonly checkAgent?: (id: string) => void
 }
 
 export type Chat = ReturnType<typeof createChat>
 
-export function createChat({ accept, runs, owned, log, stop, instanceId, holdLease, plansFor }: ChatOptions) {
+export function createChat({
+  accept,
+  runs,
+  owned,
+  log,
+  stop,
+  instanceId,
+  holdLease,
+  plansFor,
+  checkAgent,
+}: ChatOptions) {
   async function place(owner: Owner, asked: Asked): Promise<Acceptance> {
     if (owned.isDraining) {
       // An earlier request with this key may still be watched; nothing new begins.
@@ -39,7 +52,8 @@ export function createChat({ accept, runs, owned, log, stop, instanceId, holdLea
       else return { run: prior, isNew: false }
     }
     await holdLease()
-    const { model }: Wishes = asked
+    const { model, agent_id }: Wishes = asked
+    if (agent_id !== undefined) checkAgent?.(cleanText(agent_id))
     return accept.accept(owner, asked, (text) => plansFor({ model, text }))
   }
 

@@ -2,8 +2,8 @@
  * Checkpoints: what the running replies of this process have said so far, written to the database in one statement each
  * second. They are what a reply is rebuilt from when its process dies, and what a viewer gets where no log is at hand.
  *
- * Each run remembers how far its stored text goes; a checkpoint holds only what came after that, so its cost does not
- * grow with the reply. The place moves on only when the statement has succeeded: after a failure, or an answer that was
+ * Each run remembers how far its stored text goes, and which of its tools had answered; a checkpoint holds only what came
+ * after that, so its cost does not grow with the reply. The place moves on only when the statement has succeeded: after a failure, or an answer that was
  * lost, the next one covers the same text again, and rows that are already there stay as they are.
  */
 import { type Db, DbError, exactText } from '../db/db.ts'
@@ -26,11 +26,18 @@ export interface CheckpointRow {
   readonly kind: Part['kind']
   readonly part_offset: number
   readonly text: string
-  readonly detail: { readonly call_id?: string; readonly name?: string } | null
+  /** What a part is beside its text; null when that is nothing. */
+  readonly detail: Omit<Part, 'kind' | 'text' | 'input' | 'signature'> | null
 }
 
-/** How far the stored text of each run goes: the length of each part. */
-export type CheckpointPlaces = Map<string, readonly number[]>
+/** What is stored of a part. */
+interface PartPlace {
+  readonly units: number
+  readonly isAnswered: boolean
+}
+
+/** How far what is stored of each run goes, part by part. */
+export type CheckpointPlaces = Map<string, readonly PartPlace[]>
 
 /**
  * Writes what `sources` have gained since `places`, and moves the places on.
@@ -58,14 +65,14 @@ export async function writeCheckpoints(
 interface Growth {
   readonly runId: string
   readonly rows: readonly CheckpointRow[]
-  readonly place: readonly number[]
+  readonly place: readonly PartPlace[]
 }
 
-function growthOf(source: CheckpointSource, stored: readonly number[]): Growth {
+function growthOf(source: CheckpointSource, stored: readonly PartPlace[]): Growth {
   return {
     runId: source.runId,
     rows: rowsOf(source, stored),
-    place: source.parts.map((part) => part.text.length),
+    place: source.parts.map(placeOf),
   }
 }
 
@@ -83,23 +90,40 @@ async function writeGrowths(db: Db, growths: readonly Growth[], places: Checkpoi
   for (const { runId, place } of growths) if (places.has(runId)) places.set(runId, place)
 }
 
-function rowsOf(source: CheckpointSource, stored: readonly number[]): CheckpointRow[] {
+const placeOf = (part: Part): PartPlace => ({
+  units: part.text.length,
+  isAnswered: part.output !== undefined || part.error !== undefined,
+})
+
+function rowsOf(source: CheckpointSource, stored: readonly PartPlace[]): CheckpointRow[] {
   const { runId, cursor, parts } = source
   return parts.flatMap((part, index) => {
-    const offset = stored[index] ?? -1
-    if (part.text.length === offset) return []
+    const before = stored[index]
+    const now = placeOf(part)
+    if (before?.units === now.units && before.isAnswered === now.isAnswered) return []
+    const offset = before?.units ?? 0
     const row: CheckpointRow = {
       run_id: runId,
       generation: cursor.generation,
       seq: cursor.seq,
       part: index,
       kind: part.kind,
-      part_offset: Math.max(0, offset),
-      text: part.text.slice(Math.max(0, offset)),
-      detail: part.kind === 'tool_call' ? { call_id: part.call_id ?? '', name: part.name ?? '' } : null,
+      part_offset: offset,
+      text: part.text.slice(offset),
+      detail: detailOf(part),
     }
     return [row]
   })
+}
+
+function detailOf({
+  kind,
+  text: _text,
+  input: _input,
+  signature: _signature,
+  ...detail
+}: Part): CheckpointRow['detail'] {
+  return kind === 'text' || kind === 'reasoning' ? null : detail
 }
 
 export interface Checkpoint {
@@ -121,7 +145,7 @@ export function foldCheckpoints(rows: readonly CheckpointRow[]): Checkpoint {
   for (const row of rows) {
     const part = parts[row.part]
     if (part === undefined) parts[row.part] = { kind: row.kind, text: row.text, ...row.detail }
-    else part.text = part.text.slice(0, row.part_offset) + row.text
+    else parts[row.part] = { ...part, ...row.detail, text: part.text.slice(0, row.part_offset) + row.text }
   }
   for (const part of parts) {
     const input = part.kind === 'tool_call' ? parseInput(part.text) : undefined

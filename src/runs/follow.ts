@@ -276,16 +276,28 @@ function stepTo(
   if (held === undefined) return resetEntry(run.message_id, stored, cursor)
   if (stored.length < held.length) return resetEntry(run.message_id, stored, cursor)
   // Not compared as JSON: jsonb gives the members of an object back in an order of its own.
-  const changed = stored.flatMap((part, index) => (isDeepStrictEqual(part, held[index]) ? [] : [index]))
+  const changed = stored.flatMap((part, index) => (isShownAlike(part, held[index]) ? [] : [index]))
   const index = changed[0]
   if (index === undefined) return undefined
   const part = stored[index] as Part
   const { kind, text: before } = held[index] ?? { kind: index === 0 ? 'text' : undefined, text: '' }
-  if (changed.length > 1 || kind !== part.kind || kind === 'tool_call' || !part.text.startsWith(before)) {
+  if (
+    changed.length > 1 ||
+    (kind !== 'text' && kind !== 'reasoning') ||
+    kind !== part.kind ||
+    !part.text.startsWith(before)
+  ) {
     return resetEntry(run.message_id, stored, cursor)
   }
   const text = part.text.slice(before.length)
   return { ...cursor, event: { type: 'delta', data: { part: index, offset: before.length, text } } }
+}
+
+/** Seals are stored, and shown to nobody while a reply is made. */
+function isShownAlike({ signature: _seal, ...part }: Part, held: Part | undefined): boolean {
+  if (held === undefined) return false
+  const { signature: _heldSeal, ...rest } = held
+  return isDeepStrictEqual(part, rest)
 }
 
 /** A wake-up that is never lost: whoever takes `next` before looking hears every ring after it. */

@@ -9,7 +9,7 @@
  * message has the status `streaming` from acceptance on, also while its run is queued.
  */
 import { type Static, Type } from 'typebox'
-import { Mode, RunErrorSchema, RunStatus, Usage } from '../log/event.ts'
+import { Mode, RunErrorSchema, RunStatus, type ToolError, Usage } from '../log/event.ts'
 import { Message, nullable, Session, Time, Uuid } from '../sessions/model.ts'
 import type { RunPlan } from '../upstream/plan.ts'
 import type { ToolChoice, ToolDefinition } from '../upstream/upstream.ts'
@@ -103,8 +103,61 @@ export type RunFacts = Pick<
 export const messageCharactersMax = 100_000
 export const keyUnitsMax = 128
 export const modelUnitsMax = 200
+export const toolsMax = 64
+/** Of all of a request together, as JSON. */
+export const toolsBytesMax = 64 * 1024
+export const toolResultsMax = 64
+/** Of all of a request together, as JSON. */
+export const toolResultsBytesMax = 256 * 1024
+const callIdUnitsMax = 256
+const toolErrorUnitsMax = 10_000
 
 const key = Type.String({ pattern: `^[A-Za-z0-9._:-]{1,${keyUnitsMax}}$` })
+
+// The narrowest that providers agree on.
+const toolName = Type.String({ pattern: '^[A-Za-z0-9_-]{1,64}$' })
+
+const Tool = Type.Object(
+  {
+    name: toolName,
+    description: Type.Optional(Type.String()),
+    parameters: Type.Record(Type.String(), Type.Unknown(), { description: 'JSON Schema of an object' }),
+  },
+  { additionalProperties: false },
+)
+
+const tools = {
+  tools: Type.Optional(
+    Type.Array(Tool, { maxItems: toolsMax, description: 'what the model may call; the client answers the calls' }),
+  ),
+  tool_choice: Type.Optional(
+    Type.Union([
+      Type.Literal('auto'),
+      Type.Literal('none'),
+      Type.Literal('required'),
+      Type.Object({ name: toolName }, { additionalProperties: false }),
+    ]),
+  ),
+}
+
+/** What became of one call: `output` or `error`. */
+const ToolResult = Type.Object(
+  {
+    call_id: Type.String({ minLength: 1, maxLength: callIdUnitsMax }),
+    output: Type.Optional(Type.Unknown({ description: 'any JSON; a text goes to the model as it is' })),
+    error: Type.Optional(
+      Type.Object(
+        {
+          code: Type.String({ minLength: 1, maxLength: 100 }),
+          message: Type.String({ maxLength: toolErrorUnitsMax }),
+        } satisfies typeof ToolError.properties,
+        { additionalProperties: false },
+      ),
+    ),
+  },
+  { additionalProperties: false },
+)
+export type ToolResult = Static<typeof ToolResult>
 
 const fields = {
   message: Type.String({ minLength: 1, maxLength: messageCharactersMax }),
@@ -119,27 +172,41 @@ const fields = {
   on_disconnect: Type.Optional(Type.Union([Type.Literal('continue'), Type.Literal('stop')], { default: 'continue' })),
 }
 
+const { message, session_id, parent_id, ...wishes } = {
+  ...fields,
+  ...tools,
+  client_message_id: Type.Optional(key),
+  metadata: Type.Optional(Type.Record(Type.String(), Type.Unknown())),
+}
+
+/** A message, or answers to the tool calls with which a reply has ended. */
 export const ChatBody = Type.Object(
   {
-    ...fields,
-    client_message_id: Type.Optional(key),
-    metadata: Type.Optional(Type.Record(Type.String(), Type.Unknown())),
+    message: Type.Optional(message),
+    tool_results: Type.Optional(
+      Type.Array(ToolResult, {
+        minItems: 1,
+        maxItems: toolResultsMax,
+        description: 'answers to all the calls with which a reply of the session has ended',
+      }),
+    ),
+    session_id,
+    parent_id,
+    ...wishes,
   },
-  { additionalProperties: false },
+  { additionalProperties: false, oneOf: [{ required: ['message'] }, { required: ['tool_results'] }] },
 )
 export type ChatBody = Static<typeof ChatBody>
 
-const { message, session_id: _session, parent_id: _parent, ...branchFields } = ChatBody.properties
-
 /** Of a new reply to a message that is there. */
-export const BranchBody = Type.Object(branchFields, { additionalProperties: false })
+export const BranchBody = Type.Object(wishes, { additionalProperties: false })
 export type BranchBody = Static<typeof BranchBody>
 
 /** Of a message in another's place. */
-export const EditBody = Type.Object({ message, ...branchFields }, { additionalProperties: false })
+export const EditBody = Type.Object({ message, ...wishes }, { additionalProperties: false })
 export type EditBody = Static<typeof EditBody>
 
-const { mode, model, agent_id, client_message_id } = branchFields
+const { mode, model, agent_id, client_message_id } = wishes
 
 /** Of a session's background run. */
 export const StartBody = Type.Object({ mode, model, agent_id, client_message_id }, { additionalProperties: false })

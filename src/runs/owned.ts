@@ -22,22 +22,15 @@ import type { EventId, Part } from '../log/event.ts'
 import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
 import { promote, stopQueued } from './queue.ts'
-import {
-  type ActiveRun,
-  announceRun,
-  createActiveRun,
-  generate,
-  type Phase,
-  pause,
-  type RunDeps,
-  settledWithin,
-} from './run.ts'
+import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
   readonly instanceId: string
   readonly checkpointMs: number
   /** How long viewers wait for a commit before they are told to come back later. */
   readonly persistWaitMs?: number | undefined
+  /** Told of a run whose reply is stored. */
+  readonly afterRun?: ((run: ActiveRun) => void) | undefined
   readonly logger: FastifyBaseLogger
 }
 
@@ -45,17 +38,28 @@ export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 
 export interface LiveRun {
   readonly runId: string
   readonly sessionId: string
-  readonly phase: Phase
+  readonly phase: string
+  readonly roundNumber?: number | undefined
+  /** So far, of calls that have ended. */
+  readonly costUsd?: string | undefined
   /** So far, when the provider says so before the end. */
   readonly outputTokens?: number
   /** When it last said something, or began: milliseconds since 1970. */
   readonly lastActivityAt: number
 }
 
-function toLive({ runId, facts, phase, draft, lastActivityAt }: ActiveRun): LiveRun {
+function toLive({ runId, facts, phase, round, draft, ledger, lastActivityAt }: ActiveRun): LiveRun {
   const outputTokens = draft.usage?.output_tokens
   const counted = outputTokens === undefined ? {} : { outputTokens }
-  return { runId, sessionId: facts.session_id, phase, ...counted, lastActivityAt }
+  return {
+    runId,
+    sessionId: facts.session_id,
+    phase,
+    roundNumber: round,
+    costUsd: ledger.totals().costUsd,
+    ...counted,
+    lastActivityAt,
+  }
 }
 
 export type OwnedRuns = ReturnType<typeof createOwnedRuns>
@@ -100,6 +104,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       const ending = ended?.ending
       nextMayWait = ended?.nextMayWait === true
       if (ending === undefined && run.stopReason === 'release') released.set(run.runId, run)
+      if (ending !== undefined) options.afterRun?.(run)
       logger.info(
         {
           run_id: run.runId,
@@ -262,6 +267,13 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     /** Resolves when the run has ended and is stored, or is not this process's any more. */
     async ended(runId: string): Promise<void> {
       await active.get(runId)?.ended
+    },
+
+    /** Writes what all running replies have said. @returns whether it is stored */
+    async checkpoint(): Promise<boolean> {
+      // One that is under way may have begun before the last words.
+      await checkpointNow()
+      return !behind
     },
 
     /** All that the log holds of a running reply, and the event up to which that is; read together. */

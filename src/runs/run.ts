@@ -1,10 +1,9 @@
 /**
- * One generation of one reply: ask the upstream, fold what it says into the draft, tell the frame clock, and at the end
- * commit and say `done`. It runs in the background and knows nothing of HTTP: a viewer that leaves changes nothing here.
+ * One generation of one reply: take what makes it (reply.ts), fold what that says into the draft, tell the frame clock, and
+ * at the end commit and say `done`. It runs in the background and knows nothing of HTTP: a viewer that leaves changes
+ * nothing here.
  *
  * What happens at each await when something dies there:
- * - reading the history: while the database does not answer, it is asked again for `historyWaitMs`, because the message has
- *   been accepted; then the run ends as `failed`. No upstream call was made.
  * - the upstream: a cut, stall, refusal or garbage arrives as a Problem. With nothing said yet the run has `failed`; with
  *   words already shown it is `interrupted` and keeps them, except where the provider itself says that it failed.
  * - stop: the signal aborts the upstream request at once, and the partial text is committed as `stopped`.
@@ -21,12 +20,14 @@ import { resetEntry } from '../log/fold.ts'
 import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
-import type { HistoryMessage } from '../sessions/context.ts'
-import type { Upstream } from '../upstream/upstream.ts'
+import type { AgentEvent } from '../upstream/agent.ts'
+import type { ModelChoice } from '../upstream/plan.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
+
 import { type Ledger, spendingOf } from './ledger.ts'
 import { holdsBudget, type RunFacts } from './model.ts'
+import type { Fold } from './window.ts'
 
 /**
  * Why a run is to end before its reply does: a person said so; the process ends, and it is to be stored as it is; the
@@ -42,18 +43,27 @@ export interface ActiveRun extends FrameSource {
   readonly draft: Draft
   /** What its calls have used. */
   readonly ledger: Ledger
+  /** Who made the reply, of those who were asked. */
+  answeredBy: ModelChoice | undefined
+  /** What a summary is to cover, when not all of the conversation fitted into the window. */
+  fold: Fold | undefined
   /** The last event in the log. */
   readonly cursor: EventId
   readonly signal: AbortSignal
   readonly startedAt: number
   readonly ttftMs: number | undefined
   readonly stopReason: StopReason | undefined
-  readonly phase: Phase
+  /** What the model is doing, or what an agent says of itself. */
+  readonly phase: string
+  /** Of a reply of several steps. */
+  readonly round: number | undefined
   /** When its last words were handed over, or it began: milliseconds since 1970. */
   readonly lastActivityAt: number
   /** When the reply was whole and its commit began, on the clock of `performance.now()`. */
   commitStartedAt: number | undefined
   stop(reason: StopReason): void
+  /** Says how far it has come; what is absent stays as it was. */
+  tell(progress: { readonly phase?: string; readonly round?: number }): void
   /** Numbers an event that does not come from the draft. */
   number(event: LogEntry['event']): LogEntry
 }
@@ -62,11 +72,8 @@ export interface RunDeps {
   readonly db: Db
   readonly log: EventLog
   readonly frames: Frames
-  readonly readHistory: (messageId: string) => Promise<readonly HistoryMessage[]>
-  readonly upstreamFor: (facts: RunFacts) => Upstream
+  readonly makeReply: (run: ActiveRun) => AsyncIterable<AgentEvent>
   readonly createLedger: () => Ledger
-  /** Tokens of a prompt, for the model that the run asks. */
-  readonly promptTokens: (facts: RunFacts, messages: readonly HistoryMessage[]) => number
   /** Told when a viewer may have seen the first words. */
   readonly onFirstWords: () => void
   /** Told of what went wrong inside the gateway: a try to commit that failed, or an error that nobody expected. */
@@ -86,7 +93,6 @@ const phases = {
 
 const retryPauseFirstMs = 100
 const retryPauseMaxMs = 2000
-const historyWaitMs = 30_000
 // A statement that the database refuses for its content will not get better; the reaper ends the run from checkpoints.
 const commitRefusalsMax = 3
 
@@ -98,6 +104,8 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
   let ttftMs: number | undefined
   let stopReason: StopReason | undefined
   let lastActivityAt = Date.now()
+  let phase: string | undefined
+  let round: number | undefined
 
   function number(event: LogEntry['event']): LogEntry {
     seq += 1
@@ -109,6 +117,8 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
     facts,
     draft,
     ledger,
+    answeredBy: undefined,
+    fold: undefined,
     startedAt,
     signal: abort.signal,
     number,
@@ -128,7 +138,10 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
     // From what is there anyway: an event costs nothing for it.
     get phase() {
       const last = draft.parts.at(-1)
-      return last === undefined ? 'waiting' : phases[last.kind]
+      return phase ?? (last === undefined ? 'waiting' : phases[last.kind])
+    },
+    get round() {
+      return round
     },
     get lastActivityAt() {
       return lastActivityAt
@@ -137,10 +150,23 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
       stopReason ??= reason
       abort.abort(reason)
     },
+    tell(progress) {
+      phase = progress.phase ?? phase
+      round = progress.round ?? round
+      const { costUsd } = ledger.totals()
+      draft.say({
+        type: 'progress',
+        data: {
+          ...(phase === undefined ? {} : { phase }),
+          ...(round === undefined ? {} : { round }),
+          ...(costUsd === undefined ? {} : { cost_usd: costUsd }),
+        },
+      })
+    },
     takeEntries() {
       const entries = draft.takeEvents().map(number)
       if (entries.length > 0) {
-        ttftMs ??= Math.round(performance.now() - startedAt)
+        if (!draft.isEmpty) ttftMs ??= Math.round(performance.now() - startedAt)
         lastActivityAt = Date.now()
       }
       return entries
@@ -178,7 +204,8 @@ export async function generate(run: ActiveRun, deps: RunDeps): Promise<Ended | u
     deps.frames.flush(run)
     return undefined
   }
-  run.draft.close()
+  // Whatever was still open is closed, also when nobody will answer it.
+  run.draft.endStep()
   deps.frames.flush(run)
   run.commitStartedAt = performance.now()
   const ending = toEnding(run, end)
@@ -198,13 +225,12 @@ interface ReplyEnd {
 }
 
 async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
-  const { draft, signal } = run
+  const { draft } = run
   try {
-    const messages = await readHistory(run, deps)
-    signal.throwIfAborted()
-    for await (const event of askOnce(run, messages, deps)) {
+    for await (const event of deps.makeReply(run)) {
       const isFirst = draft.isEmpty
-      draft.apply(event)
+      if (event.type === 'progress') run.tell(event)
+      else draft.apply(event)
       deps.frames.touch(run)
       if (isFirst && !draft.isEmpty) deps.onFirstWords()
     }
@@ -214,40 +240,6 @@ async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
       deps.onFault(run.runId, 'making a reply failed in a way nobody expected', error)
     }
     return endOf(error, run)
-  }
-}
-
-async function* askOnce(run: ActiveRun, messages: readonly HistoryMessage[], deps: RunDeps) {
-  const { facts, ledger, signal } = run
-  const maxOutputTokens = facts.request?.max_output_tokens
-  const settings = maxOutputTokens === undefined ? {} : { maxOutputTokens }
-  const call = ledger.begin(facts, deps.promptTokens(facts, messages))
-  let outcome = 'interrupted'
-  try {
-    for await (const event of deps.upstreamFor(facts).stream({ model: facts.model, messages, ...settings }, signal)) {
-      call.see(event)
-      yield event
-    }
-    outcome = 'completed'
-  } catch (error) {
-    if (run.stopReason === 'stop') outcome = 'stopped'
-    else if (run.stopReason === undefined) outcome = error instanceof Problem ? error.code : 'internal'
-    throw error
-  } finally {
-    call.end(outcome)
-  }
-}
-
-async function readHistory({ facts, signal }: ActiveRun, deps: RunDeps): Promise<readonly HistoryMessage[]> {
-  const giveUpAt = performance.now() + historyWaitMs
-  for (let pauseMs = retryPauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, retryPauseMaxMs)) {
-    try {
-      return await deps.readHistory(facts.user_message_id)
-    } catch (error) {
-      if (!(error instanceof Problem) || performance.now() + pauseMs > giveUpAt) throw error
-      await pause(pauseMs, signal)
-      signal.throwIfAborted()
-    }
   }
 }
 
@@ -267,7 +259,7 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
     parts: draft.parts,
     content: draft.content,
     ...spendingOf(run.ledger),
-    answeredBy: undefined,
+    answeredBy: run.answeredBy,
     finishReason: draft.finishReason,
     model: draft.model,
     error: problem?.toRunError(),

@@ -211,7 +211,7 @@ async function restore(db: Db, owner: Owner, id: string): Promise<{ deleted: boo
               when r.status in ('completed', 'stopped') then 'completed'
               else 'failed'
             end
-            from chat_runs r where r.session_id = s.id and r.started_at is not null
+            from chat_runs r where r.session_id = s.id and r.started_at is not null and r.kind <> 'summary'
             order by r.created_at desc, r.id desc limit 1
           ), (
             select case when m.status in ('completed', 'stopped') then 'completed' else 'failed' end

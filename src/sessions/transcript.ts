@@ -16,6 +16,7 @@ export const transcript: ArtifactGenerator = {
     let text = `# ${session.title?.trim().replace(/\s+/g, ' ') || untitled}\n`
     let bytesLeft = transcriptBytesMax - Buffer.byteLength(text) - Buffer.byteLength(cutNote) - 2
     for await (const message of readMessages()) {
+      if (message.role === 'tool') continue
       const block = `\n${toMarkdown(message)}`
       const bytes = Buffer.byteLength(block)
       if (bytes > bytesLeft) return `${text}${cut(block, bytesLeft)}\n\n${cutNote}`

@@ -196,7 +196,10 @@ function settleMessage(message: ExportedMessage, ids: Set<string>): ExportedMess
   const clean = { ...cleanFields(message), parts: message.parts.map(cleanFields) }
   limitJson('metadata', clean.metadata, metadataBytesMax)
   limitJson('retrieved_docs', clean.retrieved_docs, importedJsonBytesMax)
-  for (const { input } of clean.parts) limitJson('parts', input, importedJsonBytesMax)
+  for (const { input, output } of clean.parts) {
+    limitJson('parts', input, importedJsonBytesMax)
+    limitJson('parts', output, importedJsonBytesMax)
+  }
   if (contentOf(clean.parts) !== clean.content) {
     throw new Problem('invalid_request', 'content is not what the text parts are, joined.')
   }

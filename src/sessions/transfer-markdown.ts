@@ -6,6 +6,7 @@
  * It is read from the same pages as the other forms, and breaks off the same way.
  */
 import type { Owner } from '../http/identity.ts'
+import type { Part } from '../log/event.ts'
 import { roleNames, untitled } from './model.ts'
 import type { ExportedMessage, ExportedSession } from './transfer.ts'
 import type { ExportHead, ExportReader } from './transfer-export.ts'
@@ -73,18 +74,30 @@ function describeMessage(message: ExportedMessage, place: string): string {
     ...(error === null ? [] : [`error: ${escapeMarks(error.code)}`]),
   ]
   if (facts.length > 0) pieces.push(`${facts.join(' · ')}\n\n`)
-  const parts = message.parts.length > 0 ? message.parts : [{ kind: 'text' as const, text: message.content }]
-  for (const { kind, text, name } of parts) {
-    if (text === '' && kind !== 'tool_call') continue
-    if (kind === 'reasoning') pieces.push('Reasoning:\n\n')
-    if (kind === 'tool_call') pieces.push(`Tool call: ${escapeMarks(name ?? '')}\n\n`)
-    pieces.push(`${fence(text)}\n`)
+  const parts = message.parts.length > 0 ? message.parts : [{ kind: 'text', text: message.content } satisfies Part]
+  for (const part of parts) {
+    const { kind, text } = part
+    if (kind === 'tool_call') pieces.push(...describeCall(part, role === 'tool'))
+    else if (text !== '') pieces.push(kind === 'reasoning' ? 'Reasoning:\n\n' : '', `${fence(text)}\n`)
   }
   if (feedback !== null) {
     pieces.push(`Feedback: ${feedback.rating > 0 ? 'good' : 'bad'}\n\n`)
     if (feedback.comment !== null && feedback.comment !== '') pieces.push(`${fence(feedback.comment)}\n`)
   }
   return pieces.join('')
+}
+
+/** @param isAnswer it stands in a message that answers calls of the reply before, and holds none */
+function describeCall({ text, name = '', output, error }: Partial<Part>, isAnswer: boolean): string[] {
+  const pieces = isAnswer ? [] : [`Tool call: ${escapeMarks(name)}\n\n`, `${fence(text ?? '')}\n`]
+  if (output !== undefined) {
+    const words = typeof output === 'string' ? output : JSON.stringify(output, null, 2)
+    pieces.push(`Answer of ${escapeMarks(name)}:\n\n`, `${fence(words)}\n`)
+  }
+  if (error !== undefined) {
+    pieces.push(`Error of ${escapeMarks(name)} (${escapeMarks(error.code)}):\n\n`, `${fence(error.message)}\n`)
+  }
+  return pieces
 }
 
 /** A closing fence has at least as many marks as the opening one (CommonMark 0.31, 4.5), and no text has as many. */

@@ -10,7 +10,7 @@
  * version; `end` last, with the counts, so that a file that was cut is recognised. Nothing is read or written here.
  */
 import { type Static, type TProperties, Type } from 'typebox'
-import { Mode, Part, PartKind, RunErrorSchema } from '../log/event.ts'
+import { Mode, Part, PartKind, RunErrorSchema, ToolError } from '../log/event.ts'
 import { ArtifactType, artifactNamePattern } from './artifact-model.ts'
 import { externalIdUnitsMax, inputUnitsMax, MessageStatus, nullable, SessionStatus, titleUnitsMax } from './model.ts'
 
@@ -81,7 +81,12 @@ export const ExportedMessage = closed({
   status: MessageStatus,
   content: Type.String({ maxLength: importedTextUnitsMax, description: 'the text parts, joined' }),
   parts: Type.Array(
-    closed({ ...Part.properties, kind: PartKind, text: Type.String({ maxLength: importedTextUnitsMax }) }),
+    closed({
+      ...Part.properties,
+      kind: PartKind,
+      text: Type.String({ maxLength: importedTextUnitsMax }),
+      error: Type.Optional(closed(ToolError.properties)),
+    }),
     { maxItems: importedPartsMax },
   ),
   agent_id: nullable(text(nameUnitsMax)),

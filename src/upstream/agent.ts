@@ -10,6 +10,10 @@
 import type { ToolError } from '../log/event.ts'
 import type { ModelSettings, ToolDefinition, UpstreamEvent, UpstreamMessage } from './upstream.ts'
 
+/**
+ * `usage` is of models that the agent has asked itself, beside its context; it has a cost when the `response` before it names
+ * a model as `provider:model` whose price is known.
+ */
 export type AgentEvent =
   | UpstreamEvent
   /** What the tool call `key` came to. */
@@ -51,4 +55,6 @@ export interface Agent {
   /** `agent_id` of a request: `[A-Za-z0-9._:-]{1,64}`. */
   readonly id: string
   reply(request: AgentRequest, context: AgentContext, signal: AbortSignal): AsyncIterable<AgentEvent>
+  /** When the gateway ends. */
+  close?(): Promise<void>
 }

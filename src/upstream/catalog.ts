@@ -1,117 +1,184 @@
 /**
- * Which model answers: from a run's mode, or from the model that a request names, to a provider that is configured. The
- * catalog owns the providers it made and closes them. It waits for nothing and asks no provider whether a model exists:
- * the provider says so itself, with `upstream_rejected`.
+ * Which models may answer, and how: from a run's mode and its message, or from the model that a request names, to a plan;
+ * from a plan's names to settings and providers; and what they cost. The catalog owns the providers: those it made, and
+ * those that it was given ready-made, which nobody else could close. It waits for nothing and asks no provider whether a
+ * model exists: the provider says so itself, with `upstream_rejected`.
  */
 import { Problem } from '../errors.ts'
-import type { Mode } from '../log/event.ts'
+import { judge, longHistoryFrom } from './adaptive.ts'
+import { createAnthropic } from './anthropic.ts'
 import { createDemo } from './demo.ts'
+import { createGemini } from './gemini.ts'
+import type { HttpLimits } from './http.ts'
 import { createOpenai } from './openai.ts'
-import type { ModePlan, PlansByMode } from './plan.ts'
+import { fitsPattern } from './pattern.ts'
+import {
+  type ModelChoice,
+  type ModePlan,
+  modelUnitsMax,
+  type PlansByMode,
+  type Profile,
+  type ProfileName,
+  type RunPlan,
+} from './plan.ts'
+import type { Price } from './price-table.ts'
+import { createPrices, type Prices } from './prices.ts'
+import { demoProvider, type ProviderKind, type ProviderSettings } from './providers.ts'
 import type { Upstream } from './upstream.ts'
 
-/** Of a model name in a request. The longest in use, of fine-tuned models, have about a hundred. */
-const modelUnitsMax = 200
+export type Models = readonly [ModelChoice, ...ModelChoice[]]
 
-type Provider = 'openai' | 'demo'
-
-export interface ModelChoice {
-  readonly provider: Provider
-  readonly model: string
+export interface CatalogOptions extends Pick<HttpLimits, 'firstByteMs' | 'idleMs' | 'totalMs'> {
+  /** The demo is always there, beside them. */
+  readonly providers: readonly ProviderSettings[]
+  /** Of each profile, in the order in which they are asked. */
+  readonly models: Readonly<Record<ProfileName, Models>>
+  readonly profiles: Readonly<Record<ProfileName, Profile>>
+  /** What a request may name, as patterns of `provider:model`. Absent: every model of every provider that is here. */
+  readonly modelsAllowed?: readonly string[] | undefined
+  /** The site's own. */
+  readonly prices: readonly Price[]
+  /** Providers that are ready-made. They go before one of `providers` with the same name. */
+  readonly upstreams?: readonly Upstream[] | undefined
 }
 
-export interface CatalogOptions {
-  /** Absent: there is only the demo. */
-  readonly openai: { readonly baseUrl: string; readonly apiKey: string | undefined } | undefined
-  readonly models: { readonly fast: ModelChoice; readonly balanced: ModelChoice; readonly quality: ModelChoice }
-  readonly firstByteMs: number
-  readonly idleMs: number
-  readonly totalMs: number
-}
-
-export interface ResolvedModel extends ModelChoice {
-  readonly upstream: Upstream
+export interface Asked {
+  /**
+   * `provider:model`, or a bare name: `demo` is the demo, any other one goes to openai, or without it to the provider of
+   * the balanced model. Only the first colon counts, so a model whose own name has one is written `openai:llama3:8b`.
+   * Absent: the models of the mode.
+   */
+  readonly model: string | undefined
+  /** What is to be answered; `adaptive` judges it. */
+  readonly text: string
 }
 
 export interface Catalog {
-  /**
-   * @param model `provider:model`, or a bare name: `demo` is the demo, every other one goes to openai. Only the first colon
-   *   counts, so a model whose own name has one is written `openai:llama3:8b`. Absent: the mode's model
-   * @throws Problem `invalid_request` when the name is no name, or its provider is unknown or not configured
-   */
-  resolve(mode: Mode, model?: string): ResolvedModel
-  /** The plan of each mode. @throws as `resolve` */
-  plansFor(model: string | undefined): PlansByMode
-  /** Every configured `provider:model`, each once, the balanced one first. */
+  /** The plan of each mode. @throws Problem `invalid_request` when the model is no name, not configured or not allowed */
+  plansFor(asked: Asked): PlansByMode
+  profile(name: ProfileName): Profile
+  /** @throws Problem `upstream_rejected` when it is not configured any more: a plan is older than this process */
+  upstreamOf(provider: string): Upstream
+  readonly prices: Prices
+  /** Every configured `provider:model`, each once, the balanced ones first. */
   names(): string[]
   /** For the start line: the providers and where they are, without keys. */
   readonly providers: readonly string[]
+  /** Those of `names` whose price is not known: what they cost will be null. */
+  readonly unpriced: readonly string[]
   /** Streams still open are cut. */
   close(): Promise<void>
 }
 
-export function createCatalog(options: CatalogOptions): Catalog {
-  const { openai, models, firstByteMs, idleMs, totalMs } = options
-  const upstreams: { readonly [P in Provider]: Upstream | undefined } = {
-    openai: openai === undefined ? undefined : createOpenai({ ...openai, firstByteMs, idleMs, totalMs }),
-    demo: createDemo(),
-  }
-  // `adaptive` has no router yet and means the balanced model.
-  const modeModels: Readonly<Record<Mode, ModelChoice>> = { ...models, adaptive: models.balanced }
+type Create = (
+  options: HttpLimits & Omit<ProviderSettings, 'name' | 'kind'> & { readonly provider: string },
+) => Upstream
 
-  function choose(mode: Mode, model: string | undefined): ModelChoice {
-    if (model === undefined) return modeModels[mode]
+/** The adapter of each dialect. */
+const adapters: Readonly<Record<ProviderKind, Create>> = {
+  openai: createOpenai,
+  anthropic: createAnthropic,
+  gemini: createGemini,
+}
+
+export function createCatalog(options: CatalogOptions): Catalog {
+  const { models, profiles, modelsAllowed, upstreams: readyMade = [], firstByteMs, idleMs, totalMs } = options
+  const limits = { firstByteMs, idleMs, totalMs }
+  const madeHere = options.providers.filter(({ name }) => readyMade.every(({ provider }) => provider !== name))
+  const upstreams = new Map<string, Upstream>([
+    ...madeHere.map((settings) => [settings.name, open(settings, limits)] as const),
+    [demoProvider, createDemo()],
+    ...readyMade.map((upstream) => [upstream.provider, upstream] as const),
+  ])
+  const prices = createPrices(options.prices)
+
+  function names(): string[] {
+    const choices = [...models.balanced, ...models.fast, ...models.quality]
+    return [...new Set(choices.map(nameOf))]
+  }
+
+  function choose(model: string): ModelChoice {
     const name = model.trim()
     if (name === '' || name.length > modelUnitsMax) {
       throw new Problem('invalid_request', `model must have 1 to ${modelUnitsMax} characters.`)
     }
-    const colon = name.indexOf(':')
-    if (colon === -1) return name === 'demo' ? { provider: 'demo', model: name } : { provider: 'openai', model: name }
-    const provider = name.slice(0, colon)
-    const rest = name.slice(colon + 1)
-    if (!isProvider(provider)) {
-      throw new Problem(
-        'invalid_request',
-        'model names a provider that does not exist here: there are openai and demo.',
-      )
+    const choice = split(name)
+    if (!upstreams.has(choice.provider)) {
+      throw new Problem('invalid_request', 'model names a provider that is not configured here.')
     }
-    if (rest === '') throw new Problem('invalid_request', 'model must name a model after its provider.')
-    return { provider, model: rest }
+    if (choice.model === '') throw new Problem('invalid_request', 'model must name a model after its provider.')
+    if (modelsAllowed !== undefined && !modelsAllowed.some((pattern) => fitsPattern(pattern, nameOf(choice)))) {
+      throw new Problem('invalid_request', 'model is not one of the models that may be asked for here.')
+    }
+    return choice
+  }
+
+  function split(name: string): ModelChoice {
+    const colon = name.indexOf(':')
+    if (colon !== -1) return { provider: name.slice(0, colon), model: name.slice(colon + 1) }
+    if (name === demoProvider) return { provider: demoProvider, model: name }
+    if (upstreams.has('openai')) return { provider: 'openai', model: name }
+    const { provider } = models.balanced[0]
+    if (provider === demoProvider) {
+      // The demo answers to every name. Whoever names a model means one.
+      throw new Problem('invalid_request', 'model names no provider, and none is configured here.')
+    }
+    return { provider, model: name }
   }
 
   return {
-    resolve(mode, model) {
-      const choice = choose(mode, model)
-      const upstream = upstreams[choice.provider]
-      if (upstream === undefined) {
-        throw new Problem('invalid_request', `model names the provider ${choice.provider}, which is not configured.`)
-      }
-      return { ...choice, upstream }
-    },
-    plansFor(model) {
-      const planOf = (mode: Mode): ModePlan => {
-        const { provider, model: name } = this.resolve(mode, model)
-        return { plan: { candidates: [{ provider, model: name }], profile: mode === 'adaptive' ? 'balanced' : mode } }
-      }
+    plansFor({ model, text }) {
+      const named = model === undefined ? undefined : choose(model)
+      const planOf = (profile: ProfileName, reasons?: readonly string[]): RunPlan => ({
+        candidates: named === undefined ? models[profile] : [named],
+        profile,
+        ...(reasons === undefined ? {} : { reasons }),
+      })
       return {
-        fast: planOf('fast'),
-        balanced: planOf('balanced'),
-        quality: planOf('quality'),
-        adaptive: planOf('adaptive'),
+        fast: { plan: planOf('fast') },
+        balanced: { plan: planOf('balanced') },
+        quality: { plan: planOf('quality') },
+        adaptive: planAdaptive(text, planOf),
       }
     },
-    names() {
-      const choices = [models.balanced, models.fast, models.quality]
-      return [...new Set(choices.map(({ provider, model }) => `${provider}:${model}`))]
+    profile: (name) => profiles[name],
+    upstreamOf(provider) {
+      const upstream = upstreams.get(provider)
+      if (upstream !== undefined) return upstream
+      throw new Problem('upstream_rejected', 'The provider of this reply is not configured any more.')
     },
-    // The host only: a base URL may hold a password or a token in its path.
-    providers: [...(openai === undefined ? [] : [`openai (${new URL(openai.baseUrl).host})`]), 'demo'],
+    prices,
+    names,
+    providers: [
+      // The host only: a base URL may hold a password or a token in its path.
+      ...madeHere.map(({ name, baseUrl }) => `${name} (${new URL(baseUrl).host})`),
+      ...readyMade.map(({ provider }) => provider),
+      ...(readyMade.some(({ provider }) => provider === demoProvider) ? [] : [demoProvider]),
+    ],
+    unpriced: names().filter((name) => prices.perToken(split(name), new Date()) === undefined),
     async close() {
-      await Promise.all([upstreams.openai?.close(), upstreams.demo?.close()])
+      // A site's own may fail at it, which must not keep the others, and then the stores, open.
+      await Promise.allSettled([...upstreams.values()].map((upstream) => upstream.close()))
     },
   }
 }
 
-function isProvider(name: string): name is Provider {
-  return name === 'openai' || name === 'demo'
+/** What a message comes to by itself and, where that is something else, in a long session. Only the database knows which. */
+function planAdaptive(text: string, planOf: (profile: ProfileName, reasons: readonly string[]) => RunPlan): ModePlan {
+  const alone = judge(text, 0)
+  const late = judge(text, longHistoryFrom)
+  return {
+    plan: planOf(alone.profile, alone.reasons),
+    ...(late.profile === alone.profile
+      ? {}
+      : { later: { from: longHistoryFrom, plan: planOf(late.profile, late.reasons) } }),
+  }
+}
+
+function open({ name, kind, ...settings }: ProviderSettings, limits: HttpLimits): Upstream {
+  return adapters[kind]({ provider: name, ...settings, ...limits })
+}
+
+function nameOf({ provider, model }: ModelChoice): string {
+  return `${provider}:${model}`
 }

@@ -29,7 +29,10 @@ export interface ExchangeOptions {
 
 export interface Head {
   readonly status: number
+  /** Three headers that say together how long the provider asks to be left alone. */
   readonly retryAfter: string | undefined
+  readonly retryAfterMs: string | undefined
+  readonly date: string | undefined
 }
 
 export interface Exchange {
@@ -113,8 +116,12 @@ export function openExchange(options: ExchangeOptions): Exchange {
     },
     onResponseStart(_, status, headers) {
       if (ended || status < 200) return
-      const retryAfter = headers['retry-after']
-      head = { status, retryAfter: typeof retryAfter === 'string' ? retryAfter : undefined }
+      head = {
+        status,
+        retryAfter: firstOf(headers['retry-after']),
+        retryAfterMs: firstOf(headers['retry-after-ms']),
+        date: firstOf(headers.date),
+      }
       wakeUp()
     },
     onResponseData(_, bytes) {
@@ -195,4 +202,8 @@ export function openExchange(options: ExchangeOptions): Exchange {
       end(undefined)
     },
   }
+}
+
+function firstOf(header: string | string[] | undefined): string | undefined {
+  return Array.isArray(header) ? header[0] : header
 }

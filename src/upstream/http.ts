@@ -1,7 +1,7 @@
 /**
- * What all providers that stream over HTTP have in common: one POST, one SSE reply, no retry. An adapter says what to send
- * and how the data of an event is read (a `ReplyReader`); how long it may take, when a reply has ended, and what a failure
- * is called is decided here.
+ * What all providers that stream over HTTP have in common, remote agents too: one POST, one SSE reply, no retry. An adapter
+ * says what to send and how the data of an event is read (a `ReplyReader`); how long it may take, when a reply has ended,
+ * and what a failure is called is decided here.
  *
  * An upstream owns its agent (the sockets) and the set of open exchanges, so that `close` can cut them. A stream owns
  * its exchange, one decoder, one parser and one reader, and frees all of them in its `finally`, whoever ends it:
@@ -13,16 +13,14 @@
  *
  * Nothing is opened before the first `next()`.
  */
-import { createParser } from 'eventsource-parser'
 import { Agent, type Dispatcher } from 'undici'
 import { Problem } from '../errors.ts'
 import { type Exchange, openExchange } from './exchange.ts'
 import type { ReplyReader } from './reader.ts'
 import { brokenOff, refusedWith } from './refusal.ts'
+import { createSseReader } from './sse.ts'
 import type { Upstream, UpstreamEvent, UpstreamRequest } from './upstream.ts'
 
-/** One line, and the data of one event. A chunk is a few hundred units; images in base64 are the longest seen. */
-const eventUnitsMax = 4 * 1024 * 1024
 /** Of a refusal's body, which is only looked at for a code. */
 const errorBodyBytesMax = 64 * 1024
 const errorBodyMs = 5000
@@ -44,6 +42,9 @@ export interface HttpLimits {
   readonly dispatcher?: Dispatcher
 }
 
+/** For what is made in a config file, where nobody has said otherwise: the same as the gateway's own. */
+export const usualLimits = { firstByteMs: 120_000, idleMs: 60_000, totalMs: 1_800_000 } as const
+
 export interface HttpCall {
   readonly url: URL
   /** In lower case; what all calls have is added. */
@@ -51,23 +52,38 @@ export interface HttpCall {
   readonly body: string
 }
 
-export interface HttpUpstreamOptions extends HttpLimits {
-  readonly provider: string
-  readonly toCall: (request: UpstreamRequest) => HttpCall
-  readonly createReader: () => ReplyReader
+export interface HttpStreamOptions<Request, Extra> extends HttpLimits {
+  readonly toCall: (request: Request) => HttpCall
+  readonly createReader: (request: Request) => ReplyReader<Extra>
 }
 
-export function createHttpUpstream(options: HttpUpstreamOptions): Upstream {
-  const { provider, toCall, createReader, firstByteMs, idleMs, totalMs } = options
+export interface HttpUpstreamOptions extends HttpStreamOptions<UpstreamRequest, never> {
+  readonly provider: string
+}
+
+/** The two members of an upstream, for whatever is asked and said. */
+export interface HttpStream<Request, Extra> {
+  stream(request: Request, signal: AbortSignal): AsyncIterable<UpstreamEvent | Extra>
+  close(): Promise<void>
+}
+
+export function createHttpUpstream({ provider, ...options }: HttpUpstreamOptions): Upstream {
+  return { provider, ...createHttpStream(options) }
+}
+
+export function createHttpStream<Request, Extra = never>(
+  options: HttpStreamOptions<Request, Extra>,
+): HttpStream<Request, Extra> {
+  const { toCall, createReader, firstByteMs, idleMs, totalMs } = options
   const ownAgent = options.dispatcher === undefined ? createAgent() : undefined
   const dispatcher = options.dispatcher ?? ownAgent!
   const open = new Set<Exchange>()
   let closed = false
 
   async function* stream(
-    request: UpstreamRequest,
+    request: Request,
     signal: AbortSignal,
-  ): AsyncGenerator<UpstreamEvent, void, undefined> {
+  ): AsyncGenerator<UpstreamEvent | Extra, void, undefined> {
     signal.throwIfAborted()
     if (closed) throw new Problem('upstream_unavailable', 'The connection to the provider is closed.')
     const { url, headers, body } = toCall(request)
@@ -91,13 +107,12 @@ export function createHttpUpstream(options: HttpUpstreamOptions): Upstream {
       if (head.status > 299) {
         const refusal = head.status === 429 ? await readRefusal(exchange, Math.min(errorBodyMs, idleMs)) : undefined
         signal.throwIfAborted()
-        throw refusedWith(head.status, refusal, head.retryAfter)
+        throw refusedWith(head.status, refusal, head)
       }
 
-      const reader = createReader()
+      const reader = createReader(request)
       const { events } = reader
       const sse = createSseReader(reader)
-      let finishing = false
       for (;;) {
         const bytes = exchange.take()
         const last = bytes === undefined && exchange.ended
@@ -113,13 +128,12 @@ export function createHttpUpstream(options: HttpUpstreamOptions): Upstream {
           // The consumer may have aborted, or the clock may have passed, while it held the event.
           signal.throwIfAborted()
         }
+        const heard = events.length > 0
         events.length = 0
         if (reader.failure !== undefined) throw reader.failure
         if (reader.done || last) break
-        if (reader.finished && !finishing) {
-          finishing = true
-          exchange.limitWait(Math.min(afterFinishMs, idleMs))
-        }
+        // Anew while it says something: some models give a finish reason with every chunk.
+        if (reader.finished && heard) exchange.limitWait(Math.min(afterFinishMs, idleMs))
       }
       if (!reader.complete) throw failureOf(exchange)
     } finally {
@@ -130,7 +144,6 @@ export function createHttpUpstream(options: HttpUpstreamOptions): Upstream {
   }
 
   return {
-    provider,
     stream,
     async close() {
       closed = true
@@ -190,60 +203,5 @@ async function readRefusal(exchange: Exchange, ms: number): Promise<unknown> {
     return JSON.parse(Buffer.concat(pieces).toString())
   } catch {
     return undefined // a refusal is one whatever its body says
-  }
-}
-
-interface SseReader {
-  read(bytes: Uint8Array): void
-  /** Reads what is left: some servers leave out the blank line at the end, or the last line's end. */
-  end(): void
-}
-
-/**
- * Bytes to lines to the parser to the reader. Lines are put together here and the parser is given whole ones: it drops a
- * line that is not SSE as soon as it sees the beginning, and a bare `{"error":…}` would be lost when it comes in two.
- */
-function createSseReader(reader: ReplyReader): SseReader {
-  const decoder = new TextDecoder()
-  let rest = ''
-  let ending = false
-  const parser = createParser({
-    maxBufferSize: eventUnitsMax,
-    onEvent: ({ data, event }) => {
-      // What the end of the connection cut in two says nothing, and must not hide why the connection ended.
-      if (!ending || isWhole(data)) reader.readData(data, event)
-    },
-    onError: (error) => {
-      if (error.type === 'max-buffer-size-exceeded') reader.readOverlong(eventUnitsMax)
-      else if (error.type === 'unknown-field') reader.readStray(error.field, error.value ?? '', error.line ?? '')
-    },
-  })
-  return {
-    read(bytes) {
-      const text = decoder.decode(bytes, { stream: true })
-      const cut = Math.max(text.lastIndexOf('\n'), text.lastIndexOf('\r')) + 1
-      if (cut === 0) rest += text
-      else {
-        const lines = cut === text.length ? text : text.slice(0, cut)
-        const whole = rest === '' ? lines : rest + lines
-        rest = cut === text.length ? '' : text.slice(cut)
-        if (reader.failure === undefined) parser.feed(whole)
-      }
-      if (rest.length > eventUnitsMax) reader.readOverlong(eventUnitsMax)
-    },
-    end() {
-      ending = true
-      if (reader.failure === undefined) parser.feed(`${rest}\n\n`)
-    },
-  }
-}
-
-function isWhole(data: string): boolean {
-  if (data.trim() === '[DONE]') return true
-  try {
-    JSON.parse(data)
-    return true
-  } catch {
-    return false // cut short
   }
 }

@@ -6,6 +6,9 @@
 import type { Mode } from '../log/event.ts'
 import type { ModelSettings } from './upstream.ts'
 
+/** Of a model's name. The longest in use, of fine-tuned models, have about a hundred. */
+export const modelUnitsMax = 200
+
 export type ProfileName = Exclude<Mode, 'adaptive'>
 
 export interface ModelChoice {
@@ -36,6 +39,6 @@ export interface Profile extends ModelSettings {
   readonly systemPrompt?: string
   /** Tokens that a request may have with its reply; older messages are left out beyond it. */
   readonly contextTokens: number
-  /** Names of the server's tools that the model is given. */
-  readonly tools: readonly string[]
+  /** Names of the server's tools that the model is given; absent: all of them. */
+  readonly tools?: readonly string[]
 }

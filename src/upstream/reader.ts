@@ -16,10 +16,21 @@ export const replyUnitsMax = 2_000_000
 export const toolCallsMax = 256
 /** Provider's words that we only label things with: response id, model, finish reason. */
 const labelUnitsMax = 256
-/** Text outside the framing of SSE that is kept to find out whether it is an error in JSON. */
+/** A body in JSON that is there instead of a stream. */
+const bodyUnitsMax = 4 * 1024 * 1024
+/** Text outside the framing of SSE behind the first words, kept to find out whether it is an error in JSON. */
 const strayUnitsMax = 16 * 1024
-/** Times that it is parsed, at every line that could be its last: without this, 64 KiB of brackets took 9 s. */
+/**
+ * Times that it is parsed before the stream ends, up to that length, at every line that could be its last: without this,
+ * 64 KiB of brackets took 9 s.
+ */
 const strayParsesMax = 100
+/** Lines of it before the first words, with those that are passed over: for each the parser makes an error with its stack. */
+const strayLinesMax = 10_000
+const notAStream = 'The provider answered something that is not a stream.'
+/** Of a source: it is what a person reads under the reply. */
+const sourceTitleUnitsMax = 500
+const urlUnitsMax = 8192
 
 /** Half of a surrogate pair that waits for the other half in the next piece of the same part. */
 export interface Held {
@@ -31,9 +42,10 @@ export interface HeldCall extends Held {
   readonly key: string
 }
 
-export abstract class ReplyReader {
+/** @typeParam Extra events beside those of the port: an agent has more to say than a model */
+export abstract class ReplyReader<Extra = never> {
   /** Read and not yet taken; whoever takes them empties it. */
-  readonly events: UpstreamEvent[] = []
+  readonly events: (UpstreamEvent | Extra)[] = []
   /** The reply cannot go on. What is in `events` came before. */
   failure: Problem | undefined
   /** The provider gave a finish reason. Its usage may still come. */
@@ -45,6 +57,7 @@ export abstract class ReplyReader {
   readonly #text: Held = { half: '' }
   readonly #reasoning: Held = { half: '' }
   readonly #calls: HeldCall[] = []
+  readonly #sources = new Set<string>()
   #units = 0
   #id = ''
   #model = ''
@@ -52,6 +65,7 @@ export abstract class ReplyReader {
   #reason = ''
   #stray = ''
   #strayParses = 0
+  #strayLines = 0
 
   /** Whether the provider said that the reply is whole. An end marker after nothing at all is no reply. */
   get complete(): boolean {
@@ -61,34 +75,53 @@ export abstract class ReplyReader {
   /** Reads the data of one SSE event. @param name its `event:` field */
   abstract readData(data: string, name: string | undefined): void
 
-  /** Reads a line that is not SSE: an `error:` field, a bare JSON body, or the first line of a page. */
+  /** Reads a line that is not SSE: an `error:` field, JSON without framing, or the first line of a page. */
   readStray(field: string | undefined, value: string, line: string): void {
     if (this.done || this.failure !== undefined) return
     if (field === 'error') {
       this.failure = reportedError(errorIn(parse(value)) ?? parse(value))
       return
     }
+    if (!this.hasPart && ++this.#strayLines > strayLinesMax) {
+      this.fail(notAStream)
+      return
+    }
     const start = line.trimStart()
-    if (this.#stray === '' && !start.startsWith('{')) {
+    if (this.#stray === '' && !/^(?:\{|\[\s*(?:\{|$))/.test(start)) {
       // Unknown fields are to be ignored (WHATWG HTML, 9.2.6), but a page is not a stream with unknown fields.
-      if (start.startsWith('<')) this.fail('The provider answered something that is not a stream.')
+      if (start.startsWith('<')) this.fail(notAStream)
       return
     }
-    if (this.#stray.length + line.length > strayUnitsMax) {
-      this.fail('The provider answered something that is not a stream.')
-      return
-    }
+    const isFirstLine = this.#stray === ''
     this.#stray += `${line}\n`
-    if (!line.trimEnd().endsWith('}')) return
-    if (++this.#strayParses > strayParsesMax) {
-      this.fail('The provider answered something that is not a stream.')
-      return
+    if (this.#stray.length > (this.hasPart ? strayUnitsMax : bodyUnitsMax)) this.fail(notAStream)
+    else if (
+      /[}\]]\s*$/.test(line.slice(-16)) &&
+      (isFirstLine || this.#stray.length <= strayUnitsMax) &&
+      ++this.#strayParses <= strayParsesMax
+    ) {
+      this.#readStrays()
     }
+  }
+
+  /** The stream has ended: what stands outside its framing is whole now. */
+  readEnd(): void {
+    if (this.#stray !== '' && !this.done && this.failure === undefined) this.#readStrays()
+  }
+
+  #readStrays(): void {
     const body = parse(this.#stray)
     if (body === undefined) return
+    this.#stray = ''
+    this.#strayParses = 0
     const error = errorIn(body)
-    if (error === undefined) this.fail('The provider answered something that is not a stream.')
-    else this.failure = reportedError(error)
+    if (error !== undefined) this.failure = reportedError(error)
+    else if (!this.readBody(body)) this.fail(notAStream)
+  }
+
+  /** Reads JSON that came without the framing of SSE and is no error. @returns false when it is nothing of this dialect */
+  protected readBody(_body: unknown): boolean {
+    return false
   }
 
   /** One line or event of the stream was longer than is read. */
@@ -146,6 +179,45 @@ export abstract class ReplyReader {
     if (text === '' || !this.grow(text.length)) return ''
     this.events.push({ type: 'tool_call', key: call.key, arguments: text })
     return text
+  }
+
+  /** Seals what was said last, or the call. @param redacted it seals reasoning that is not shown */
+  protected addSignature(signature: string, call?: HeldCall, redacted = false): void {
+    if (signature === '' || !this.grow(signature.length)) return
+    // What it seals ends with it: no other half can follow.
+    if (call === undefined) this.flushHalves()
+    this.hasPart = true
+    this.events.push({
+      type: 'signature',
+      signature: label(signature, replyUnitsMax),
+      ...(call === undefined ? {} : { key: call.key }),
+      ...(redacted ? { redacted } : {}),
+    })
+  }
+
+  /** Named again, and with neither a title nor an address on the web, a source is left out: a viewer is to open it. */
+  protected addSource(url: unknown, title: unknown): void {
+    const address = webAddress(url, 'http')
+    const name = typeof title === 'string' ? label(title, sourceTitleUnitsMax) : ''
+    const source = address ?? name
+    if (source === '' || this.#sources.has(source) || !this.grow(source.length + name.length)) return
+    this.#sources.add(source)
+    this.hasPart = true
+    this.events.push({
+      type: 'source',
+      ...(address === undefined ? {} : { url: address }),
+      ...(name === '' ? {} : { title: name }),
+    })
+  }
+
+  /** @param url what is neither https: nor data: is left out */
+  protected addFile(mediaType: unknown, url: unknown): void {
+    if (typeof mediaType !== 'string' || !/^[\w.+-]{1,64}\/[\w.+-]{1,128}$/.test(mediaType)) return
+    const address =
+      typeof url === 'string' && url.startsWith('data:') ? label(url, replyUnitsMax + 1) : webAddress(url, 'https')
+    if (address === undefined || !this.grow(address.length)) return
+    this.hasPart = true
+    this.events.push({ type: 'file', mediaType, url: address })
   }
 
   /** @param usage undefined, and what was said before, are not said again */
@@ -218,6 +290,13 @@ function cleanText(held: Held, piece: string): string {
 /** A provider's word for something, cut to what a label may have. */
 export function label(text: string, unitsMax = labelUnitsMax): string {
   return text.replaceAll('\0', '').slice(0, unitsMax).toWellFormed()
+}
+
+/** @returns undefined for what is no URL of the scheme, or none that fits */
+function webAddress(url: unknown, scheme: 'http' | 'https'): string | undefined {
+  if (typeof url !== 'string' || url.length > urlUnitsMax || !URL.canParse(url)) return undefined
+  const { protocol, href } = new URL(url)
+  return protocol === 'https:' || protocol === `${scheme}:` ? href : undefined
 }
 
 export function memberOf(value: unknown, name: string): unknown {

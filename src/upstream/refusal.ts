@@ -10,23 +10,38 @@ const retryAfterSecondsMax = 3600
 
 // The provider will say the same to the same request: trying again costs money and helps nobody.
 const refusingWords =
-  /^(invalid|authentication|permission|forbidden|unauthorized|not_found|model_not_found|insufficient_|exceeded_current_quota|billing|context_length|content_(filter|policy)|unsupported|request_too_large|tool_use_failed|bad_?request)/i
+  /^(invalid|authentication|permission|forbidden|unauthorized|unauthenticated|failed_precondition|not_found|model_not_found|insufficient_(?!system|resource|capacity)|exceeded_current_quota|billing|credit|context_|exceed_context|content_(filter|policy)|moderation|responsible_?ai|data_inspection|unsupported|request_too_large|tool_use_failed|bad_?request)/i
 // A 429 with one of these is an empty account, not a queue.
-const quotaWords = /^(insufficient_|exceeded_current_quota|billing|credit)/i
+const quotaWords = /^(insufficient_(?!system|resource|capacity)|exceeded_current_quota|billing|credit)/i
+// Google names each quota, as in `GenerateRequestsPerDayPerProjectPerModel-FreeTier`: one of a day is spent for today.
+const dailyQuota = /per_?day/i
+
+const decimal = /^\d{1,12}(\.\d{1,9})?$/
+
+/** How long a provider asks to be left alone: headers of those names, as they came. */
+export interface RetryHeaders {
+  /** Seconds, or a date. */
+  readonly retryAfter: string | undefined
+  /** Milliseconds; OpenAI and Azure say both, and this one is more exact. */
+  readonly retryAfterMs?: string | undefined
+  /** The provider's clock, by which a date in `retryAfter` is to be understood. */
+  readonly date?: string | undefined
+}
 
 /**
  * @param status a status outside 200 to 299
  * @param body what came with it, parsed, where it is worth reading: it tells an empty account from a full queue
- * @param retryAfter the header of that name
+ * @param headers those that say when to come again, or `Retry-After` alone
  */
-export function refusedWith(status: number, body?: unknown, retryAfter?: string): Problem {
-  if (status === 429 && wordsOf(errorIn(body)).some((word) => quotaWords.test(word))) {
+export function refusedWith(status: number, body?: unknown, headers?: RetryHeaders | string): Problem {
+  const error = errorIn(body)
+  if (status === 429 && isSpent(error)) {
     return new Problem('upstream_rejected', 'The provider answered 429: the account has no quota left.')
   }
   const detail = `The provider answered ${status}.`
   if (!isPassing(status)) return new Problem('upstream_rejected', detail)
-  const retryAfterSeconds = readRetryAfter(retryAfter)
-  return new Problem('upstream_unavailable', detail, retryAfterSeconds === undefined ? {} : { retryAfterSeconds })
+  const asked = typeof headers === 'string' ? readRetry({ retryAfter: headers }) : readRetry(headers)
+  return new Problem('upstream_unavailable', detail, waitOf(asked ?? retryDelayIn(error)))
 }
 
 /** An error that came within a stream whose status was 200. @param error an `error` member, or the text in its place */
@@ -34,9 +49,11 @@ export function reportedError(error: unknown): Problem {
   const status = statusOf(error)
   const words = wordsOf(error)
   const refused =
-    status === undefined ? words.some((word) => refusingWords.test(word)) : !isPassing(status) || words.some(isQuota)
+    status === undefined ? words.some((word) => refusingWords.test(word)) : !isPassing(status) || isSpent(error)
   const detail = `The provider reported an error${status === undefined ? '' : ` (${status})`} within its reply.`
-  return new Problem(refused ? 'upstream_rejected' : 'upstream_unavailable', detail)
+  return refused
+    ? new Problem('upstream_rejected', detail)
+    : new Problem('upstream_unavailable', detail, waitOf(retryDelayIn(error)))
 }
 
 /** The connection failed. @param hadAnswer the provider's status had been received */
@@ -52,13 +69,16 @@ export function brokenOff(hadAnswer: boolean, error?: unknown): Problem {
   })
 }
 
-/** @returns the `error` member of a body or a chunk; undefined when there is none worth the name */
+/** @returns the error that a body or a chunk reports; undefined when there is none worth the name */
 export function errorIn(body: unknown): unknown {
-  if (!isRecord(body)) return undefined
+  // Gemini's compatible endpoint puts what it reports in a list.
+  if (!isRecord(body)) return Array.isArray(body) && isRecord(body[0]) ? errorIn(body[0]) : undefined
   // Some providers send `"error": null` with every chunk.
   if (body.error) return body.error
-  // vLLM before 0.6 reports `{"object":"error","code":400,…}` without an `error` member.
-  return body.object === 'error' ? body : undefined
+  // vLLM before 0.6 reports `{"object":"error","code":400,…}` without an `error` member, the Responses API `{"type":"error",…}`.
+  if (body.object === 'error' || body.type === 'error') return body
+  if (body.type === 'response.failed') return isRecord(body.response) ? (body.response.error ?? body) : body
+  return undefined
 }
 
 export function isRecord(value: unknown): value is Record<string, unknown> {
@@ -66,11 +86,26 @@ export function isRecord(value: unknown): value is Record<string, unknown> {
 }
 
 function isPassing(status: number): boolean {
-  return status >= 500 || status === 408 || status === 409 || status === 425 || status === 429
+  // 501 is what a server says to a request that it will never understand, and 498 is Groq's word for a full queue.
+  if (status >= 500) return status !== 501
+  return status === 408 || status === 409 || status === 425 || status === 429 || status === 498
 }
 
-function isQuota(word: string): boolean {
-  return quotaWords.test(word)
+/** The account has nothing left, now or for today. */
+function isSpent(error: unknown): boolean {
+  if (wordsOf(error).some((word) => quotaWords.test(word))) return true
+  return detailsOf(error).some(({ violations }) =>
+    listOf(violations).some(({ quotaId }) => typeof quotaId === 'string' && dailyQuota.test(quotaId)),
+  )
+}
+
+/** Google's: `{"error":{"details":[{"@type":"…QuotaFailure","violations":[{"quotaId":"…"}]}]}}`. */
+function detailsOf(error: unknown): Record<string, unknown>[] {
+  return isRecord(error) ? listOf(error.details) : []
+}
+
+function listOf(value: unknown): Record<string, unknown>[] {
+  return Array.isArray(value) ? value.filter(isRecord) : []
 }
 
 function wordsOf(error: unknown): string[] {
@@ -87,7 +122,31 @@ function statusOf(error: unknown): number | undefined {
   return undefined
 }
 
-function readRetryAfter(header: string | undefined): number | undefined {
-  if (header === undefined || !/^\d{1,9}$/.test(header)) return undefined
-  return Math.min(Number(header), retryAfterSecondsMax)
+function waitOf(seconds: number | undefined): { retryAfterSeconds?: number } {
+  if (seconds === undefined) return {}
+  return { retryAfterSeconds: Math.min(Math.max(Math.ceil(seconds), 0), retryAfterSecondsMax) }
+}
+
+/** @returns seconds; undefined when the provider asks for nothing that can be read */
+function readRetry(headers: RetryHeaders | undefined): number | undefined {
+  if (headers === undefined) return undefined
+  const { retryAfter, retryAfterMs, date } = headers
+  if (retryAfterMs !== undefined && decimal.test(retryAfterMs)) return Number(retryAfterMs) / 1000
+  if (retryAfter === undefined) return undefined
+  if (decimal.test(retryAfter)) return Number(retryAfter)
+  const until = Date.parse(retryAfter)
+  // Only a date has letters: `-5` is one of the year 2001 to Date.parse.
+  if (Number.isNaN(until) || !/[a-z]/i.test(retryAfter)) return undefined
+  // By the provider's own clock, where it says what time it has: ours may be another.
+  const now = date === undefined ? Number.NaN : Date.parse(date)
+  return (until - (Number.isNaN(now) ? Date.now() : now)) / 1000
+}
+
+/** Google says it in the body: `{"error":{"details":[{"@type":"…RetryInfo","retryDelay":"38s"}]}}`. */
+function retryDelayIn(error: unknown): number | undefined {
+  for (const { retryDelay } of detailsOf(error)) {
+    const delay = typeof retryDelay === 'string' ? /^(.*)s$/.exec(retryDelay)?.[1] : undefined
+    if (delay !== undefined && decimal.test(delay)) return Number(delay)
+  }
+  return undefined
 }

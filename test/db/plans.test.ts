@@ -9,6 +9,7 @@ import type { Db } from '../../src/db/db.ts'
 import { type SQL, sql } from '../../src/db/drizzle.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
 import type { Owner } from '../../src/http/identity.ts'
+import { planOf } from '../../src/runs/asked.ts'
 import { createBudgets } from '../../src/runs/budgets.ts'
 import { createEstimator } from '../../src/runs/estimate.ts'
 import { createRunStore } from '../../src/runs/store.ts'
@@ -180,6 +181,13 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
     'an artifact': () => artifacts.findArtifact(owner, session, 'notes'),
     'a message': () => messages.getMessage(owner, run.message_id),
     'what goes upstream': () => readHistory(recorded, run.message_id, 20),
+    'the calls of tools that are answered': async () => {
+      const tool_results = [{ call_id: 'none', output: 1 }]
+      for (const parent_id of [undefined, run.message_id]) {
+        const asked = { session_id: session, ...(parent_id === undefined ? {} : { parent_id }), tool_results }
+        await t.rejects(planOf(recorded, owner, asked, session), { code: 'invalid_request' })
+      }
+    },
     'a run': () => runs.getRun(owner, run.id),
     'a run by its key': () => runs.findByKey(owner, 'name-1 1'),
     'the active run of a session': () => runs.findActive(owner, session),

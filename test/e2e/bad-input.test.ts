@@ -5,6 +5,7 @@
 import { type Test, test } from 'tap'
 import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import type { ErrorCode } from '../../src/errors.ts'
+import { passOn } from '../support/agents.ts'
 import { type Client, createClient, isDone } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { type Gateway, startGateway } from '../support/gateway.ts'
@@ -45,6 +46,7 @@ const apiKey = 'sk-canary-of-the-api-key'
 const visitor = `vst_${'canary-'.repeat(6)}1`
 const nested = (levels: number) => `${'{"a":'.repeat(levels)}1${'}'.repeat(levels)}`
 const cursorOf = (place: unknown) => Buffer.from(JSON.stringify(place)).toString('base64url')
+const tool = { name: 'look', parameters: { type: 'object' } }
 const show = (value: unknown) => JSON.stringify(value)?.slice(0, 60) ?? 'undefined'
 
 const malformedJson: readonly Row[] = [
@@ -95,7 +97,35 @@ const badChatFields: Readonly<Record<string, readonly unknown[]>> = {
   metadata: [null, 5, true, [], 'x', [{}]],
   on_busy: [...wrongTypes, '', 'wait'],
   on_disconnect: [...wrongTypes, '', 'Stop'],
+  tools: [
+    null,
+    'x',
+    {},
+    [{}],
+    [tool, tool],
+    [{ ...tool, name: 'a b' }],
+    [{ ...tool, name: 'x'.repeat(65) }],
+    [{ ...tool, parameters: [] }],
+    [{ ...tool, strict: true }],
+    Array.from({ length: 65 }, (_, n) => ({ ...tool, name: `n${n}` })),
+  ],
+  tool_choice: [null, 5, '', 'any', {}, { name: 'a b' }, { name: 'look', type: 'function' }],
+  tool_results: [...wrongTypes, [{ call_id: 'a', output: 1 }]],
 }
+
+/** In place of the message. */
+const badToolResults: readonly unknown[] = [
+  [],
+  [{}],
+  [{ call_id: '', output: 1 }],
+  [{ call_id: 'a' }],
+  [{ call_id: 'a', output: 1, error: { code: 'x', message: 'x' } }],
+  [{ call_id: 'a', error: 'x' }],
+  [{ call_id: 'a', error: { code: '', message: 'x' } }],
+  [{ call_id: 'a', error: { code: 'x', message: 'x', stack: 'x' } }],
+  [{ call_id: 'a', output: 1, name: 'look' }],
+  Array.from({ length: 65 }, (_, n) => ({ call_id: `${n}`, output: n })),
+]
 
 const chatFields: readonly Row[] = [stream, whole].flatMap((path) => [
   ...Object.entries(badChatFields).flatMap(([field, values]) =>
@@ -139,6 +169,33 @@ const chatFields: readonly Row[] = [stream, whole].flatMap((path) => [
     json: { message: 'x', client_message_id: 'two' },
   },
 ])
+
+const toolFields: readonly Row[] = [
+  ...badToolResults.map((tool_results) => ({
+    title: `tool_results: ${show(tool_results)}`,
+    path: stream,
+    json: { session_id: unknownId, tool_results },
+  })),
+  {
+    title: 'tool_results without a session',
+    path: stream,
+    json: { tool_results: [{ call_id: 'a', output: 1 }] },
+  },
+  {
+    title: 'tools over 64 KiB',
+    path: stream,
+    json: { message: 'x', tools: [{ ...tool, description: 'x'.repeat(64 * 1024) }] },
+    status: 413,
+    code: 'too_large',
+  },
+  {
+    title: 'tool_results over 256 KiB',
+    path: stream,
+    json: { session_id: unknownId, tool_results: [{ call_id: 'a', output: 'x'.repeat(256 * 1024) }] },
+    status: 413,
+    code: 'too_large',
+  },
+]
 
 const bodies: readonly Row[] = [
   ...['text/plain', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x', 'text/json', 'x', ''].map(
@@ -357,6 +414,7 @@ const paths: readonly Row[] = [
 const tables: Readonly<Record<string, readonly Row[]>> = {
   'a body that is no JSON object is refused': malformedJson,
   'a chat message with a wrong field is refused, and so is one with a field that does not exist': chatFields,
+  'answers to tools, and tools, that are wrong or too large are refused': toolFields,
   'a body of another type, or too large, is refused': bodies,
   'a session with a wrong field is refused': sessionFields,
   'a query with a wrong, unknown or repeated field is refused': queries,
@@ -371,6 +429,7 @@ for (const database of databases()) {
     t.teardown(() => upstream.close())
     const lines: string[] = []
     const gateway = await startGateway(t, {
+      agents: [passOn('xy')],
       database,
       logStream: { write: (line) => lines.push(line) },
       env: {

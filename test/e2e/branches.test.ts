@@ -6,6 +6,7 @@ import { randomUUID } from 'node:crypto'
 import { test } from 'tap'
 import { begin, createGate, type FakeCall, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { sql } from '../../src/db/drizzle.ts'
+import { passOn } from '../support/agents.ts'
 import { type Client, createClient, isDelta, isDone, shownText } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
@@ -28,7 +29,11 @@ for (const database of databases()) {
   test(`on ${database}`, async (t) => {
     const upstream = await startFakeUpstream()
     t.teardown(() => upstream.close())
-    const gateway = await startGateway(t, { database, env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5' } })
+    const gateway = await startGateway(t, {
+      database,
+      agents: [passOn('critic')],
+      env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5' },
+    })
     const { db } = gateway.app
     const lastHistory = () => historyOf(upstream.calls.at(-1))
 

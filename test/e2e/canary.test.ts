@@ -6,6 +6,7 @@ import { test } from 'tap'
 import { type FakeCall, refuse, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { DbError } from '../../src/db/db.ts'
 import { Problem } from '../../src/errors.ts'
+import { passOn } from '../support/agents.ts'
 import { createClient, isDelta } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { type Gateway, startGateway } from '../support/gateway.ts'
@@ -63,6 +64,7 @@ for (const database of databases()) {
     t.teardown(() => upstream.close())
     const lines: string[] = []
     const gateway = await startGateway(t, {
+      agents: [passOn('canary')],
       database,
       logStream: { write: (line) => lines.push(line) },
       env: {

@@ -374,6 +374,56 @@ for (const database of databases()) {
       t.equal(session.title, 'First')
     })
 
+    await t.test('what a model calls, the client answers, and the model goes on with the answer', async (t) => {
+      const client = newClient()
+      upstream.answer(function* () {
+        const call = { index: 0, id: 'c1', type: 'function', function: { name: 'look', arguments: '{"at":"it"}' } }
+        yield chunk({ content: 'Let me see.' })
+        yield chunk({ tool_calls: [call] })
+        yield chunk({}, 'tool_calls')
+        yield doneMarker
+      })
+      const tools = [{ name: 'look', parameters: { type: 'object', properties: { at: { type: 'string' } } } }]
+      const stream = await client.send({ message: 'Look at it', tools, tool_choice: 'auto' })
+      const { data: called } = await stream.until(({ event }) => event === 'tool')
+      t.match(called, { call_id: 'c1', name: 'look', input: { at: 'it' } })
+      t.match((await stream.until(isDone)).data, { status: 'completed', finish_reason: 'tool_calls' })
+
+      upstream.answer(() => say({ text: 'It is blue.' }))
+      const session_id = stream.headers.get('x-session-id')
+      const answers = {
+        session_id,
+        tool_results: [{ call_id: 'c1', output: { color: 'blue' } }],
+        client_message_id: 'k',
+      }
+      const next = await client.send(answers)
+      await next.until(isDone)
+      t.equal(shownText(next.received), 'It is blue.')
+      t.same(
+        upstream.calls.at(-1)?.body?.messages?.map(({ role }) => role),
+        ['user', 'assistant', 'tool'],
+      )
+      t.equal(upstream.calls.at(-1)?.body?.messages?.at(-1)?.content, '{"color":"blue"}')
+      const [, reply, answer, last] = await client.messages(`${session_id}`)
+      t.match(answer, { role: 'tool', content: '', parent_id: reply.id, status: 'completed' })
+      t.same(answer.parts, [{ kind: 'tool_call', text: '', call_id: 'c1', name: 'look', output: { color: 'blue' } }])
+      t.match(last, { role: 'assistant', parent_id: answer.id, content: 'It is blue.' })
+
+      const again = await client.send(answers)
+      t.equal(again.headers.get('x-run-id'), next.headers.get('x-run-id'), 'a repeat is the same run')
+      const twice = { ...answers, client_message_id: 'other' }
+      t.match(await client.post('/api/v1/chat/message', twice), { status: 409, body: { code: 'conflict' } })
+
+      const exported = (await client.get(`/api/v1/sessions/${session_id}/export?format=md`)).body
+      t.match(exported, /Tool call: look\n\n```text\n\{"at":"it"\}\n```/)
+      t.match(exported, /Answer of look:\n\n```text\n\{\n {2}"color": "blue"\n\}\n```/)
+      const file = (await client.get(`/api/v1/sessions/${session_id}/export`)).body
+      const { imported } = (await newClient().post('/api/v1/sessions/import', file)).body
+      t.match(imported, [{ messages: 4, existing: false }])
+      const words = (await client.get(`/api/v1/sessions/${session_id}/artifacts/transcript?generate=1`)).body.body
+      t.notMatch(words, /Tool/)
+    })
+
     await t.test('a running reply is read as partial text with its cursor, and continues from there', async (t) => {
       const client = newClient()
       const gate = createGate()

@@ -11,7 +11,7 @@
  * `id` names, the session by default. Others get 404 and a bad token 401, unless the row says otherwise.
  */
 import { type Test, test } from 'tap'
-import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { chunk, doneMarker, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { type Answer, type Client, createClient, isDelta } from '../support/client.ts'
 import { type DatabaseKind, databases } from '../support/database.ts'
 import { type Gateway, startGateway } from '../support/gateway.ts'
@@ -80,6 +80,19 @@ const reply: Make = async (owner) => {
   return { session: session.id, run: run.id, question: question.id, message: message.id, read }
 }
 
+/** A reply that has called a tool of the owner's. */
+const called: Make = async (owner) => {
+  const { body } = await owner.post(`${v1}/chat/message`, { message: calling })
+  const { session, run, message, user_message: question } = body
+  const read = async () => (await owner.get(`${v1}/sessions/${session.id}/messages`)).body
+  return { session: session.id, run: run.id, question: question.id, message: message.id, read }
+}
+const toolResults = ({ session, message }: Subject) => ({
+  session_id: session,
+  parent_id: message,
+  tool_results: [{ call_id: 'call', output: canary }],
+})
+
 /** A reply that does not end by itself. */
 const running: Make = async (owner) => {
   const stream = await owner.send({ message: endless })
@@ -121,7 +134,15 @@ function putArtifact(owner: Client, { session }: Subject): Promise<Answer> {
 }
 
 const endless = `${canary}, without an end`
+const calling = `${canary}, with a tool`
 const isRun = ({ event }: { event: string }) => event === 'run'
+
+function* callTool() {
+  const call = { index: 0, id: 'call', type: 'function', function: { name: 'look', arguments: '{}' } }
+  yield chunk({ role: 'assistant', tool_calls: [call] })
+  yield chunk({}, 'tool_calls')
+  yield doneMarker
+}
 
 /** The same for all: nobody is asked who they are. */
 const open = (owner: number): Row => ({ make: nothing, owner, others: owner, badToken: owner })
@@ -148,6 +169,7 @@ const rows: Readonly<Record<string, Row | readonly Row[]>> = {
     own({ make: reply, body: () => ({ message: 'Hello' }), owner: 200 }),
     { make: reply, body: ({ session }) => ({ message: 'Hello', session_id: session }), owner: 200 },
     own({ make: reply, body: () => ({ message: 'Hello', client_message_id: 'same' }), owner: 200 }),
+    { make: called, body: toolResults, owner: 200 },
   ],
   'GET /api/v1/chat/stream': [
     own({ make: reply, query: () => 'message=Hello&client_message_id=same', owner: 200 }),
@@ -165,6 +187,8 @@ const rows: Readonly<Record<string, Row | readonly Row[]>> = {
       body: ({ session, message }) => ({ message: 'Hello', session_id: session, parent_id: message }),
       owner: 200,
     },
+    { make: called, body: toolResults, owner: 200 },
+    { make: reply, body: toolResults, owner: 400 },
   ],
   'GET /api/v1/runs/{id}': { make: reply, id: 'run', owner: 200 },
   'GET /api/v1/runs/{id}/events': [
@@ -230,7 +254,8 @@ for (const database of databases()) {
 
 async function checkMatrix(t: Test, database: DatabaseKind): Promise<void> {
   const upstream = await startFakeUpstream({
-    script: ({ message }) => say(message === endless ? { tokens: 100_000, paceMs: 20 } : { text: 'Hello' }),
+    script: ({ message }) =>
+      message === calling ? callTool() : say(message === endless ? { tokens: 100_000, paceMs: 20 } : { text: 'Hello' }),
   })
   t.teardown(() => upstream.close())
   const gateway = await startGateway(t, {

@@ -6,12 +6,10 @@ import { randomUUID } from 'node:crypto'
 import { test } from 'tap'
 import { begin, forever, refuse, reset, type Script, say, sse, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { sql } from '../../src/db/drizzle.ts'
-import type { Pricing } from '../../src/runs/ledger.ts'
 import { addDecimals } from '../../src/sessions/decimal.ts'
 import { createClient, isDelta, isDone } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
-import { pricing } from '../support/runs.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
 
 const secret = 'a secret of at least thirty-two bytes'
@@ -22,10 +20,6 @@ const question = 'x'.repeat(40)
 const words = 'So far so good'
 const estimated = { input_tokens: 14, output_tokens: 4, total_tokens: 18 }
 const estimatedCost = '0.000102'
-const prices: Pricing = {
-  costOf: (choice, usage, at) => (choice.model === 'unpriced' ? undefined : pricing.costOf(choice, usage, at)),
-}
-
 /** Some words, and then what goes wrong. */
 const saying = (then: () => Promise<never> | ReturnType<typeof reset> | string): Script =>
   async function* () {
@@ -39,9 +33,12 @@ for (const database of databases()) {
     t.teardown(() => upstream.close())
     const gateway = await startGateway(t, {
       database,
-      pricing: prices,
-      // A reply of the longest kind costs 0.0615 USD at most.
-      budgets: { userDayUsd: '0.1' },
+      file: {
+        modes: { balanced: { models: ['openai:priced'] } },
+        prices: [{ provider: 'openai', model: 'priced', input: '3', output: '15' }],
+        // A reply of the longest kind costs 0.0615 USD at most.
+        budgets: { user_day_usd: '0.1' },
+      },
       env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', JWT_SECRET: secret },
     })
     const { db } = gateway.app

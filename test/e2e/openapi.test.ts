@@ -6,6 +6,7 @@ import { Ajv2020 } from 'ajv/dist/2020.js'
 import ajvFormats from 'ajv-formats'
 import { type Test, test } from 'tap'
 import { begin, chunk, createGate, doneMarker, refuse, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { passOn } from '../support/agents.ts'
 import { type Answer, createClient, isDelta } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { type Gateway, startGateway } from '../support/gateway.ts'
@@ -74,7 +75,11 @@ for (const database of databases()) {
   test(`on ${database}`, async (t) => {
     const upstream = await startFakeUpstream()
     t.teardown(() => upstream.close())
-    const gateway = await startGateway(t, { database, env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5' } })
+    const gateway = await startGateway(t, {
+      database,
+      agents: [passOn('a')],
+      env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5' },
+    })
     const served = await fetch(`${gateway.url}/openapi.json`)
     const document = (await served.json()) as Document
     const operations = Object.entries(document.paths).flatMap(([path, methods]) =>

@@ -30,6 +30,7 @@ test('every file that a document links to is there', (t) => {
     'docs/money.md',
     'docs/deployment.md',
     'docs/errors.md',
+    'docs/models.md',
   ]) {
     const base = new URL(name, root)
     const text = readFileSync(base, 'utf8')

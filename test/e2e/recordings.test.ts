@@ -9,7 +9,7 @@ import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
 import { collect, openaiFed, ownStreams, recordedStreams } from '../upstream/streams.ts'
 
-const choppings = 4
+const choppings = 2
 const cutsOfEach = 40
 
 for (const database of databases()) {

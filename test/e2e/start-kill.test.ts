@@ -6,6 +6,7 @@ import { randomUUID } from 'node:crypto'
 import { test } from 'tap'
 import { begin, createGate, forever, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { sql } from '../../src/db/drizzle.ts'
+import { passOn } from '../support/agents.ts'
 import { type Client, createClient, isDelta, type Stream } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { databaseEnv, startGateway } from '../support/gateway.ts'
@@ -21,6 +22,7 @@ for (const database of databases()) {
     const lines: string[] = []
     const store = await databaseEnv(t, database)
     const options = {
+      agents: [passOn('board')],
       env: { ...store, OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', LOG_LEVEL: 'info' },
       logStream: { write: (line: string) => void lines.push(line) },
     }

@@ -51,7 +51,8 @@ const refusals = [400, 401, 402, 403, 404, 422].map(
 const passing = [408, 429, 500, 502, 503, 529].map(
   (status): Fault => ({
     title: `refused with ${status}`,
-    script: () => refuse(status, error('overloaded'), { 'retry-after': '7' }),
+    // Longer than a chat waits, so that it is asked once.
+    script: () => refuse(status, error('overloaded'), { 'retry-after': '60' }),
     code: 'upstream_unavailable',
     status: 'failed',
   }),

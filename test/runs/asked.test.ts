@@ -59,7 +59,7 @@ for (const kind of databases()) {
     const seqOf = async (id: string) => (await messages.readReply(id))?.seq
     const parentOf = async (id: string) => (await messages.readReply(id))?.parent_id
     const contents = async (run: RunFacts) =>
-      (await readHistory(db, run.user_message_id, 10)).map(({ content }) => content)
+      (await readHistory(db, run.user_message_id, 10)).messages.map(({ content }) => content)
 
     await t.test('P5 the same key from everywhere at the same time is one run, whatever is asked', async (t) => {
       const owner = createOwner()
@@ -270,13 +270,14 @@ for (const kind of databases()) {
       const owner = createOwner()
       const { session } = await sessions.createSession(owner, { context: { a: 'ä' } })
       const run = await ask(owner, { message: 'Hi', session_id: session.id })
-      t.match(await readHistory(db, run.user_message_id, 1), [
+      t.match((await readHistory(db, run.user_message_id, 1)).messages, [
         { role: 'system', content: 'Context of this conversation, as JSON:\n{"a":"ä"}' },
         { role: 'user', content: 'Hi' },
       ])
       for (const context of ['null', `{"a":"${'x'.repeat(64 * 1024)}"}`]) {
         await db.rows(sql`update chat_sessions set context = ${context}::jsonb where id = ${session.id}::uuid`)
-        t.same(await readHistory(db, run.user_message_id, 10), [{ role: 'user', content: 'Hi' }])
+        const { messages } = await readHistory(db, run.user_message_id, 10)
+        t.same(messages, [{ role: 'user', content: 'Hi', id: run.user_message_id }])
       }
     })
   })

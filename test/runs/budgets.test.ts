@@ -11,11 +11,10 @@ import { openPostgres } from '../../src/db/postgres.ts'
 import { Problem } from '../../src/errors.ts'
 import type { Owner } from '../../src/http/identity.ts'
 import { createAccept } from '../../src/runs/accept.ts'
-import { type BudgetLimits, createBudgets, outputTokensDefault } from '../../src/runs/budgets.ts'
+import { type BudgetLimits, createBudgets, outputTokensDefault, type TokenPricing } from '../../src/runs/budgets.ts'
 import { writeCheckpoints } from '../../src/runs/checkpoint.ts'
 import { commitRun } from '../../src/runs/commit.ts'
 import { createEstimator } from '../../src/runs/estimate.ts'
-import type { Pricing } from '../../src/runs/ledger.ts'
 import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
 import { promote, stopQueued } from '../../src/runs/queue.ts'
 import { createRunStore } from '../../src/runs/store.ts'
@@ -54,7 +53,7 @@ interface DayRow {
 
 interface Options {
   readonly profile?: Profile
-  readonly pricing?: Pricing
+  readonly pricing?: TokenPricing
   readonly warnings?: unknown[]
 }
 
@@ -187,6 +186,10 @@ for (const kind of databases()) {
         await commit(long, 0)
         const last = await accept(visitor, { session_id: first.session_id })
         t.match(await heldBy(last), { tokens: 1000 + 100 }, 'no more than the context')
+        const tools = [{ name: 'search', parameters: { type: 'object', title: 'x'.repeat(400) } }]
+        const tooled = await accept(visitor, { tools })
+        const units = 3 * (5 + JSON.stringify(tools).length)
+        t.match(await heldBy(tooled), { tokens: 8 + Math.ceil(units / 12) + 100 }, 'tools are told as well')
 
         const plan: RunPlan = {
           candidates: [
@@ -195,17 +198,23 @@ for (const kind of databases()) {
           ],
           profile: 'quality',
         }
-        const costOf: Pricing['costOf'] = (choice, usage, at) =>
-          choice.model === 'dear' ? pricing.costOf(choice, usage, at) : '0.000001'
+        const asked: number[] = []
+        const perToken: TokenPricing['perToken'] = (choice, at, inputTokens) => {
+          asked.push(inputTokens)
+          return choice.model === 'dear'
+            ? pricing.perToken(choice, at, inputTokens)
+            : { input: '0.000001', output: '0' }
+        }
         const unlimited = { contextTokens: 1000, tools: [], systemPrompt: 'four'.repeat(50) }
         const plans = {
           ...plansFor(''),
           balanced: { plan, later: { from: 2, plan: { ...plan, profile: 'fast' } as const } },
         }
-        const dear = acceptWith({ visitorDayUsd: '100' }, { profile: unlimited, pricing: { costOf } })
+        const dear = acceptWith({ visitorDayUsd: '100' }, { profile: unlimited, pricing: { perToken } })
         const run = await dear(visitor, {}, plans)
         t.match(await heldBy(run), { cost: usd(60 * 3 + outputTokensDefault * 15), tokens: 60 + outputTokensDefault })
         t.match(run.request, { profile: 'quality', max_output_tokens: outputTokensDefault })
+        t.same([...new Set(asked)], [1000], 'at the price of the longest prompt that there can be')
         await commit(run, 0)
         const later = await dear(visitor, { session_id: run.session_id }, plans)
         t.match(later.request, { profile: 'fast', max_output_tokens: outputTokensDefault })
@@ -398,7 +407,7 @@ for (const kind of databases()) {
     })
 
     await t.test('a model without a price is warned about once, and cannot be asked for by name', async (t) => {
-      const unpriced: Pricing = { costOf: () => undefined }
+      const unpriced: TokenPricing = { perToken: () => undefined }
       const warnings: unknown[] = []
       const visitor = createOwner()
       const accept = acceptWith({ visitorDayUsd: '0', visitorDayTokens: 1000 }, { pricing: unpriced, warnings })

@@ -4,7 +4,7 @@
 import t from 'tap'
 import type { LogEntry, RunEvent } from '../../src/log/event.ts'
 import { foldEvents } from '../../src/log/fold.ts'
-import { createDraft } from '../../src/runs/draft.ts'
+import { createDraft, type DraftEvent } from '../../src/runs/draft.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { createRandom, type Random } from '../support/random.ts'
 
@@ -17,7 +17,7 @@ const call = (key: string, args: string, more: { callId?: string; name?: string 
   ...more,
 })
 
-function draftOf(...events: UpstreamEvent[]) {
+function draftOf(...events: DraftEvent[]) {
   const draft = createDraft()
   for (const event of events) draft.apply(event)
   return draft
@@ -75,7 +75,7 @@ t.test('parallel tool calls grow each in its own part, and are told when the rep
     call('1', ']}'),
   )
   const first = draft.takeEvents()
-  draft.close()
+  draft.endStep()
   t.same(draft.parts, [
     { kind: 'text', text: 'Let me look.' },
     { kind: 'tool_call', text: '{"city":"Ulm"}', call_id: 'call_a', name: 'weather', input: { city: 'Ulm' } },
@@ -94,22 +94,22 @@ t.test('parallel tool calls grow each in its own part, and are told when the rep
 t.test('arguments that are cut off or no JSON keep their text and get no input', async (t) => {
   for (const args of ['{"city":"U', 'null}', '{city: 1}', '['.repeat(100) + ']'.repeat(100)]) {
     const draft = draftOf(call('0', args, { callId: 'c', name: 'f' }))
-    draft.close()
+    draft.endStep()
     t.same(draft.parts, [{ kind: 'tool_call', text: args, call_id: 'c', name: 'f' }])
     t.same(draft.takeEvents().at(-1), { type: 'tool', data: { part: 0, call_id: 'c', name: 'f' } })
   }
   const none = draftOf(call('0', '', { callId: 'c', name: 'f' }), { type: 'finish', reason: 'tool_calls' })
-  none.close()
+  none.endStep()
   t.match(none.parts, [{ text: '', input: {} }], 'a call without any is a call without parameters')
   const begun = draftOf(call('0', '', { callId: 'c', name: 'f' }))
-  begun.close()
+  begun.endStep()
   t.notOk('input' in (begun.parts[0] ?? {}), 'unless the reply broke off there')
 })
 
 t.test('what the database cannot hold is mended in the input, and only there', async (t) => {
   const args = JSON.stringify({ 'a\u0000b': 'x\u0000y', lone: '\ud800' })
   const draft = draftOf(call('0', args, { callId: 'c', name: 'f' }))
-  draft.close()
+  draft.endStep()
   t.equal(draft.parts[0]?.text, args, 'the raw text has no NUL, it has six characters')
   t.same(draft.parts[0]?.input, { ab: 'xy', lone: '\ufffd' })
   t.notOk(JSON.stringify(draft.parts[0]?.input).includes('\\u0000'))
@@ -133,11 +133,119 @@ t.test('counts, names and reasons are remembered, and are no events', async (t) 
   t.same(draft.takeEvents(), [])
 })
 
+t.test('a seal ends what it is on, and hidden reasoning is a part without words', async (t) => {
+  const draft = draftOf(
+    reasoning('Think'),
+    { type: 'signature', signature: 'seal-1' },
+    reasoning('again'),
+    { type: 'signature', signature: 'dark', redacted: true },
+    text('Yes'),
+    call('0', '{}', { name: 'f' }),
+    { type: 'signature', signature: 'seal-2', key: '0' },
+    text(' and'),
+  )
+  t.match(draft.parts, [
+    { kind: 'reasoning', text: 'Think', signature: 'seal-1' },
+    { kind: 'reasoning', text: 'again' },
+    { kind: 'reasoning', text: '', redacted: true, signature: 'dark' },
+    { kind: 'text', text: 'Yes' },
+    { kind: 'tool_call', signature: 'seal-2' },
+    { kind: 'text', text: ' and' },
+  ])
+  t.notMatch(JSON.stringify(draft.takeEvents()), /seal|dark/, 'viewers are not told')
+})
+
+t.test('sources and files are parts without words, each source once, and text goes on around them', async (t) => {
+  const source: DraftEvent = { type: 'source', url: 'https://a.example/', title: 'A' }
+  const draft = draftOf(text('So'), source, text(' says A.'), source, {
+    type: 'file',
+    mediaType: 'image/png',
+    url: 'data:image/png;base64,AA==',
+  })
+  t.same(draft.parts, [
+    { kind: 'text', text: 'So says A.' },
+    { kind: 'source', text: '', url: 'https://a.example/', title: 'A' },
+    { kind: 'file', text: '', media_type: 'image/png', url: 'data:image/png;base64,AA==' },
+  ])
+  t.same(draft.takeEvents(), [
+    { type: 'delta', data: { part: 0, offset: 0, text: 'So' } },
+    { type: 'source', data: { part: 1, url: 'https://a.example/', title: 'A' } },
+    { type: 'delta', data: { part: 0, offset: 2, text: ' says A.' } },
+    { type: 'part', data: { part: 2, kind: 'file', url: 'data:image/png;base64,AA==', media_type: 'image/png' } },
+  ])
+})
+
+t.test('the answer of a tool is a second event, and a key means another call in the next step', async (t) => {
+  const draft = draftOf(
+    call('0', '{"a":1}', { callId: 'c0', name: 'f' }),
+    call('1', '{}', { callId: 'c1', name: 'g' }),
+    {
+      type: 'finish',
+      reason: 'tool_calls',
+    },
+  )
+  draft.takeEvents()
+  t.match(
+    draft.endStep().map(({ key, part }) => [key, part.name, part.input]),
+    [
+      ['0', 'f', { a: 1 }],
+      ['1', 'g', {}],
+    ],
+  )
+  draft.apply({ type: 'tool_result', key: '0', output: undefined })
+  draft.apply({ type: 'tool_result', key: '0', output: 'too late' })
+  t.match(
+    draft.endStep().map(({ key }) => key),
+    ['1'],
+    'one is left to be answered',
+  )
+  draft.beginStep()
+  draft.apply(call('0', '{"b":2}', { callId: 'c2', name: 'f' }))
+  draft.apply({ type: 'tool_result', key: '0', error: { code: 'failed', message: 'No.' } })
+  t.same(draft.takeEvents(), [
+    { type: 'tool', data: { part: 0, call_id: 'c0', name: 'f', input: { a: 1 } } },
+    { type: 'tool', data: { part: 1, call_id: 'c1', name: 'g', input: {} } },
+    { type: 'tool', data: { part: 0, call_id: 'c0', name: 'f', input: { a: 1 }, output: null } },
+    { type: 'part', data: { part: 2, kind: 'tool_call', call_id: 'c2', name: 'f' } },
+    { type: 'delta', data: { part: 2, offset: 0, text: '{"b":2}' } },
+    {
+      type: 'tool',
+      data: { part: 2, call_id: 'c2', name: 'f', input: { b: 2 }, error: { code: 'failed', message: 'No.' } },
+    },
+  ])
+})
+
+t.test('what the steps have used is added up, and the reason is the last one', async (t) => {
+  const draft = draftOf(
+    { type: 'usage', usage: { input_tokens: 1, output_tokens: 2, total_tokens: 3, reasoning_tokens: 1 } },
+    { type: 'finish', reason: 'tool_calls' },
+  )
+  draft.beginStep()
+  t.match({ ...draft }, { finishReason: undefined, usage: { total_tokens: 3 } })
+  draft.apply({
+    type: 'usage',
+    usage: { input_tokens: 10, output_tokens: 1, total_tokens: 11, cached_input_tokens: 4 },
+  })
+  draft.apply({
+    type: 'usage',
+    usage: { input_tokens: 10, output_tokens: 20, total_tokens: 30, cached_input_tokens: 4 },
+  })
+  draft.apply({ type: 'finish', reason: 'stop' })
+  t.same(draft.usage, {
+    input_tokens: 11,
+    output_tokens: 22,
+    total_tokens: 33,
+    reasoning_tokens: 1,
+    cached_input_tokens: 4,
+  })
+  t.equal(draft.finishReason, 'stop')
+})
+
 const pieces = ['a', 'bc', ' ', '世界', '👩‍👩‍👧', '\n\n', 'e\u0301', '{"a":', '1}', '"', '']
 
-function randomEvent(random: Random): UpstreamEvent {
+function randomEvent(random: Random): DraftEvent {
   const words = random.pick(pieces)
-  switch (random.integer(7)) {
+  switch (random.integer(11)) {
     case 0:
     case 1:
     case 2:
@@ -146,6 +254,18 @@ function randomEvent(random: Random): UpstreamEvent {
       return reasoning(words)
     case 4:
       return { type: 'finish', reason: 'stop' }
+    case 5:
+      return { type: 'source', url: `https://${random.integer(3)}.example/` }
+    case 6:
+      return { type: 'file', mediaType: 'image/png', url: 'data:image/png;base64,AA==' }
+    case 7:
+      return { type: 'signature', signature: words, ...(random.integer(3) === 0 ? { redacted: true } : {}) }
+    case 8: {
+      const key = random.pick(['0', '1', '2'])
+      return random.integer(2) === 0
+        ? { type: 'tool_result', key, output: { words } }
+        : { type: 'tool_result', key, error: { code: 'failed', message: words } }
+    }
     default: {
       const key = random.pick(['0', '1', '2'])
       return call(key, words, random.integer(2) === 0 ? { callId: `call_${key}`, name: 'f' } : {})
@@ -160,11 +280,15 @@ t.test('the events, folded, are the parts: whatever comes, and whenever they are
     const taken: RunEvent[] = []
     for (let step = random.integer(60); step > 0; step -= 1) {
       draft.apply(randomEvent(random))
+      if (random.integer(12) === 0) {
+        draft.endStep()
+        draft.beginStep()
+      }
       if (random.integer(4) > 0) continue
       taken.push(...draft.takeEvents())
       if (!sameParts(foldEvents(number(taken)), draft.parts)) t.fail(`seed ${seed}, ${step} steps before the end`)
     }
-    draft.close()
+    draft.endStep()
     taken.push(...draft.takeEvents())
     if (!sameParts(foldEvents(number(taken)), draft.parts)) t.fail(`seed ${seed}, at the end`)
     checkOffsets(taken)
@@ -176,8 +300,13 @@ t.test('the events, folded, are the parts: whatever comes, and whenever they are
 const sameParts = (a: readonly unknown[], b: readonly unknown[]) =>
   JSON.stringify(sorted(a)) === JSON.stringify(sorted(b))
 
+// Seals are stored and not told, and neither is that there is something to hide.
 const sorted = (parts: readonly unknown[]) =>
-  parts.map((part) => Object.entries(part as object).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+  parts.map((part) =>
+    Object.entries(part as object)
+      .filter(([name]) => name !== 'signature' && name !== 'redacted')
+      .toSorted(([a], [b]) => (a < b ? -1 : 1)),
+  )
 
 /** @throws when a delta does not join what came before it */
 function checkOffsets(events: readonly RunEvent[]): void {

@@ -405,7 +405,7 @@ for (const kind of databases()) {
               running.push(viewer.all())
             }
           }
-          draft.close()
+          draft.endStep()
           for (const event of draft.takeEvents()) told.push({ generation: 1, seq: told.length + 1, event })
           await commit(draft.parts, { content: draft.content, lastSeq: told.length + 1 })
           await Promise.all(running)

@@ -5,9 +5,10 @@ import { Problem } from '../../src/errors.ts'
 import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
-import type { Upstream } from '../../src/upstream/upstream.ts'
+import type { ActiveRun } from '../../src/runs/run.ts'
+import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
-import { openLedger, openStore, promptTokens, silent } from '../support/runs.ts'
+import { openLedger, openStore, silent } from '../support/runs.ts'
 
 for (const kind of databases()) {
   test(`on ${kind}, a drain ends whether or not its runs can be released`, async (t) => {
@@ -16,12 +17,10 @@ for (const kind of databases()) {
       const log = createMemoryLog()
       const spoken = Promise.withResolvers<void>()
       const instanceId = randomUUID()
-      const upstream: Pick<Upstream, 'stream'> = {
-        async *stream(_request, signal) {
-          yield { type: 'text', text: 'So far' }
-          spoken.resolve()
-          await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
-        },
+      async function* makeReply({ signal }: ActiveRun): AsyncGenerator<UpstreamEvent> {
+        yield { type: 'text', text: 'So far' }
+        spoken.resolve()
+        await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
       }
       const owned = createOwnedRuns({
         db,
@@ -30,10 +29,8 @@ for (const kind of databases()) {
         instanceId,
         checkpointMs: 60_000,
         logger: silent,
-        readHistory: async () => [],
         createLedger: openLedger,
-        promptTokens: () => promptTokens,
-        upstreamFor: () => upstream as Upstream,
+        makeReply,
       })
       const run = await accept({ instanceId })
       owned.start(run)

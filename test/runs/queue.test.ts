@@ -26,7 +26,6 @@ import {
   openLedger,
   openStore,
   plansFor,
-  promptTokens,
   silent,
   textPart,
   untilWaiting,
@@ -148,16 +147,16 @@ for (const kind of databases()) {
       t.match(started, { ...next, status: 'running', instance_id: two.instanceId, stop_requested: false })
       t.match(await runs.reread(next.id), { status: 'running', instance_id: two.instanceId, started_at: String })
       t.match(await sessions.getSession(owner, session_id), { status: 'running', active_run_id: next.id })
-      t.same(await readHistory(db, next.user_message_id, 10), [
-        { role: 'user', content: 'One' },
-        { role: 'assistant', content: 'Reply to one' },
-        { role: 'user', content: 'Two' },
+      t.same((await readHistory(db, next.user_message_id, 10)).messages, [
+        { role: 'user', content: 'One', id: first.user_message_id },
+        { role: 'assistant', content: 'Reply to one', id: first.message_id },
+        { role: 'user', content: 'Two', id: next.user_message_id },
       ])
       t.same(await one.promote(session_id), [])
       await two.end(started as RunFacts, 'Reply to two')
       await one.promote(session_id)
       t.same(
-        (await readHistory(db, aside.user_message_id, 10)).map(({ content }) => content),
+        (await readHistory(db, aside.user_message_id, 10)).messages.map(({ content }) => content),
         ['One', 'Reply to one', 'Three'],
         'a parent that the client named stays',
       )
@@ -377,17 +376,11 @@ for (const kind of databases()) {
         instanceId,
         checkpointMs: 60_000,
         logger: silent,
-        readHistory: async () => [],
         createLedger: openLedger,
-        promptTokens: () => promptTokens,
-        upstreamFor: (facts) => ({
-          provider: 'demo',
-          async *stream() {
-            asked.push(facts.id)
-            yield { type: 'text', text: 'Reply' } as const
-          },
-          close: async () => undefined,
-        }),
+        async *makeReply({ runId }) {
+          asked.push(runId)
+          yield { type: 'text', text: 'Reply' } as const
+        },
       })
       const chat = createChat({
         accept: createAccept({ db, runs, instanceId, runsPerOwnerMax: 0 }),

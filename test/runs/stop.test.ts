@@ -3,6 +3,7 @@
  * for whoever shows it.
  */
 import { randomUUID } from 'node:crypto'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { test } from 'tap'
 import { sql } from '../../src/db/drizzle.ts'
 import { createSilentControl } from '../../src/log/control.ts'
@@ -36,19 +37,16 @@ for (const kind of databases()) {
       ...options,
       frames: createFrames(log, 1),
       checkpointMs: 60_000,
-      readHistory: async () => [],
-      promptTokens: () => promptTokens,
-      upstreamFor: ({ id }) => ({
-        provider: 'demo',
-        async *stream(_request, signal) {
-          asked.push(id)
-          signal.addEventListener('abort', () => aborted.push(id))
-          yield* words
-          said.resolve()
-          await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
-        },
-        close: async () => undefined,
-      }),
+      async *makeReply({ runId, signal }) {
+        // The real one reads the history first, and a run may be stopped by then.
+        await nextTurn()
+        signal.throwIfAborted()
+        asked.push(runId)
+        signal.addEventListener('abort', () => aborted.push(runId))
+        yield* words
+        said.resolve()
+        await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+      },
     })
     t.teardown(async () => {
       await owned.drain(0, async () => undefined)

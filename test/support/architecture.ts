@@ -36,7 +36,7 @@ const folders: Readonly<Record<string, readonly string[]>> = {
 
 // The same for the files directly in src.
 const topFiles: Readonly<Record<string, readonly string[]>> = {
-  'main.ts': ['app.ts', 'backends.ts', 'config.ts', 'db/', 'http/log-output.ts'],
+  'main.ts': ['app.ts', 'backends.ts', 'config.ts', 'config-file.ts', 'config-values.ts', 'db/', 'http/log-output.ts'],
   'app.ts': [
     'backends.ts',
     'config.ts',
@@ -50,7 +50,11 @@ const topFiles: Readonly<Record<string, readonly string[]>> = {
     'modules/index.ts',
   ],
   'backends.ts': ['config.ts', 'db/', 'log/'],
-  'config.ts': [],
+  'config.ts': ['config-models.ts', 'config-schema.ts', 'config-values.ts'],
+  'config-models.ts': ['config-schema.ts', 'config-values.ts', 'upstream/'],
+  'config-schema.ts': ['config-values.ts', 'upstream/'],
+  'config-file.ts': ['config-schema.ts', 'config-values.ts', 'sessions/ (types)', 'runs/ (types)', 'upstream/ (types)'],
+  'config-values.ts': [],
   'errors.ts': [],
 }
 

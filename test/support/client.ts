@@ -151,6 +151,7 @@ export function holdParts(events: readonly Received[], held: HeldPart[] = []): H
   for (const { event, data } of events) {
     if (event === 'reset') parts = data.parts.map(({ kind, text }: HeldPart) => ({ kind, text }))
     if (event === 'part') parts[data.part] = { kind: data.kind, text: '' }
+    if (event === 'source') parts[data.part] = { kind: 'source', text: '' }
     if (event !== 'delta') continue
     const part = parts[data.part] ?? { kind: 'text', text: '' }
     if (part.text.length !== data.offset) throw new Error(`offset ${data.offset}, but ${part.text.length} held`)

@@ -117,6 +117,8 @@ const hostileValue: fc.Arbitrary<unknown> = fc.oneof(
 /** A value as the schema wants it. @param name of the field, which tells what its text may be */
 function fitting(schema: Schema, name: string): fc.Arbitrary<unknown> {
   const options = schema.anyOf ?? schema.oneOf
+  if (options !== undefined && schema.properties !== undefined)
+    return fc.oneof(...options.map((_, n) => withOption(schema, options, n)))
   if (options !== undefined) return fc.oneof(...options.map((option) => fitting(option, name)))
   if (schema.const !== undefined) return fc.constant(schema.const)
   if (schema.enum !== undefined) return fc.constantFrom(...schema.enum)
@@ -147,6 +149,14 @@ function objectOf({ properties, required = [] }: Schema): fc.Arbitrary<object> {
     return fc.tuple(given, fitting(schema, name)).map(([n, value]) => (n === 0 ? [[name, value] as const] : []))
   })
   return fc.tuple(...members).map((given) => Object.fromEntries(given.flat()))
+}
+
+/** An object that has what one of the options requires, and nothing of the others. */
+function withOption(schema: Schema, options: readonly Schema[], chosen: number): fc.Arbitrary<object> {
+  const { required = [] } = options[chosen] ?? {}
+  const others = options.flatMap((option) => option.required ?? []).filter((name) => !required.includes(name))
+  const properties = Object.entries(schema.properties ?? {}).filter(([name]) => !others.includes(name))
+  return objectOf({ properties: Object.fromEntries(properties), required: [...(schema.required ?? []), ...required] })
 }
 
 function textOf(schema: Schema, name: string): fc.Arbitrary<string> {

@@ -15,6 +15,7 @@ import {
   seededCuts,
   startFakeUpstream,
 } from '../../scripts/fake-upstream.ts'
+import { anthropicAt, geminiAt } from './native.ts'
 import { collect, openaiAt } from './streams.ts'
 
 const ask = (content: string) => ({ model: 'any', messages: [{ role: 'user' as const, content }] })
@@ -95,26 +96,53 @@ t.test('what is random is the same for the same seed', (t) => {
   t.end()
 })
 
-t.test('the message says what the program does', async (t) => {
+t.test('the message says what the program does, in each dialect', async (t) => {
   const fake = await startFakeUpstream({ script: byMessage({ tokens: 4 }) })
-  const upstream = openaiAt(fake.url, { idleMs: 200 })
-  const outcome = async (message: string) => {
-    const { text, error } = await collect(upstream, undefined, ask(message))
-    return [text.split(' ').filter(Boolean).length, (error as { code?: string } | undefined)?.code]
+  const limits = { idleMs: 200 }
+  const upstreams = {
+    openai: openaiAt(fake.url, limits),
+    anthropic: anthropicAt(fake.url, limits),
+    gemini: geminiAt(fake.geminiUrl, limits),
   }
-  t.strictSame(await outcome('anything'), [4, undefined])
-  t.strictSame(await outcome('/say 7'), [7, undefined])
-  t.strictSame(await outcome('/say 3 1'), [3, undefined])
-  t.strictSame(await outcome('/slow 1'), [4, undefined])
-  t.strictSame(await outcome('/refuse 401'), [0, 'upstream_rejected'])
-  t.strictSame(await outcome('/refuse 200'), [0, 'upstream_unavailable'])
-  t.strictSame(await outcome('/stall 2'), [2, 'upstream_timeout'])
-  t.strictSame(await outcome('/fin 2'), [2, 'upstream_unavailable'])
-  t.strictSame(await outcome('/reset 2'), [2, 'upstream_unavailable'])
-  for (const shape of Object.keys(errorShapes)) {
-    t.strictSame(await outcome(`/error ${shape} 2`), [2, 'upstream_unavailable'], shape)
+  for (const [dialect, upstream] of Object.entries(upstreams)) {
+    const outcome = async (message: string) => {
+      const { text, error } = await collect(upstream, undefined, ask(message))
+      return [text.split(' ').filter(Boolean).length, (error as { code?: string } | undefined)?.code]
+    }
+    t.strictSame(await outcome('anything'), [4, undefined], dialect)
+    t.equal(fake.calls.at(-1)?.dialect, dialect)
+    t.equal(fake.calls.at(-1)?.message, 'anything')
+    t.strictSame(await outcome('/say 7'), [7, undefined])
+    t.strictSame(await outcome('/say 3 1'), [3, undefined])
+    t.strictSame(await outcome('/slow 1'), [4, undefined])
+    t.strictSame(await outcome('/refuse 401'), [0, 'upstream_rejected'])
+    t.strictSame(await outcome('/refuse 200'), [0, 'upstream_unavailable'])
+    t.strictSame(await outcome('/stall 2'), [2, 'upstream_timeout'])
+    t.strictSame(await outcome('/fin 2'), [2, 'upstream_unavailable'])
+    t.strictSame(await outcome('/reset 2'), [2, 'upstream_unavailable'])
+    for (const shape of Object.keys(errorShapes)) {
+      t.strictSame(await outcome(`/error ${shape} 2`), [2, 'upstream_unavailable'], shape)
+    }
+
+    const question = ask('/tool look {"word": "né"}')
+    const asked = await collect(upstream, undefined, question)
+    t.equal(asked.finish, 'tool_calls', dialect)
+    t.match(asked.calls, [{ name: 'look', arguments: '{"word":"né"}' }], dialect)
+    const callId = asked.calls[0]?.id ?? ''
+    t.not(callId, '')
+    const parts = [{ kind: 'tool_call' as const, text: '{}', call_id: callId, name: 'look', input: {} }]
+    const messages = [
+      ...question.messages,
+      { role: 'assistant' as const, content: '', parts },
+      { role: 'tool' as const, callId, name: 'look', content: 'forty-two' },
+    ]
+    t.match(
+      (await collect(upstream, undefined, { ...question, messages })).text,
+      /^The tool answered: .*forty-two/,
+      dialect,
+    )
+    await upstream.close()
   }
-  await upstream.close()
   await fake.close()
 })
 

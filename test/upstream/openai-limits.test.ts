@@ -44,37 +44,43 @@ t.test('a reader that is busy does not make the provider silent', async (t) => {
 
 t.test('each sign of life starts the idle limit anew, and none of them the whole', async (t) => {
   const clock = takeClock(t)
-  const life = new (class extends Feed {
-    give: ((text: string) => void) | undefined
-    override dispatch(_: unknown, handler: Parameters<Feed['dispatch']>[1]): boolean {
-      const controller = {
-        aborted: false,
-        paused: false,
-        reason: null,
-        abort: () => {
-          this.aborted = true
-        },
-        pause: () => undefined,
-        resume: () => undefined,
-      }
-      handler.onRequestStart?.(controller, {})
-      handler.onResponseStart?.(controller, 200, {})
-      this.give = (text) => handler.onResponseData?.(controller, Buffer.from(text))
-      return true
-    }
-  })([])
+  const life = new Given()
   const { events } = open(life, { firstByteMs: 100, idleMs: 1000, totalMs: 5000 })
   const waiting = t.rejects(nextText(events), { code: 'upstream_timeout', message: /longer than 5000 ms/ })
   await turn()
   for (let ms = 0; ms < 5000; ms += 500) {
     t.notOk(life.aborted, `open after ${ms} ms`)
-    life.give?.(': PROCESSING\n\n')
+    life.give(': PROCESSING\n\n')
     await turn()
     clock.tick(500)
     await turn()
   }
   await waiting
   t.ok(life.aborted)
+  t.equal(clock.timerCount, 0, 'no timer stays')
+})
+
+t.test('a provider that goes on after its finish reason is listened to, and its silence ends the reply', async (t) => {
+  const clock = takeClock(t)
+  const feed = new Given()
+  const { events } = open(feed, { idleMs: 1000 })
+  // As some models say it: the reason with every chunk, and more in all than the limit after the first.
+  for (let count = 0; count < 4; count++) {
+    const next = nextText(events)
+    await turn()
+    if (count > 0) clock.tick(600)
+    feed.give(chunk({ content: 'word ' }, 'stop'))
+    t.equal(await next, 'word ')
+  }
+  const end = nextText(events)
+  await turn()
+  clock.tick(600)
+  feed.give(': PROCESSING\n\n')
+  await turn()
+  t.notOk(feed.aborted)
+  clock.tick(400)
+  t.equal(await end, undefined, 'a comment is no word: the reply is whole')
+  t.ok(feed.aborted)
   t.equal(clock.timerCount, 0, 'no timer stays')
 })
 
@@ -104,6 +110,30 @@ t.test('what was received before a reset is read, and then the reset counts', as
   )
   t.equal(text, Array.from({ length: 50 }, (_, index) => `${index} `).join(''))
 })
+
+/** Hands over what it is given, when it is given. */
+class Given extends Feed {
+  give: (text: string) => void = () => undefined
+  constructor() {
+    super([])
+  }
+  override dispatch(_: unknown, handler: Parameters<Feed['dispatch']>[1]): boolean {
+    const controller = {
+      aborted: false,
+      paused: false,
+      reason: null,
+      abort: () => {
+        this.aborted = true
+      },
+      pause: () => undefined,
+      resume: () => undefined,
+    }
+    handler.onRequestStart?.(controller, {})
+    handler.onResponseStart?.(controller, 200, {})
+    this.give = (text) => handler.onResponseData?.(controller, Buffer.from(text))
+    return true
+  }
+}
 
 /**
  * Puts a clock of the test's own under setTimeout until the test ends. Not that of node:test: its timers forget their

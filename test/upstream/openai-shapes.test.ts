@@ -5,7 +5,9 @@
 import t from 'tap'
 import { chunk, doneMarker, sse, usageChunk } from '../../scripts/fake-upstream.ts'
 import { Problem } from '../../src/errors.ts'
+import { ChatReader } from '../../src/upstream/chat-chunks.ts'
 import { replyUnitsMax, toolCallsMax } from '../../src/upstream/reader.ts'
+import { createSseReader } from '../../src/upstream/sse.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { type Collected, collect, openaiFed, request } from './streams.ts'
 
@@ -103,15 +105,250 @@ t.test('the old finish reason of a function call is that of a tool call', async 
   t.equal(seen.finish, 'tool_calls')
 })
 
-t.test("a provider's own finish reason is passed on, and an empty one is none", async (t) => {
-  t.equal((await read(chunk({ content: 'x' }), chunk({}, 'model_length'))).finish, 'model_length')
-  t.equal(codeOf(await read(chunk({ content: 'x' }, ''))), 'upstream_unavailable')
+t.test('why a model stopped is said in four words, whatever the provider calls it', async (t) => {
+  const words: Readonly<Record<string, readonly string[]>> = {
+    stop: ['stop', 'STOP', 'eos', 'end_turn', 'stop_sequence', 'completed'],
+    length: ['length', 'max_tokens', 'MAX_TOKENS', 'model_length', 'max_output_tokens'],
+    tool_calls: ['tool_calls', 'tool_use', 'function_call'],
+    content_filter: ['content_filter', 'SAFETY', 'refusal', 'recitation'],
+    // Others are the provider's own.
+    Malformed_Call: ['Malformed_Call'],
+  }
+  for (const [wanted, said] of Object.entries(words)) {
+    for (const word of said) t.equal((await read(chunk({ content: 'x' }), chunk({}, word))).finish, wanted, word)
+  }
+  t.equal(codeOf(await read(chunk({ content: 'x' }, ''))), 'upstream_unavailable', 'an empty one is none')
+  const called = await read(calls(piece(0, 'a', 'f', '{}')), chunk({}, 'stop'))
+  t.equal(called.finish, 'tool_calls', 'a reply that waits for the answers of tools has not just stopped')
 })
 
 t.test('a finish reason that says error is no end of a reply', async (t) => {
-  const seen = await read(chunk({ content: 'x' }), chunk({}, 'error'), doneMarker)
-  t.equal(codeOf(seen), 'upstream_unavailable')
-  t.equal(seen.text, 'x')
+  for (const word of ['error', 'abort', 'insufficient_system_resource', 'network_error']) {
+    const seen = await read(chunk({ content: 'x' }), chunk({}, word), doneMarker)
+    t.equal(codeOf(seen), 'upstream_unavailable', word)
+    t.equal(seen.text, 'x')
+  }
+})
+
+const completion = (message: object, reason: string | null = 'stop') => ({
+  id: 'chatcmpl-whole',
+  object: 'chat.completion',
+  model: 'own-1',
+  choices: [{ index: 0, message: { role: 'assistant', ...message }, finish_reason: reason }],
+  usage: { prompt_tokens: 3, completion_tokens: 4, total_tokens: 7 },
+})
+
+t.test('a whole completion in place of a stream is read as a reply', async (t) => {
+  const message = {
+    content: 'All at once.',
+    reasoning_content: 'Why not.',
+    tool_calls: [piece(undefined, 'a', 'f', '{"n":1}'), piece(undefined, 'b', 'f', '{"n":2}')],
+    annotations: [{ type: 'url_citation', url_citation: { url: 'https://x.example/', title: 'X' } }],
+  }
+  const body = completion(message, 'tool_calls')
+  for (const [how, pieces] of Object.entries({
+    'on one line': [JSON.stringify(body)],
+    'with a line end': [`${JSON.stringify(body)}\n`],
+    'over many lines': [JSON.stringify(body, null, 2)],
+    'in small pieces': [...JSON.stringify(body, null, 1)],
+    'as an event': [sse(body)],
+  })) {
+    const seen = await read(...pieces)
+    t.equal(seen.error, undefined, how)
+    t.equal(seen.text, 'All at once.', how)
+    t.equal(seen.reasoning, 'Why not.', how)
+    t.strictSame(shown(seen), ['a f {"n":1}', 'b f {"n":2}'], how)
+    t.strictSame(seen.sources, ['https://x.example/ X'], how)
+    t.equal(seen.finish, 'tool_calls', how)
+    t.equal(seen.id, 'chatcmpl-whole', how)
+    t.match(seen.usage, { total_tokens: 7 }, how)
+  }
+  const without = await read(JSON.stringify(completion({ content: 'x' }, null)))
+  t.equal(without.error, undefined, 'it is whole without a reason, because it is all there')
+  t.equal(without.text, 'x')
+  const refusal = await read(JSON.stringify(completion({ content: null, refusal: 'I would rather not.' })))
+  t.equal(refusal.text, 'I would rather not.')
+  const lines = await read(`${JSON.stringify(JSON.parse(chunk({ content: 'a' }).slice(6)))}\n`.repeat(150), finish)
+  t.equal(lines.text, 'a'.repeat(150), 'and so are chunks without their framing')
+})
+
+t.test('a whole completion may be as long as a streamed one, and no longer', async (t) => {
+  const long = 'ü'.repeat(replyUnitsMax)
+  const most = await read(JSON.stringify(completion({ content: long }), null, 2))
+  t.equal(most.error, undefined)
+  t.equal(most.text.length, replyUnitsMax)
+  t.equal(codeOf(await read(JSON.stringify(completion({ content: `${long}ü` })))), 'too_large')
+})
+
+t.test('a message beside deltas repeats them, and alone it takes their place', async (t) => {
+  const beside = (content: string, whole: string) =>
+    sse({ choices: [{ index: 0, delta: { content }, message: { content: whole }, finish_reason: null }] })
+  t.equal((await read(beside('a', 'a'), beside('b', 'ab'), finish)).text, 'ab')
+  const last = sse({ choices: [{ index: 0, message: { content: 'ab' }, finish_reason: 'stop' }] })
+  t.equal((await read(beside('a', 'a'), beside('b', 'ab'), last)).text, 'ab', 'also in a chunk of its own')
+  const alone = (content: string) => sse({ choices: [{ index: 0, delta: null, message: { content } }] })
+  t.equal((await read(alone('a'), alone('b'), finish)).text, 'ab')
+})
+
+t.test('each source is named once, wherever and however often the provider says it', async (t) => {
+  const cite = (url: unknown, title?: string) => ({ type: 'url_citation', url_citation: { url, title } })
+  const references = {
+    citations: ['https://a.example/', 'http://b.example/x'],
+    search_results: [{ url: 'https://a.example/', title: 'A' }, { url: 'https://c.example/' }],
+  }
+  const seen = await read(
+    chunk({ content: 'x' }, null, references),
+    chunk({ content: 'y', annotations: [cite('https://a.example/', 'Again'), cite('https://d.example/', 'D')] }),
+    chunk({ annotations: [cite('https://d.example/', 'D'), { type: 'url_citation', url: 'https://e.example/' }] }),
+    chunk({
+      context: {
+        citations: [
+          { url: null, filepath: 'notes.pdf' },
+          { url: 'https://f.example/', title: 'F' },
+        ],
+      },
+    }),
+    chunk({
+      executed_tools: [{ type: 'search', search_results: { results: [{ url: 'https://g.example/', title: 'G' }] } }],
+    }),
+    chunk({}, 'stop', references),
+  )
+  t.strictSame(seen.sources, [
+    'https://a.example/ A',
+    'https://c.example/ -',
+    'http://b.example/x -',
+    'https://d.example/ D',
+    'https://e.example/ -',
+    '- notes.pdf',
+    'https://f.example/ F',
+    'https://g.example/ G',
+  ])
+  t.equal(seen.text, 'xy')
+  const bad = await read(
+    chunk({ content: 'x' }, null, {
+      citations: ['javascript:alert(1)', 'data:text/html,x', 'file:///etc/passwd', '//x', '', 5, null, {}, []],
+      search_results: 'none',
+    }),
+    chunk({ annotations: [cite(5), cite(undefined), null, 'x', { type: 'url_citation' }] }),
+    finish,
+  )
+  t.strictSame(bad.sources, [], 'what is no address on the web is left out')
+  t.equal(bad.error, undefined)
+  const many = Array.from({ length: 1200 }, (_, index) => `https://many.example/${index}`)
+  const most = await read(chunk({ content: 'x' }, null, { citations: many }), finish)
+  t.equal(most.sources.length, 1000, 'so many and no more')
+})
+
+t.test('sources do not stand within the words that came with them', async (t) => {
+  const order = async (...texts: readonly string[]) => {
+    const types: string[] = []
+    const upstream = openaiFed(texts.map((text) => Buffer.from(text)))
+    for await (const event of upstream.stream(request, new AbortController().signal)) types.push(event.type)
+    return types.filter((type) => type !== 'response').join(' ')
+  }
+  const citations = ['https://a.example/']
+  const first = await order(chunk({ content: 'x' }, null, { citations }), chunk({ content: 'y' }), finish)
+  t.equal(first, 'source text text finish', 'named with the first words, they stand before them')
+  const last = await order(chunk({ content: 'x' }), chunk({ content: 'y' }, null, { citations }), finish)
+  t.equal(last, 'text text source finish', 'named later, behind those')
+})
+
+t.test('images leave as files when they are images, and count as the reply does', async (t) => {
+  const image = (url: unknown) => ({ type: 'image_url', image_url: { url } })
+  const seen = await read(
+    chunk({ images: [image('data:image/jpeg;base64,AAAA'), image('https://i.example/a.jpg')] }),
+    chunk({
+      content: [
+        { type: 'text', text: 'x' },
+        image('https://i.example/plain'),
+        { type: 'image_url', image_url: 'https://i.example/b.gif' },
+      ],
+    }),
+    chunk({
+      images: [image('javascript:1'), image('data:text/html,x'), image('http://i.example/'), image(5), null, {}],
+    }),
+    finish,
+  )
+  t.strictSame(seen.files, [
+    'image/jpeg data:image/jpeg;base64,AAAA',
+    'image/jpeg https://i.example/a.jpg',
+    'image/png https://i.example/plain',
+    'image/gif https://i.example/b.gif',
+  ])
+  t.equal(seen.error, undefined)
+  const large = await read(chunk({ images: [image(`data:image/png;base64,${'A'.repeat(replyUnitsMax)}`)] }), finish)
+  t.equal(codeOf(large), 'too_large')
+  t.equal((await read(chunk({ images: [image('data:image/png;base64,AAAA')] }), doneMarker)).error, undefined)
+})
+
+t.test('sealed reasoning comes with one seal, where it ends', async (t) => {
+  const text = (words: string, members: object = {}) => ({ type: 'reasoning.text', text: words, index: 0, ...members })
+  const seals = async (...texts: readonly string[]) =>
+    (await read(...texts)).signatures.map((seal) => {
+      const [, redacted, json] = /^(redacted )?(.*)$/.exec(seal) ?? []
+      return [redacted !== undefined, ...JSON.parse(json ?? '').details]
+    })
+  t.strictSame(
+    await seals(
+      chunk({ reasoning: 'ab', reasoning_details: [text('ab')] }),
+      chunk({ reasoning: 'c', reasoning_details: [text('c', { signature: 's', format: 'own-v1' })] }),
+      chunk({ content: 'x' }),
+      chunk({ reasoning: 'd', reasoning_details: [text('d', { signature: 't', index: 1 })] }),
+      finish,
+    ),
+    [
+      [false, { type: 'reasoning.text', index: 0, units: 3, format: 'own-v1', signature: 's' }],
+      [false, { type: 'reasoning.text', index: 1, units: 1, signature: 't' }],
+    ],
+    'one for each stretch of reasoning',
+  )
+  const closed = { type: 'reasoning.encrypted', data: 'c', index: 0 }
+  t.strictSame(
+    await seals(chunk({ reasoning_details: [closed] }), chunk({ content: 'x' }), finish),
+    [[true, { type: 'reasoning.encrypted', index: 0, units: 0, data: 'c' }]],
+    'reasoning that is shown to nobody is a part of its own',
+  )
+  t.strictSame(
+    await seals(chunk({ content: 'x' }, 'stop'), chunk({ reasoning_details: [closed] })),
+    [[true, { type: 'reasoning.encrypted', index: 0, units: 0, data: 'c' }]],
+    'and one that comes behind the end is not lost',
+  )
+  t.strictSame(
+    await seals(chunk({ reasoning: 'a', reasoning_details: [text('a')] }), finish),
+    [],
+    'no seal, no signature',
+  )
+  const alone = await read(
+    chunk({ reasoning_details: [text('a'), { type: 'reasoning.summary', summary: 'b' }] }),
+    finish,
+  )
+  t.equal(alone.reasoning, 'ab', 'words that are nowhere else are read there')
+  const bad = await read(
+    chunk({ reasoning_details: [null, 5, {}, { type: 5 }, { type: 'reasoning.encrypted', data: 5 }], content: 'x' }),
+    finish,
+  )
+  t.equal(bad.error, undefined)
+  t.strictSame(bad.signatures, [])
+  const long = text('a', { signature: 's'.repeat(100_000) })
+  const again = await read(...Array<string>(50).fill(chunk({ reasoning: 'a', reasoning_details: [long] })), finish)
+  t.equal(again.error, undefined, 'what is said with every piece counts once')
+  const much = { type: 'reasoning.encrypted', data: 'x'.repeat(replyUnitsMax / 2) }
+  t.equal(codeOf(await read(...Array(3).fill(chunk({ reasoning_details: [much] })), finish)), 'too_large')
+})
+
+t.test("the seal on a tool call is the call's", async (t) => {
+  const sealed = (signature: unknown) => ({ extra_content: { google: { thought_signature: signature } } })
+  const seen = await read(
+    calls({ ...piece(0, 'a', 'f', '{"n"'), ...sealed('s1') }),
+    calls({ ...piece(0, undefined, undefined, ':1}'), ...sealed('s1') }),
+    calls({ ...piece(1, 'b', 'g', '{}'), ...sealed(5) }),
+    chunk({}, 'stop'),
+  )
+  t.strictSame(seen.calls, [
+    { id: 'a', name: 'f', arguments: '{"n":1}', signature: 's1' },
+    { id: 'b', name: 'g', arguments: '{}' },
+  ])
+  t.strictSame(seen.signatures, [])
 })
 
 t.test('reasoning that a provider sends under several names is read once', async (t) => {
@@ -171,6 +408,28 @@ t.test('usage is the last one given, wherever it is', async (t) => {
     { ...wanted, cached_input_tokens: 2 },
     'other names',
   )
+  const said = async (usage: object) => (await read(chunk({ content: 'a' }, 'stop', { usage }))).usage
+  t.strictSame(
+    await said({ ...counts(8, 3), prompt_tokens_details: { cached_tokens: 4, cache_write_tokens: 2 } }),
+    { ...wanted, cached_input_tokens: 4, cache_write_tokens: 2 },
+    'OpenRouter',
+  )
+  t.strictSame(
+    await said({ ...counts(8, 3), cache_read_input_tokens: 4, cache_creation_input_tokens: 0 }),
+    { ...wanted, cached_input_tokens: 4, cache_write_tokens: 0 },
+    "the cache in Anthropic's words",
+  )
+  t.strictSame(
+    await said({ ...counts(8, 3), cache_read_input_tokens: 40, cache_creation_input_tokens: 2 }),
+    { input_tokens: 50, output_tokens: 3, total_tokens: 53, cached_input_tokens: 40, cache_write_tokens: 2 },
+    'and in its way to count',
+  )
+  t.strictSame(
+    await said({ ...counts(8, 3), total_tokens: 20, completion_tokens_details: { reasoning_tokens: 9 } }),
+    { input_tokens: 8, output_tokens: 12, total_tokens: 20, reasoning_tokens: 9 },
+    'reasoning that was counted in the total only was made too',
+  )
+  t.strictSame(await said({ completion_tokens: 3, total_tokens: 11 }), wanted, 'two of three')
   t.equal((await read(chunk({ content: 'a' }, 'stop', { usage: null }))).usage, undefined, 'null')
   t.equal((await read(chunk({}, 'stop', { usage: { prompt_tokens: -1, completion_tokens: 0.5 } }))).usage, undefined)
 })
@@ -289,10 +548,20 @@ t.test('a line and an event without an end are cut off', async (t) => {
 })
 
 t.test('a body that is no stream is looked at for so long and no longer', async (t) => {
-  const deep = `${'{"a":'.repeat(101)}1\n${'}\n'.repeat(100)}`
-  t.match((await read(deep)).error, { code: 'upstream_unavailable', message: 'The reply broke off.' })
-  const deeper = `${'{"a":'.repeat(102)}1\n${'}\n'.repeat(101)}`
-  t.match((await read(deeper)).error, { message: 'The provider answered something that is not a stream.' })
-  const long = `{\n${'"a": 1,\n'.repeat(3000)}`
-  t.match((await read(long)).error, { message: 'The provider answered something that is not a stream.' })
+  const body = (depth: number) => `${'{"error":{"code":400},"a":'.repeat(depth)}1\n${'}\n'.repeat(depth)}`
+  const reader = (text: string) => {
+    const chat = new ChatReader()
+    createSseReader(chat).read(Buffer.from(text))
+    return chat.failure?.code
+  }
+  t.equal(reader(body(90)), 'upstream_rejected', 'an error is found on a line that stays open')
+  t.equal(reader(body(110)), undefined, 'unless it would have to be looked for too often')
+  t.equal(codeOf(await read(body(110))), 'upstream_rejected', 'and at the end in any case')
+  const notAStream = { message: 'The provider answered something that is not a stream.' }
+  const pieces = (line: string) => Array<string>(200).fill(line.repeat(100))
+  t.match((await read('{\n', ...pieces('"a": 1,\n'))).error, notAStream, 'many lines')
+  t.match((await read(...pieces('a\n'), finish)).error, notAStream, 'many lines that are passed over')
+  const long = Array<string>(50).fill(`"${'x'.repeat(100_000)}",\n`)
+  t.match((await read('[{\n', ...long)).error, notAStream, 'long lines')
+  t.match((await read(chunk({ content: 'x' }), '{\n', long[0]!, finish)).error, notAStream, 'less within a reply')
 })

@@ -1,11 +1,15 @@
 /**
- * What the tests of the adapter share: a reply collected from an upstream, the own fixtures, the recordings of real
- * providers when they are there, and a dispatcher that hands over bytes exactly as they were cut. It asserts nothing.
+ * What the tests of the adapter share: a reply collected from an upstream or from a reader alone, the own fixtures, the
+ * recordings of real providers when they are there, and a dispatcher that hands over bytes exactly as they were cut. It
+ * asserts nothing.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { basename, resolve } from 'node:path'
 import { Dispatcher } from 'undici'
+import { ChatReader } from '../../src/upstream/chat-chunks.ts'
 import { createOpenai, type OpenaiOptions } from '../../src/upstream/openai.ts'
+import { brokenOff } from '../../src/upstream/refusal.ts'
+import { createSseReader } from '../../src/upstream/sse.ts'
 import type { Upstream, UpstreamEvent, UpstreamRequest } from '../../src/upstream/upstream.ts'
 
 export const request: UpstreamRequest = {
@@ -19,7 +23,13 @@ export const request: UpstreamRequest = {
 export interface Collected {
   text: string
   reasoning: string
-  calls: { id: string | undefined; name: string | undefined; arguments: string }[]
+  calls: { id: string | undefined; name: string | undefined; arguments: string; signature?: string }[]
+  /** `url title`, in the order in which they came. */
+  sources: string[]
+  /** `type url`. */
+  files: string[]
+  /** Those that are on no call; before a redacted one stands `redacted`. */
+  signatures: string[]
   usage: unknown
   usageCount: number
   finish: string | undefined
@@ -34,17 +44,7 @@ export async function collect(
   signal: AbortSignal = new AbortController().signal,
   asked: UpstreamRequest = request,
 ): Promise<Collected> {
-  const seen: Collected = {
-    text: '',
-    reasoning: '',
-    calls: [],
-    usage: undefined,
-    usageCount: 0,
-    finish: undefined,
-    id: undefined,
-    model: undefined,
-    error: undefined,
-  }
+  const seen = nothing()
   const calls = new Map<string, Collected['calls'][number]>()
   try {
     for await (const event of upstream.stream(asked, signal)) add(seen, calls, event)
@@ -52,6 +52,39 @@ export async function collect(
     seen.error = error
   }
   return seen
+}
+
+/**
+ * The same of bytes that are read at once, up to a clean end: framing and dialect, without sockets, timers and turns of
+ * the event loop, and so cheap enough for a hundred thousand ways to cut a stream.
+ */
+export function readPieces(pieces: readonly Uint8Array[]): Collected {
+  const seen = nothing()
+  const calls = new Map<string, Collected['calls'][number]>()
+  const reader = new ChatReader(request.model)
+  const sse = createSseReader(reader)
+  for (const piece of pieces) sse.read(piece)
+  sse.end()
+  for (const event of reader.events) add(seen, calls, event)
+  seen.error = reader.failure ?? (reader.complete ? undefined : brokenOff(true))
+  return seen
+}
+
+function nothing(): Collected {
+  return {
+    text: '',
+    reasoning: '',
+    calls: [],
+    sources: [],
+    files: [],
+    signatures: [],
+    usage: undefined,
+    usageCount: 0,
+    finish: undefined,
+    id: undefined,
+    model: undefined,
+    error: undefined,
+  }
 }
 
 function add(seen: Collected, calls: Map<string, Collected['calls'][number]>, event: UpstreamEvent): void {
@@ -72,6 +105,18 @@ function add(seen: Collected, calls: Map<string, Collected['calls'][number]>, ev
       call.arguments += event.arguments
       break
     }
+    case 'signature': {
+      const call = event.key === undefined ? undefined : calls.get(event.key)
+      if (call !== undefined) call.signature = event.signature
+      else seen.signatures.push(event.redacted ? `redacted ${event.signature}` : event.signature)
+      break
+    }
+    case 'source':
+      seen.sources.push(`${event.url ?? '-'} ${event.title ?? '-'}`)
+      break
+    case 'file':
+      seen.files.push(`${event.mediaType} ${event.url}`)
+      break
     case 'usage':
       seen.usage = event.usage
       seen.usageCount++
@@ -194,7 +239,7 @@ export function recordedStreams(): Stream[] | undefined {
     .sort()
   const streams: Stream[] = []
   for (const file of files) {
-    const number = /^(?:extracted\/)?(0[1345789])-/.exec(file)?.[1]
+    const number = /^(?:extracted\/)?(0[1-5789])-/.exec(file)?.[1]
     if (number === undefined || file.endsWith('.yaml')) continue
     const name = `recording ${number}${/\.(\d)\.sse$/.exec(file)?.[1] ?? ''}`
     const bytes = readFileSync(resolve(folder, file))
@@ -203,14 +248,16 @@ export function recordedStreams(): Stream[] | undefined {
       continue
     }
     // These came without framing: with and without the marker at the end, as servers differ.
-    const events = bytes
-      .toString()
-      .split('\n')
-      .filter((line) => line.trim() !== '')
-      .map((line) => `data: ${line}\n\n`)
-      .join('')
-    streams.push({ name, bytes: Buffer.from(`${events}data: [DONE]\n\n`) })
-    streams.push({ name: `${name} without [DONE]`, bytes: Buffer.from(events) })
+    const lines = bytes.toString().split('\n')
+    const events = lines.filter((line) => line.trim() !== '').map((line) => `${nameOf(line)}data: ${line}\n\n`)
+    streams.push({ name, bytes: Buffer.from(`${events.join('')}data: [DONE]\n\n`) })
+    streams.push({ name: `${name} without [DONE]`, bytes: Buffer.from(events.join('')) })
   }
   return streams
+}
+
+/** Events of the Responses API carry their type in the framing too. */
+function nameOf(line: string): string {
+  const { type } = JSON.parse(line) as { type?: string }
+  return type === undefined ? '' : `event: ${type}\n`
 }

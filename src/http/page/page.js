@@ -630,7 +630,7 @@ function createMessageView(role) {
   /** @type {ReturnType<typeof createPartView>[]} */
   let parts = []
   root.className = `message ${role === 'user' ? 'user' : 'assistant'}`
-  root.setAttribute('aria-label', role === 'user' ? 'You' : role === 'assistant' ? 'Reply' : role)
+  root.setAttribute('aria-label', { user: 'You', assistant: 'Reply', tool: 'Answers of tools' }[role] ?? role)
   note.className = 'note'
   root.append(body)
 
@@ -704,7 +704,9 @@ function labelOf(kind) {
 
 /** @param {Part} part */
 function describeCall(part) {
-  const lines = [part.input === undefined ? part.text : JSON.stringify(part.input, null, 2)]
+  const lines = []
+  if (part.input !== undefined) lines.push(JSON.stringify(part.input, null, 2))
+  else if (part.text !== '') lines.push(part.text)
   if (part.output !== undefined) lines.push(JSON.stringify(part.output, null, 2))
   if (part.error !== undefined) lines.push(JSON.stringify(part.error, null, 2))
   return lines.join('\n\n')

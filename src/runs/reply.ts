@@ -1,0 +1,291 @@
+/**
+ * What makes a reply: a model, asked once; a model with tools of this server, asked again with what they answered, step
+ * by step; or an agent. All three are a stream of events to the run (run.ts), which folds, shows and stores them and
+ * knows nothing of where they come from.
+ *
+ * A step is one call of the model. When it ends with calls of tools that are registered here, the reply so far is
+ * checkpointed, so that no process that comes after can mistake the run for one that has done nothing; then the tools
+ * run, a few at once, and their answers go back to the model with the next step. Tools of the client are not run: a reply
+ * that ends with a call of one is complete, and goes on when the client brings the answer. There are `stepsMax` steps; in
+ * the last one the model may not call tools any more.
+ *
+ * What happens at each await when something dies there: reading the history while the database is away is tried again
+ * for `historyWaitMs`, and so is the checkpoint before tools, because both stand between an accepted message and its
+ * reply; then the run fails. A stop aborts the signal, which ends provider, pause, tools and agent at once. The process
+ * dies: the run is taken over with what log and checkpoint hold (takeover.ts).
+ */
+import { Problem } from '../errors.ts'
+import type { History, HistoryMessage } from '../sessions/context.ts'
+import type { Agent, AgentContext, AgentEvent, AgentQuestion } from '../upstream/agent.ts'
+import type { ModelChoice, Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
+import type { ToolDefinition, UpstreamEvent, UpstreamMessage } from '../upstream/upstream.ts'
+import { type AgentDesk, type Agents, cleanTitle, createAgentFilter, untilAborted } from './agents.ts'
+import { type AskModel, estimateTools } from './ask.ts'
+import type { EndedCall } from './draft.ts'
+import type { Estimator } from './estimate.ts'
+import type { RunFacts, RunRequest } from './model.ts'
+import { type ActiveRun, pause } from './run.ts'
+import { limitTime, type ToolAnswer, type Tools } from './tools.ts'
+import { fitMessages, windowTokens } from './window.ts'
+
+export interface ReplyOptions {
+  readonly askModel: AskModel
+  /** Longest duration of an agent's reply. */
+  readonly totalMs: number
+  readonly readHistory: (facts: RunFacts) => Promise<History>
+  readonly profileOf: (name: ProfileName) => Profile
+  /** The plan for a model that is asked for by name. @throws Problem `invalid_request` */
+  readonly planFor: (model: string, profile: ProfileName) => RunPlan
+  readonly tools: Tools
+  readonly agents: Agents
+  readonly desk: AgentDesk
+  /** Stores all that the run has said. @returns whether it is stored */
+  readonly checkpoint: (run: ActiveRun) => Promise<boolean>
+  /** Viewers are to be told what the draft has gained. */
+  readonly touch: (run: ActiveRun) => void
+  readonly estimator: Pick<Estimator, 'estimateMessages' | 'estimateText'>
+}
+
+export type MakeReply = (run: ActiveRun) => AsyncIterable<AgentEvent>
+
+/** Calls of the model in one reply. */
+export const stepsMax = 8
+const toolsAtOnceMax = 8
+const waitMs = 30_000
+const pauseFirstMs = 100
+const pauseMaxMs = 2000
+/** Of the text that an agent asks a model for; the rest is left where it is. */
+const askedUnitsMax = 2_000_000
+
+export function createReplies(options: ReplyOptions): MakeReply {
+  const { askModel, tools, agents, desk, touch, estimator } = options
+
+  /** Tries what needs the database until it answers, for {@link waitMs}. */
+  async function patiently<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    const giveUpAt = performance.now() + waitMs
+    for (let pauseMs = pauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, pauseMaxMs)) {
+      try {
+        return await work()
+      } catch (error) {
+        if (!(error instanceof Problem) || performance.now() + pauseMs > giveUpAt) throw error
+        await pause(pauseMs, signal)
+        signal.throwIfAborted()
+      }
+    }
+  }
+
+  /** What the models of a plan are told: as much of the conversation as fits into the window, the newest of it. */
+  function fit(
+    run: ActiveRun,
+    plan: RunPlan,
+    settings: Profile,
+    history: History,
+    offered: readonly ToolDefinition[],
+    said: readonly HistoryMessage[] = [],
+  ): readonly UpstreamMessage[] {
+    // By the one that is asked first; the others are asked the same.
+    const [choice] = plan.candidates
+    const { messages, ...more } = history
+    const fitted = fitMessages([...systemMessage(settings), ...messages, ...said], {
+      ...more,
+      budgetTokens: windowTokens(settings, estimateTools(estimator, choice, offered)),
+      estimate: (message) => estimator.estimateMessages(choice, [message]),
+    })
+    run.fold ??= fitted.fold
+    return fitted.messages
+  }
+
+  /** With the longest reply that a budget has been asked for. */
+  function settingsOf({ profile }: RunPlan, facts: RunFacts): Profile {
+    const settings = options.profileOf(profile)
+    const limit = requestOf(facts).max_output_tokens
+    return limit === undefined ? settings : { ...settings, maxOutputTokens: limit }
+  }
+
+  async function* replyOfModel(
+    run: ActiveRun,
+    plan: RunPlan,
+    history: History,
+  ): AsyncGenerator<AgentEvent, void, undefined> {
+    const { draft, signal } = run
+    const profile = settingsOf(plan, run.facts)
+    const { tools: clientTools = [], tool_choice } = requestOf(run.facts)
+    const ownTools = tools
+      .definitions(profile.tools)
+      .filter(({ name }) => !clientTools.some((tool) => tool.name === name))
+    const isOwn = ({ part }: EndedCall) => ownTools.some(({ name }) => name === part.name)
+    for (let step = 1; ; step += 1) {
+      const isLast = step === stepsMax
+      const offered = [...ownTools, ...clientTools]
+      const reply = askModel(
+        {
+          ...askerOf(run),
+          plan,
+          settings: profile,
+          messages: fit(run, plan, profile, history, offered, step === 1 ? [] : [saidSoFar(run)]),
+          tools: offered,
+          toolChoice: isLast && ownTools.length > 0 ? 'none' : step === 1 ? tool_choice : undefined,
+        },
+        signal,
+      )
+      run.answeredBy = yield* reply
+      const calls = draft.endStep()
+      touch(run)
+      const own = calls.filter(isOwn)
+      if (own.length === 0) return
+      if (isLast) {
+        for (const { key } of own) yield { type: 'tool_result', key, error: stepsExhausted }
+        return
+      }
+      await patiently(async () => {
+        if (!(await options.checkpoint(run))) throw new Problem('db_unavailable')
+      }, signal)
+      signal.throwIfAborted()
+      yield* answerCalls(run, own)
+      // The others are the client's to answer.
+      if (own.length < calls.length) return
+      tellUsage(run)
+      draft.beginStep()
+      yield { type: 'progress', round: step + 1 }
+    }
+  }
+
+  /** Runs tools, a few at once, and says what each came to as soon as it has. */
+  async function* answerCalls(
+    run: ActiveRun,
+    calls: readonly EndedCall[],
+  ): AsyncGenerator<AgentEvent, void, undefined> {
+    const { id: runId, session_id: sessionId } = run.facts
+    const waiting = [...calls]
+    const running = new Map<string, Promise<{ readonly key: string; readonly answer: ToolAnswer }>>()
+    const begin = ({ key, part }: EndedCall) => {
+      const { name = '', call_id: callId = '', input } = part
+      const answering = tools.execute({ name, input, context: { runId, sessionId, callId } }, run.signal)
+      running.set(
+        key,
+        answering.then((answer) => ({ key, answer })),
+      )
+    }
+    while (waiting.length + running.size > 0) {
+      for (const call of waiting.splice(0, toolsAtOnceMax - running.size)) begin(call)
+      const { key, answer } = await Promise.race(running.values())
+      running.delete(key)
+      run.signal.throwIfAborted()
+      yield { type: 'tool_result', key, ...answer }
+    }
+  }
+
+  function tellUsage(run: ActiveRun): void {
+    const { usage, costUsd } = run.ledger.totals()
+    if (usage === undefined) return
+    run.draft.say({ type: 'usage', data: { usage, ...(costUsd === undefined ? {} : { cost_usd: costUsd }) } })
+    touch(run)
+  }
+
+  async function* replyOfAgent(
+    run: ActiveRun,
+    agent: Agent,
+    plan: RunPlan,
+    history: History,
+  ): AsyncGenerator<AgentEvent, void, undefined> {
+    const { id, session_id, message_id, user_message_id } = run.facts
+    const profile = settingsOf(plan, run.facts)
+    const metadata = await patiently(() => desk.readMetadata(user_message_id), run.signal)
+    const limit = limitTime(run.signal, options.totalMs)
+    const context = contextOf(run, plan, profile, limit.signal)
+    // Without the profile's own words: those go before what the agent asks a model.
+    const { systemPrompt: _words, ...window } = profile
+    const messages = fit(run, plan, window, history, [])
+    const request = { runId: id, sessionId: session_id, messageId: message_id, messages, metadata }
+    const filter = createAgentFilter()
+    let asked: ModelChoice | undefined
+    try {
+      for await (const raw of untilAborted(agent.reply(request, context, limit.signal), limit.signal)) {
+        const event = filter(raw)
+        if (event.type === 'artifact') {
+          const version = await desk.putArtifact(session_id, event)
+          run.draft.say({ type: 'artifact', data: { name: event.name, version, content_type: event.contentType } })
+          touch(run)
+        } else if (event.type === 'title') {
+          const title = cleanTitle(event.title)
+          if (title === undefined || !(await desk.setTitle(session_id, title))) continue
+          run.draft.say({ type: 'title', data: { title } })
+          touch(run)
+        } else if (event.type === 'usage') run.ledger.add(asked, event.usage)
+        else {
+          if (event.type === 'response') asked = choiceOf(event.model)
+          yield event
+        }
+      }
+    } catch (error) {
+      if (!run.signal.aborted && limit.isOver) {
+        throw new Problem('upstream_timeout', `The reply took longer than ${options.totalMs} ms.`)
+      }
+      throw error
+    } finally {
+      limit.clear()
+    }
+  }
+
+  function contextOf(run: ActiveRun, plan: RunPlan, profile: Profile, signal: AbortSignal): AgentContext {
+    const askOf = (question: AgentQuestion): AsyncIterable<UpstreamEvent> =>
+      askModel(
+        {
+          ...askerOf(run),
+          plan: question.model === undefined ? plan : options.planFor(question.model, plan.profile),
+          settings: { ...profile, ...question },
+          messages: [...systemMessage(profile), ...question.messages],
+          ...(question.tools === undefined ? {} : { tools: question.tools }),
+        },
+        signal,
+      )
+    return {
+      ask: askOf,
+      async askText(question) {
+        let text = ''
+        for await (const event of askOf(question)) {
+          if (event.type === 'text' && text.length < askedUnitsMax) text += event.text
+        }
+        return text
+      },
+    }
+  }
+
+  return async function* makeReply(run) {
+    const { facts, signal } = run
+    const request = requestOf(facts)
+    const history = await patiently(() => options.readHistory(facts), signal)
+    signal.throwIfAborted()
+    if (request.agent === undefined) yield* replyOfModel(run, request, history)
+    else yield* replyOfAgent(run, agents.get(request.agent), request, history)
+  }
+}
+
+const askerOf = ({ runId, ledger }: ActiveRun) => ({ runId, ledger })
+
+const stepsExhausted = { code: 'steps_exhausted', message: `A reply may call tools ${stepsMax - 1} times.` }
+
+/** What was asked for; of a run that an older version accepted, what its row says. */
+export function requestOf({ request, mode, provider, model }: RunFacts): RunRequest {
+  return request ?? { candidates: [{ provider, model }], profile: mode === 'adaptive' ? 'balanced' : mode }
+}
+
+/** Of `provider:model`. */
+function choiceOf(name: string | undefined): ModelChoice | undefined {
+  const [provider = '', ...rest] = (name ?? '').split(':')
+  return rest.length === 0 ? undefined : { provider, model: rest.join(':') }
+}
+
+const systemMessage = ({ systemPrompt }: Profile): HistoryMessage[] =>
+  systemPrompt === undefined ? [] : [{ role: 'system', content: systemPrompt }]
+
+/** The reply so far, as the model that goes on with it sees it. */
+function saidSoFar({ draft, answeredBy }: ActiveRun): HistoryMessage {
+  const provider = answeredBy?.provider
+  return {
+    role: 'assistant',
+    content: draft.content,
+    parts: structuredClone([...draft.parts]),
+    ...(provider === undefined ? {} : { provider }),
+  }
+}
