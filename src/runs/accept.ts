@@ -109,7 +109,9 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
     const continued = named.mode === undefined && named.model === undefined ? plan.continued : undefined
     const wishes: Wishes = continued === undefined ? named : { ...named, mode: continued.mode }
     const plans = continued?.plans ?? plansFor(plan.text)
-    const hold = budgets?.holdFor(owner, plan.text, named.model !== undefined, plans)
+    const tools = named.tools ?? plan.request?.tools
+    const prompt = tools === undefined ? plan.text : `${plan.text}${JSON.stringify(tools)}`
+    const hold = budgets?.holdFor(owner, prompt, named.model !== undefined, plans)
     for (let attempt = 1; ; attempt += 1) {
       const ids = { run: uuidv7(), userMessage: plan.answered ?? uuidv7(), message: uuidv7() }
       try {
@@ -183,6 +185,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
     const agent = wishes.agent_id ?? plan.request?.agent
     const { tools = plan.request?.tools, tool_choice = plan.request?.tool_choice } = wishes
     const more = JSON.stringify({ agent, tools, tool_choice })
+    const picked = sql`(case
+      when session.message_count - ${written}::int >= (choice.value -> 'later' ->> 'from')::int then choice.value -> 'later'
+      else choice.value
+    end)`
     // Only what may make its session inserts one: of a session that is purged at this moment, nothing may come back.
     const session = sessionExists
       ? sql`
@@ -233,16 +239,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           seen.active_run_id,
           case when seen.active_run_id is null then ${ids.run}::uuid end as started_run_id
         from (select 1) one left join seen on true
-      ), session as (${session}), chosen as (
-        select session.mode, case
-          when session.message_count - ${written}::int >= (mode.value -> 'later' ->> 'from')::int then mode.value -> 'later'
-          else mode.value
-        end as value
-        from session join jsonb_each(${JSON.stringify(plans)}::jsonb) mode on mode.key = session.mode
-      ), choice as (
-        select mode, value -> 'plan' || ${more}::jsonb as request,
-          ${hold?.reservation(sql`value -> 'hold'`, sessionId) ?? sql`null::jsonb`} as reservation
-        from chosen
+      ), session as (${session}), choice as (
+        select session.mode, ${picked} -> 'plan' || ${more}::jsonb as request,
+          ${hold?.reservation(sql`${picked} -> 'hold'`, sessionId) ?? sql`null::jsonb`} as reservation
+        from session join jsonb_each(${JSON.stringify(plans)}::jsonb) choice on choice.key = session.mode
       ), run as (
         insert into chat_runs (
           id, session_id, user_message_id, message_id, kind, status, mode, provider, model, request, reservation, instance_id,

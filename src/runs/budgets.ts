@@ -32,7 +32,6 @@ import { lockOrder } from '../sessions/reservations.ts'
 import { isoTime } from '../sessions/store.ts'
 import type { ModelChoice, PlansByMode, Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
 import { type Estimator, unitsOf } from './estimate.ts'
-import type { Pricing } from './ledger.ts'
 import type { RunRequest } from './model.ts'
 
 /** A day's limits. USD as decimal text; what is absent is not limited. */
@@ -45,10 +44,23 @@ export interface BudgetLimits {
   readonly visitorDayTokens?: number | undefined
 }
 
+/** What models will cost. */
+export interface TokenPricing {
+  /**
+   * @param inputTokens how long the prompt may be, where long ones cost more
+   * @returns USD of one token, decimal; undefined when the price is not known
+   */
+  perToken(
+    choice: ModelChoice,
+    at: Date,
+    inputTokens: number,
+  ): { readonly input: string; readonly output: string } | undefined
+}
+
 export interface BudgetsOptions {
   readonly db: Db
   readonly limits: BudgetLimits
-  readonly pricing: Pricing
+  readonly pricing: TokenPricing
   readonly estimator: Estimator
   readonly profileOf: (name: ProfileName) => Pick<Profile, 'contextTokens' | 'maxOutputTokens' | 'systemPrompt'>
   readonly logger: Pick<FastifyBaseLogger, 'warn'>
@@ -71,7 +83,7 @@ export interface Hold {
 interface HeldPlan {
   readonly plan: RunPlan & Pick<RunRequest, 'max_output_tokens'>
   readonly hold: {
-    /** A million tokens each. */
+    /** A token each. */
     readonly input_usd: string
     readonly output_usd: string
     readonly prompt_tokens: number
@@ -100,8 +112,8 @@ const frameTokens = 8
 /** Messages of the session that may go upstream with a new one; a window of a model holds more only when they are short. */
 const historyMessages = 200
 const octetsPerToken = 4
-/** Prices are asked for so many tokens, because that is how they are written. */
-const million = 1_000_000
+/** Of one part of text beside its words. */
+const partOctets = 64
 const warningsMax = 256
 const everybody = 'all'
 
@@ -118,15 +130,6 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
     return { usd, tokens, isPriced: usd !== undefined || limits.dayUsd !== undefined }
   }
 
-  /** USD of a million tokens. */
-  function priceOf(choice: ModelChoice): { readonly input: string; readonly output: string } | undefined {
-    const at = new Date()
-    const none = { input_tokens: 0, output_tokens: 0, total_tokens: million }
-    const input = pricing.costOf(choice, { ...none, input_tokens: million }, at)
-    const output = pricing.costOf(choice, { ...none, output_tokens: million }, at)
-    return input === undefined || output === undefined ? undefined : { input, output }
-  }
-
   function warnOnce({ provider, model }: ModelChoice): void {
     const name = `${provider}:${model}`
     if (warned.has(name) || warned.size >= warningsMax) return
@@ -134,10 +137,10 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
     logger.warn({ provider, model }, 'a model has no price, and a budget in USD holds nothing back for it')
   }
 
-  function priceOfPlan({ candidates }: RunPlan, isNamed: boolean) {
+  function priceOfPlan({ candidates }: RunPlan, inputTokens: number, isNamed: boolean) {
     let [input, output] = ['0', '0']
     for (const choice of candidates) {
-      const price = priceOf(choice)
+      const price = pricing.perToken(choice, new Date(), inputTokens)
       if (price === undefined && isNamed) {
         throw new Problem('invalid_request', 'model names a model without a price, and there is a budget in USD.')
       }
@@ -151,13 +154,15 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
   function hold(plan: RunPlan, textUnits: number, isPriced: boolean, isNamed: boolean): HeldPlan {
     const { contextTokens, maxOutputTokens = outputTokensDefault, systemPrompt = '' } = profileOf(plan.profile)
     const units = textUnits + unitsOf(systemPrompt)
-    const price = isPriced ? priceOfPlan(plan, isNamed) : { input: '0', output: '0' }
+    const promptTokens = frameTokens + Math.max(...plan.candidates.map((choice) => estimator.tokensOf(choice, units)))
+    const inputTokens = Math.max(contextTokens, promptTokens)
+    const price = isPriced ? priceOfPlan(plan, inputTokens, isNamed) : { input: '0', output: '0' }
     return {
       plan: { ...plan, max_output_tokens: maxOutputTokens },
       hold: {
         input_usd: price.input,
         output_usd: price.output,
-        prompt_tokens: frameTokens + Math.max(...plan.candidates.map((choice) => estimator.tokensOf(choice, units))),
+        prompt_tokens: promptTokens,
         context_tokens: contextTokens,
         output_tokens: maxOutputTokens,
       },
@@ -166,6 +171,7 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
 
   return {
     /**
+     * @param text all that is new in the prompt
      * @param named whether the request names its model itself
      * @returns undefined when no budget applies to this owner: nothing is held back, and nothing written
      * @throws Problem `invalid_request` for a model that is asked for by name, has no price, and would be paid by nobody
@@ -224,12 +230,15 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
     /** What an owner has spent today, and may. @throws Problem `db_unavailable` */
     async readUsage(owner: Owner) {
       const own = limitsOf(owner)
-      // Without a budget nothing is booked; then it is what the runs say that are still there.
+      // Without a budget nothing is booked; then it is what the runs say of the sessions that are there. One in which a run
+      // has ended today was active today, for which there is an index.
       const figures =
         own === undefined
           ? sql`
-            select coalesce(sum(cost), 0) as spent_cost, sum((usage ->> 'total_tokens')::numeric) as spent_tokens, 0 as reserved_cost
-            from chat_runs where owner = ${owner.key} and ended_at >= ${dayBegin}`
+            select sum(r.cost) as spent_cost, sum((r.usage ->> 'total_tokens')::numeric) as spent_tokens, 0 as reserved_cost
+            from chat_sessions s join chat_runs r on r.session_id = s.id
+            where s.owner = ${owner.key} and s.deleted_at is null and s.last_activity_at >= ${dayBegin}
+              and r.ended_at >= ${dayBegin}`
           : sql`select spent_cost, spent_tokens, reserved_cost from budget_days where scope = ${owner.key} and day = ${today}`
       const [row] = await db.rows<{
         day: string
@@ -255,16 +264,16 @@ function reservationOf(hold: SQL, sessionId: string, scopes: readonly string[]):
   return sql`(
     select jsonb_build_object(
       'day', ${today}, 'scopes', ${JSON.stringify(scopes)}::jsonb,
-      -- Times and not divided by: a product is exact.
-      'cost', trim_scale((input.tokens * price.input_usd + price.output_tokens * price.output_usd) * 0.000001)::text,
+      'cost', trim_scale(input.tokens * price.input_usd + price.output_tokens * price.output_usd)::text,
       'tokens', input.tokens + price.output_tokens
     )
     from jsonb_to_record(${hold}) as price (
       input_usd numeric, output_usd numeric, prompt_tokens bigint, context_tokens bigint, output_tokens bigint
     ), lateral (
-      -- Without reading them: the length of a text is at hand.
-      select coalesce(sum(octet_length(content)), 0) as octets from (
-        select content from chat_messages where session_id = ${sessionId}::uuid order by seq desc limit ${historyMessages}::int
+      -- Without reading them: the length of a text is at hand. What tools were given and said is in the parts, packed.
+      select coalesce(sum(greatest(octet_length(content), pg_column_size(parts) - ${partOctets}::int)), 0) as octets from (
+        select content, parts from chat_messages
+        where session_id = ${sessionId}::uuid order by seq desc limit ${historyMessages}::int
       ) last
     ) history, lateral (
       select greatest(

@@ -10,6 +10,8 @@ import { type SQL, sql } from '../../src/db/drizzle.ts'
 import { openPostgres } from '../../src/db/postgres.ts'
 import type { Owner } from '../../src/http/identity.ts'
 import { planOf } from '../../src/runs/asked.ts'
+import { createBudgets } from '../../src/runs/budgets.ts'
+import { createEstimator } from '../../src/runs/estimate.ts'
 import { createRunStore } from '../../src/runs/store.ts'
 import { createArtifactStore } from '../../src/sessions/artifacts.ts'
 import { createSessionChanges } from '../../src/sessions/changes.ts'
@@ -19,6 +21,7 @@ import { createSessionList } from '../../src/sessions/list.ts'
 import { createMessageStore } from '../../src/sessions/messages.ts'
 import { createSessionStore } from '../../src/sessions/store.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
+import { pricing, silent } from '../support/runs.ts'
 
 const skip = databases().includes('postgres') ? false : 'TEST_EMBEDDED_ONLY=1: plans are those of a server'
 
@@ -126,6 +129,14 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
   const messages = createMessageStore(recorded)
   const artifacts = createArtifactStore(recorded, createSessionChanges())
   const runs = createRunStore(recorded)
+  const budgets = createBudgets({
+    db: recorded,
+    limits: {},
+    pricing,
+    estimator: createEstimator(),
+    profileOf: () => ({ contextTokens: 1000 }),
+    logger: silent,
+  })
   const [newest] = (await list.listSessions(owner, {})).data
   const session = (await list.listSessions(owner, { q: word })).data[0]!.id
   const run = (await runs.findActive(owner, session))!
@@ -182,6 +193,7 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
     'the active run of a session': () => runs.findActive(owner, session),
     'active runs before another': () => runs.findActiveBefore(run),
     'a run again': () => runs.reread(run.id),
+    'what was spent today': () => budgets.readUsage(owner),
   }
   for (const [name, question] of Object.entries(questions)) {
     statements.length = 0

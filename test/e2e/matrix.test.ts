@@ -228,6 +228,7 @@ const rows: Readonly<Record<string, Row | readonly Row[]>> = {
     nobody: 401,
   },
   'GET /api/v1/me/export': own({ make: reply, owner: 200 }),
+  'GET /api/v1/me/usage': own({ make: reply, owner: 200 }),
   'DELETE /api/v1/me': own({ make: reply, owner: 204 }),
   'POST /api/v1/messages/{id}/regenerate': { make: reply, id: 'message', body: () => ({}), owner: 202 },
   'POST /api/v1/messages/{id}/edit': { make: reply, id: 'question', body: () => ({ message: 'Edited' }), owner: 202 },

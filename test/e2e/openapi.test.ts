@@ -45,6 +45,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'POST /api/v1/sessions/import': ['201', '4XX', '5XX'],
   'GET /api/v1/me/export': ['200', '4XX', '5XX'],
   'DELETE /api/v1/me': ['204', '4XX', '5XX'],
+  'GET /api/v1/me/usage': ['200', '4XX', '5XX'],
   'PATCH /api/v1/sessions/{id}': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/messages': ['200', '4XX', '5XX'],
   'GET /api/v1/sessions/{id}/artifacts': ['200', '4XX', '5XX'],
@@ -289,6 +290,7 @@ for (const database of databases()) {
       check(t, 'delete', '/api/v1/sessions/{id}', await client.delete(one), 204)
       check(t, 'delete', '/api/v1/sessions/{id}', await client.delete(one), 404)
       check(t, 'post', '/api/v1/sessions/{id}/restore', await client.post(`${one}/restore`), 200)
+      check(t, 'get', '/api/v1/me/usage', await client.get('/api/v1/me/usage'), 200)
       check(t, 'delete', '/api/v1/me', await client.delete('/api/v1/me'), 204)
       check(t, 'get', '/api/v1/sessions/{id}/export', await client.get(`${one}/export`), 404)
 

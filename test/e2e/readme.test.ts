@@ -27,6 +27,7 @@ test('every file that a document links to is there', (t) => {
     'CHANGELOG.md',
     'docs/protocol.md',
     'docs/promises.md',
+    'docs/money.md',
     'docs/deployment.md',
     'docs/errors.md',
     'docs/models.md',

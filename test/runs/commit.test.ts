@@ -126,6 +126,36 @@ for (const kind of databases()) {
       t.match((await stored(first)).session, { total_tokens: 28, message_count: 8, status: 'failed' })
     })
 
+    await t.test('what it cost is stored with the run, and added to the session to the last place', async (t) => {
+      const call = {
+        provider: 'two',
+        model: 'real',
+        outcome: 'completed',
+        started_at: '2026-11-20T00:00:00.000000Z',
+        ttft_ms: 5,
+        latency_ms: 20,
+        usage: { input_tokens: 3, output_tokens: 4, total_tokens: 7 },
+        usage_source: 'estimated',
+        cost_usd: '0.1000000000000000001',
+      } as const
+      const { session_id, ...first } = await begin()
+      const answeredBy = { provider: 'two', model: 'real' }
+      const costUsd = call.cost_usd
+      const priced = endingOf([], { costUsd, usageSource: 'estimated', calls: [call], answeredBy })
+      t.equal(await commitRun(db, first.id, 1, priced), 'committed')
+      const run = { session_id, ...first }
+      const after = await stored(run)
+      t.match(after.run, { cost_usd: costUsd, usage_source: 'estimated', upstream_calls: [call], ...answeredBy })
+      t.match(after.message, { cost_usd: costUsd, model: 'real' })
+      t.equal((await messages.getMessage(owner, run.user_message_id)).cost_usd, null, 'the question cost nothing')
+      for (const more of [{ costUsd: '0.2' }, { costUsd: undefined }, { usage: undefined, costUsd: '0' }]) {
+        const next = await accept({ owner, body: { session_id } })
+        t.equal(await commitRun(db, next.id, 1, endingOf([], more)), 'committed')
+        t.match(await stored(next), { run: { cost_usd: more.costUsd ?? null, provider: 'demo' } })
+      }
+      t.match((await stored(run)).session, { total_cost_usd: '0.3000000000000000001', total_tokens: 21 })
+    })
+
     await t.test('a count that no column holds does not cost the reply', async (t) => {
       const run = await begin()
       const usage = { input_tokens: 1, output_tokens: Number.MAX_SAFE_INTEGER, total_tokens: Number.MAX_SAFE_INTEGER }

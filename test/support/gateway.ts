@@ -13,12 +13,15 @@ import { promisify } from 'node:util'
 import type { Test } from 'tap'
 import { type App, buildApp, type Overrides } from '../../src/app.ts'
 import { readConfig } from '../../src/config.ts'
+import type { ConfigFile } from '../../src/config-schema.ts'
 import { createTestDatabase, type DatabaseKind, inMemory } from './database.ts'
 
 export interface GatewayOptions extends Overrides {
   readonly database?: DatabaseKind
   /** Environment variables, over the defaults of a test. */
   readonly env?: Readonly<Record<string, string>>
+  /** What a config file holds. */
+  readonly file?: ConfigFile
 }
 
 export interface Gateway {
@@ -64,17 +67,11 @@ export async function createDataFolder(t: Teardown): Promise<string> {
 
 /** A gateway in this process, ready. */
 export async function startGateway(t: Teardown, options: GatewayOptions = {}): Promise<Gateway> {
-  const { database = 'pglite', env = {}, ...overrides } = options
+  const { database = 'pglite', env = {}, file, ...overrides } = options
   // Teardowns run last to first: the database must be dropped after the gateway has let go of it.
   const store = await databaseEnv(t, database)
-  const config = readConfig({
-    LOG_LEVEL: 'silent',
-    DRAIN_MS: '0',
-    CHECKPOINT_MS: '50',
-    ...noRateLimits,
-    ...store,
-    ...env,
-  })
+  const variables = { LOG_LEVEL: 'silent', DRAIN_MS: '0', CHECKPOINT_MS: '50', ...noRateLimits, ...store, ...env }
+  const config = readConfig(variables, file)
   const app = await buildApp(config, overrides)
   let closed: Promise<void> | undefined
   const close = () => {

@@ -15,6 +15,7 @@ import type { LogEntry, Part } from '../../src/log/event.ts'
 import type { EventLog } from '../../src/log/log.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { createAccept, type PlansFor } from '../../src/runs/accept.ts'
+import type { TokenPricing } from '../../src/runs/budgets.ts'
 import type { Ending } from '../../src/runs/commit.ts'
 import { createEstimator } from '../../src/runs/estimate.ts'
 import { createLedger, type Pricing } from '../../src/runs/ledger.ts'
@@ -73,7 +74,8 @@ export function createIdleRuns(ids: readonly string[] = []): IdleRuns {
 }
 
 /** A price for every model: 3 and 15 USD a million tokens. */
-export const pricing: Pricing = {
+export const pricing: Pricing & TokenPricing = {
+  perToken: () => ({ input: '0.000003', output: '0.000015' }),
   costOf: (_choice, { input_tokens, output_tokens }) => {
     const micros = (input_tokens * 3 + output_tokens * 15).toString().padStart(7, '0')
     return `${micros.slice(0, -6)}.${micros.slice(-6)}`
