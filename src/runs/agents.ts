@@ -111,6 +111,9 @@ export function cleanTitle(title: string): string | undefined {
   return line === '' ? undefined : line.slice(0, titleUnitsMax).toWellFormed()
 }
 
+/** Of what an agent says of itself. */
+const phaseUnitsMax = 64
+
 /** Makes an agent's events fit for the log, and ends a reply that grows too large. */
 export function createAgentFilter(): (event: AgentEvent) => AgentEvent {
   let units = 0
@@ -129,6 +132,8 @@ export function createAgentFilter(): (event: AgentEvent) => AgentEvent {
       case 'text':
       case 'reasoning':
         return { ...event, text: take(event.text) }
+      case 'progress':
+        return event.phase === undefined ? event : { ...event, phase: cleanText(event.phase).slice(0, phaseUnitsMax) }
       case 'tool_call':
         return { ...event, arguments: take(event.arguments) }
       case 'tool_result':

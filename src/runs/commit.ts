@@ -31,6 +31,9 @@ export interface Ending extends Spending {
   readonly status: TerminalStatus
   readonly parts: readonly Part[]
   readonly content: string
+  /** How far a reply of several steps had come; undefined leaves what is there. */
+  readonly phase?: string | undefined
+  readonly round?: number | undefined
   /** Who made the reply, of those that were asked; undefined leaves the run with the one that was to be asked first. */
   readonly answeredBy: ModelChoice | undefined
   readonly finishReason: string | undefined
@@ -87,6 +90,8 @@ export async function commitRun(
         model = coalesce(${answeredBy?.model ?? null}::text, chat_runs.model),
         upstream_calls = ${JSON.stringify(ending.calls)}::jsonb,
         reservation = case when ${holds}::boolean then null else chat_runs.reservation end,
+        phase = coalesce(${ending.phase ?? null}::text, chat_runs.phase),
+        round_number = coalesce(${ending.round ?? null}::int, chat_runs.round_number),
         cost = ${cost}::numeric,
         usage = ${usage === undefined ? null : JSON.stringify(usage)}::jsonb,
         usage_source = ${ending.usageSource ?? null}::text,
@@ -127,6 +132,8 @@ export async function commitRun(
           else 'failed'
         end,
         model = message.model,
+        phase = coalesce(${ending.phase ?? null}::text, chat_sessions.phase),
+        round_number = coalesce(${ending.round ?? null}::int, chat_sessions.round_number),
         total_tokens = chat_sessions.total_tokens + ${totalTokens}::int,
         total_cost = chat_sessions.total_cost + run.spent_cost,
         active_run_id = nullif(chat_sessions.active_run_id, run.id),

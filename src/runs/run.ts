@@ -55,6 +55,8 @@ export interface ActiveRun extends FrameSource {
   readonly stopReason: StopReason | undefined
   /** What the model is doing, or what an agent says of itself. */
   readonly phase: string
+  /** What an agent has said of itself last. */
+  readonly saidPhase: string | undefined
   /** Of a reply of several steps. */
   readonly round: number | undefined
   /** When its last words were handed over, or it began: milliseconds since 1970. */
@@ -139,6 +141,9 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
     get phase() {
       const last = draft.parts.at(-1)
       return phase ?? (last === undefined ? 'waiting' : phases[last.kind])
+    },
+    get saidPhase() {
+      return phase
     },
     get round() {
       return round
@@ -259,6 +264,8 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
     parts: draft.parts,
     content: draft.content,
     ...spendingOf(run.ledger),
+    phase: run.saidPhase,
+    round: run.round,
     answeredBy: run.answeredBy,
     finishReason: draft.finishReason,
     model: draft.model,

@@ -90,6 +90,11 @@ for (const database of databases()) {
       t.equal(shownText(stream.received), 'There')
       t.match(stream.received.at(-1)?.data, { status: 'completed' })
       t.equal(upstream.calls.length - before, 3)
+      t.match((await client.get(`/api/v1/runs/${stream.headers.get('x-run-id')}`)).body.upstream_calls, [
+        { outcome: 'upstream_unavailable', usage: null },
+        { outcome: 'upstream_unavailable', usage: null },
+        { outcome: 'completed', usage: { output_tokens: 1 }, usage_source: 'provider', cost_usd: String },
+      ])
       t.ok(lines.some((line) => line.includes('a provider failed') && line.includes('upstream_unavailable')))
     })
 
@@ -223,7 +228,13 @@ for (const database of databases()) {
         { kind: 'source', url: 'https://a.example/' },
         { kind: 'text' },
       ])
-      t.match((await client.get(`/api/v1/sessions/${session}`)).body, { title: 'A good title' })
+      const shown = { phase: 'writing', round_number: 2 }
+      t.match((await client.get(`/api/v1/sessions/${session}`)).body, { title: 'A good title', ...shown })
+      t.match((await client.get(`/api/v1/runs/${stream.headers.get('x-run-id')}`)).body, {
+        ...shown,
+        usage: { output_tokens: 3 },
+        upstream_calls: [{ provider: 'openai', outcome: 'completed' }],
+      })
       t.match((await client.get(`/api/v1/sessions/${session}/artifacts/notes`)).body, { body: '# 36', version: 1 })
     })
 
