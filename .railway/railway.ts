@@ -27,6 +27,8 @@ export default defineRailway(() => {
       // Keeps what was set in the dashboard or with `railway variable set`: this file never holds a secret.
       JWT_SECRET: preserve(),
       OPENAI_API_KEY: preserve(),
+      ANTHROPIC_API_KEY: preserve(),
+      GEMINI_API_KEY: preserve(),
     },
   })
 
