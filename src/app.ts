@@ -29,33 +29,25 @@ import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { contentOf, formatEventId } from './log/event.ts'
 import { createFrames } from './log/frames.ts'
 import { createAccept } from './runs/accept.ts'
-import { createAgentDesk, createAgents } from './runs/agents.ts'
-import { createAskModel } from './runs/ask.ts'
 import { registerBranches } from './runs/branches.ts'
 import { registerBudgets } from './runs/budget-routes.ts'
-import { createBudgets } from './runs/budgets.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
-import { createEstimator } from './runs/estimate.ts'
-import { createLedger } from './runs/ledger.ts'
-import type { RunFacts } from './runs/model.ts'
+import { createModels } from './runs/models.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
-import { createReplies } from './runs/reply.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
-import { createSummaries } from './runs/summary.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
-import { createTools, type ServerTool } from './runs/tools.ts'
+import type { ServerTool } from './runs/tools.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
 import { registerClaim } from './sessions/claim.ts'
-import { readHistory } from './sessions/context.ts'
 import type { CountCacheRead } from './sessions/copies.ts'
 import { createFeedback } from './sessions/feedback.ts'
 import {
@@ -153,48 +145,25 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     limits: overrides.making,
   })
   const runs = createRunStore(db)
-  const agents = createAgents(overrides.agents ?? [])
   // What has been accepted, and what keeps this process alive to the others, goes before what can be refused.
   const runDb = db.inLane('runs')
-  const estimator = createEstimator()
-  const pricing = catalog.prices
-  const openLedger = () => createLedger({ pricing, estimator })
-  const readRunHistory = ({ user_message_id }: RunFacts) =>
-    readHistory(runDb, user_message_id, config.sessionMessagesMax)
-  const budgets = createBudgets({
+  const models = createModels({
     db,
-    limits: config.budgets,
-    pricing,
-    estimator,
-    profileOf: catalog.profile,
-    logger: server.log,
-  })
-  const askModel = createAskModel({
+    runDb,
+    catalog,
     limits: config.upstream,
-    upstreamOf: catalog.upstreamOf,
-    estimator,
-    onFailed: (run_id, { provider, model }, { code }, pause_ms) => {
-      server.log.warn({ run_id, provider, model, code, pause_ms }, 'a provider failed before it had said anything')
-    },
+    totalMs: config.upstream.totalMs,
+    budgets: config.budgets,
+    messagesMax: config.sessionMessagesMax,
+    summarizes: config.summaries,
+    tools: overrides.tools ?? [],
+    agents: overrides.agents ?? [],
+    artifacts,
+    changes,
+    logger: server.log,
+    checkpoint: () => owned.checkpoint(),
+    touch: frames.touch,
   })
-  const summaries = config.summaries ? openSummaries() : undefined
-
-  function openSummaries() {
-    const { plan } = catalog.plansFor({ model: undefined, text: '' }).fast
-    return createSummaries({
-      db: runDb,
-      plan,
-      contextTokens: catalog.profile('fast').contextTokens,
-      ask: ({ messages, maxOutputTokens }, signal) => {
-        const ledger = openLedger()
-        return { ledger, reply: askModel({ ledger, plan, settings: { maxOutputTokens }, messages }, signal) }
-      },
-      estimateText: (text) => estimator.estimateText(plan.candidates[0], text),
-      logger: server.log,
-      changes,
-    })
-  }
-
   const owned = createOwnedRuns({
     db: runDb,
     log,
@@ -204,23 +173,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     persistWaitMs: overrides.persistWaitMs,
     changes,
     logger: server.log,
-    afterRun: summaries?.afterRun,
-    createLedger: openLedger,
-    makeReply: createReplies({
-      askModel,
-      totalMs: config.upstream.totalMs,
-      readHistory: readRunHistory,
-      profileOf: catalog.profile,
-      planFor: (model, profile) => catalog.plansFor({ model, text: '' })[profile].plan,
-      estimator,
-      tools: createTools(overrides.tools ?? [], (tool, { runId }, error) => {
-        server.log.warn({ run_id: runId, tool, err: error }, 'a tool failed')
-      }),
-      agents,
-      desk: createAgentDesk(runDb, artifacts, changes),
-      checkpoint: () => owned.checkpoint(),
-      touch: (run) => frames.touch(run),
-    }),
+    ...models,
   })
   log.onFenced((runId) => owned.fence(runId))
   const takeover = createTakeover({
@@ -230,15 +183,14 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     instanceId,
     logger: server.log,
     closing: closing.signal,
-    createLedger: openLedger,
-    promptTokens: async (run) => estimator.estimateMessages(run, (await readRunHistory(run)).messages),
+    ...models,
     changes,
   })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
   const stop = createStop({ db, runs, owned, control, takeover, changes })
   const stopSession = createStopSession({ db, runs, owned, stop, changes })
-  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes, budgets })
+  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes, ...models })
   const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({
     accept,
@@ -248,7 +200,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     stop,
     instanceId,
     holdLease: reaper.hold,
-    checkAgent: (id) => void agents.get(id),
+    checkAgent: models.checkAgent,
     plansFor: catalog.plansFor,
   })
 
@@ -352,7 +304,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       })
       registerArtifacts(api as Server, { artifacts, maker })
       registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
-      registerBudgets(api as Server, budgets)
+      registerBudgets(api as Server, models.budgets)
       const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
       registerBranches(api as Server, { chat, runs, messages, answerWithStream })
       registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })
@@ -368,7 +320,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('preClose', async () => {
     closing.abort()
     await maker.close()
-    await summaries?.close()
+    await models.close()
     await owned.drain(config.drainMs, async () => {
       // A database that does not answer knows of nobody either.
       const peers = await reaper.readPeers().catch(() => [])
@@ -385,7 +337,6 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('onClose', async () => {
     await keys?.close()
     await catalog.close()
-    await agents.close()
     refresh?.close()
     live.close()
     await log.close()

@@ -10,7 +10,7 @@
  * the last one the model may not call tools any more.
  *
  * What happens at each await when something dies there: reading the history while the database is away is tried again
- * for `historyWaitMs`, and so is the checkpoint before tools, because both stand between an accepted message and its
+ * for `waitMs`, and so is the checkpoint before tools, because both stand between an accepted message and its
  * reply; then the run fails. A stop aborts the signal, which ends provider, pause, tools and agent at once. The process
  * dies: the run is taken over with what log and checkpoint hold (takeover.ts).
  */
@@ -128,7 +128,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
         },
         signal,
       )
-      run.answeredBy = yield* reply
+      yield* reply
       const calls = draft.endStep()
       touch(run)
       const own = calls.filter(isOwn)
@@ -280,8 +280,8 @@ const systemMessage = ({ systemPrompt }: Profile): HistoryMessage[] =>
   systemPrompt === undefined ? [] : [{ role: 'system', content: systemPrompt }]
 
 /** The reply so far, as the model that goes on with it sees it. */
-function saidSoFar({ draft, answeredBy }: ActiveRun): HistoryMessage {
-  const provider = answeredBy?.provider
+function saidSoFar({ draft, ledger }: ActiveRun): HistoryMessage {
+  const provider = ledger.calls.at(-1)?.provider
   return {
     role: 'assistant',
     content: draft.content,

@@ -21,7 +21,6 @@ import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
 import type { AgentEvent } from '../upstream/agent.ts'
-import type { ModelChoice } from '../upstream/plan.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
 
@@ -43,8 +42,6 @@ export interface ActiveRun extends FrameSource {
   readonly draft: Draft
   /** What its calls have used. */
   readonly ledger: Ledger
-  /** Who made the reply, of those who were asked. */
-  answeredBy: ModelChoice | undefined
   /** What a summary is to cover, when not all of the conversation fitted into the window. */
   fold: Fold | undefined
   /** The last event in the log. */
@@ -119,7 +116,6 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
     facts,
     draft,
     ledger,
-    answeredBy: undefined,
     fold: undefined,
     startedAt,
     signal: abort.signal,
@@ -266,7 +262,8 @@ function toEnding(run: ActiveRun, { status, problem }: ReplyEnd): Ending {
     ...spendingOf(run.ledger),
     phase: run.saidPhase,
     round: run.round,
-    answeredBy: run.answeredBy,
+    // Of a reply that broke off, too: its words are those of the model that was asked last.
+    answeredBy: draft.isEmpty ? undefined : run.ledger.calls.at(-1),
     finishReason: draft.finishReason,
     model: draft.model,
     error: problem?.toRunError(),

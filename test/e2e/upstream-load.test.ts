@@ -100,7 +100,8 @@ test('many messages at once, failing providers and a budget: nothing is lost, do
       run.upstream_calls
     t.equal(asked.get(message), calls.length, 'every call is on the record')
     t.ok(calls.length <= 2 * (retries + 1), `${calls.length} calls`)
-    t.equal(run.provider, run.status === 'completed' ? calls.at(-1)?.provider : run.provider)
+    if (reply.content !== '')
+      t.equal(run.provider, calls.at(-1)?.provider, 'the words are of the model that was asked last')
     if (calls.length > 1) retried += 1
     if (calls.some(({ provider }) => provider === 'backup')) fellBack += 1
     const cost = calls.reduce((sum, { cost_usd }) => sum + units(cost_usd ?? '0'), 0n)

@@ -281,13 +281,13 @@ t.test('what was read with a seal on it is what goes back', (t) => {
 
 t.test('reasoning in plain words goes back only where it is asked for, within the turn under way', (t) => {
   const step = said(reasoning('Hm.'), call('a', 'f', { output: 1 }))
-  const back = (messages: UpstreamMessage[], dialect?: Partial<ChatDialect>) =>
-    sent(messages, 'api.deepseek.com', dialect).map((one) => one.reasoning_content)
-  t.strictSame(back([user('x'), step]), [undefined, undefined, undefined])
-  const asked = { reasoningContent: true }
-  t.strictSame(back([user('x'), step], asked), [undefined, 'Hm.', undefined])
-  t.strictSame(back([step, user('x')], asked), [undefined, undefined, undefined])
-  t.strictSame(back([user('x'), said(reasoning('Hm.'), text('y'))], asked), [undefined, undefined])
+  const back = (messages: UpstreamMessage[], host = 'api.deepseek.com', dialect?: Partial<ChatDialect>) =>
+    sent(messages, host, dialect).map((one) => one.reasoning_content)
+  t.strictSame(back([user('x'), step]), [undefined, 'Hm.', undefined])
+  t.strictSame(back([user('x'), step], 'llm.example'), [undefined, undefined, undefined], 'others refuse it')
+  t.strictSame(back([user('x'), step], 'llm.example', { reasoningContent: true }), [undefined, 'Hm.', undefined])
+  t.strictSame(back([step, user('x')]), [undefined, undefined, undefined])
+  t.strictSame(back([user('x'), said(reasoning('Hm.'), text('y'))]), [undefined, undefined])
   t.end()
 })
 
