@@ -28,8 +28,8 @@ const tapEndMs = 5_000
 const lastLinesMs = 1_000
 /** More files at once than this make timing tests unreliable without making the run shorter. */
 const jobsMax = 4
-/** Files at once beyond the processors. Tests of faults mostly wait, for leases and limits: they run together, after the others. */
-const jobsMore = { faults: 2, others: 1 } as const
+/** Files at once beyond the processors: tests of faults mostly wait, for leases and limits. */
+const jobsMore = 1
 /** Fewer test files than this are done sooner than a dump for them pays. */
 const dumpFilesMin = 10
 const root = join(import.meta.dirname, '..')
@@ -67,7 +67,6 @@ export function select(
   return { files: all.filter((file) => !leftOut.includes(file)), options, leftOut }
 }
 
-const isFaultTest = (file: string): boolean => file.split(sep).join('/').includes('test/faults/')
 export const isBrowserTest = (file: string): boolean => file.split(sep).join('/').includes('test/browser/')
 
 async function main(): Promise<number> {
@@ -124,27 +123,20 @@ async function runOn(
   }
   const sum = { passed: 0, failed: 0, skipped: [] as string[] }
   const leftovers: string[] = []
-  const { true: faults = [], false: others = [] } = Object.groupBy(selection.files, (file) => String(isFaultTest(file)))
-  if (await runLane(others, jobsMore.others)) await runLane(faults, jobsMore.faults)
-
-  /** @returns false when the run is to end here */
-  async function runLane(files: readonly string[], more: number): Promise<boolean> {
-    let rest = files
-    while (rest.length > 0 && !signal.aborted) {
-      const { summary, group } = await runTap(rest, more, selection.options, embeddedOnly, env, signal)
-      leftovers.push(...(await endProcesses(group, run)))
-      sum.passed += summary.passed
-      sum.failed += summary.failed
-      sum.skipped.push(...summary.skipped)
-      const unheard = rest.filter((file) => !summary.files.includes(file))
-      if (unheard.length === rest.length || summary.gaveUp || signal.aborted) {
-        for (const file of unheard) say(`FAIL  ${file} came to no result`)
-        sum.failed += unheard.length
-        return !summary.gaveUp && !signal.aborted
-      }
-      rest = unheard
+  let rest = selection.files
+  while (rest.length > 0) {
+    const { summary, group } = await runTap(rest, selection.options, embeddedOnly, env, signal)
+    leftovers.push(...(await endProcesses(group, run)))
+    sum.passed += summary.passed
+    sum.failed += summary.failed
+    sum.skipped.push(...summary.skipped)
+    const unheard = rest.filter((file) => !summary.files.includes(file))
+    if (unheard.length === rest.length || summary.gaveUp || signal.aborted) {
+      for (const file of unheard) say(`FAIL  ${file} came to no result`)
+      sum.failed += unheard.length
+      break
     }
-    return !signal.aborted
+    rest = unheard
   }
   rmSync(compiled, { recursive: true, force: true })
   if (services.databaseUrl !== undefined) leftovers.push(...(await dropDatabases(services.databaseUrl, run)))
@@ -181,7 +173,6 @@ function testEnvironment(services: Services, run: string): NodeJS.ProcessEnv {
 
 function startTap(
   files: readonly string[],
-  more: number,
   options: readonly string[],
   embeddedOnly: boolean,
   env: NodeJS.ProcessEnv,
@@ -191,7 +182,7 @@ function startTap(
     'run',
     '--reporter=tap',
     '--disable-coverage',
-    `--jobs=${Math.min(jobsMax, availableParallelism() + more)}`,
+    `--jobs=${Math.min(jobsMax, availableParallelism() + jobsMore)}`,
     `--timeout=${fileTimeoutSeconds}`,
     // The embedded database is WebAssembly. To optimize it takes a processor longer than most files run.
     '--node-arg=--liftoff-only',
@@ -206,13 +197,12 @@ function startTap(
 
 async function runTap(
   files: readonly string[],
-  more: number,
   options: readonly string[],
   embeddedOnly: boolean,
   env: NodeJS.ProcessEnv,
   signal: AbortSignal,
 ): Promise<{ readonly summary: Summary; readonly group: number }> {
-  const tap = startTap(files, more, options, embeddedOnly, env)
+  const tap = startTap(files, options, embeddedOnly, env)
   const { pid, stdout } = tap
   if (pid === undefined || stdout === null) throw new ServicesError('tap could not be started')
   const killTap = (): void => killGroup(pid, 'SIGKILL')

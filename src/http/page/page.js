@@ -10,7 +10,7 @@
  * delta that begins beyond what the page holds means that something was missed: the page drops its cursor and takes
  * the run from the beginning. So the text on the screen is the stored text, or a beginning of it.
  *
- * @typedef {{kind: string, text: string, call_id?: string, name?: string, input?: unknown, output?: unknown, error?: unknown}} Part
+ * @typedef {{kind: string, text: string, call_id?: string, name?: string, input?: unknown, output?: unknown, error?: unknown, url?: string, title?: string, media_type?: string}} Part
  * @typedef {{code?: string, message: string, retryable?: boolean}} RunError
  * @typedef {{id: string, role: string, status: string, parts: Part[], run_id?: string | null, cursor?: string | null, error?: RunError | null}} Message
  * @typedef {Message & {run_id: string}} Reply an assistant message that is not finished yet
@@ -506,9 +506,12 @@ function applyEvent(reply, name, data) {
       if (!reply.cursor) reply.parts = []
       return true
     case 'part':
+    case 'source': {
       if (data.part > parts.length) return false
-      if (data.part === parts.length) parts.push({ kind: data.kind, text: '', call_id: data.call_id, name: data.name })
+      const { part, ...opened } = data
+      if (part === parts.length) parts.push({ kind: 'source', text: '', ...opened })
       return true
+    }
     case 'delta': {
       if (data.part === 0 && parts.length === 0) parts.push({ kind: 'text', text: '' })
       const part = parts[data.part]
@@ -679,6 +682,8 @@ function createPartView(kind) {
   words.append(text)
   if (kind === 'text') return { kind, root: words, show: (/** @type {Part} */ part) => showText(text, part.text) }
 
+  if (kind === 'source' || kind === 'file') return createReferenceView(kind)
+
   const root = document.createElement('details')
   const summary = document.createElement('summary')
   root.className = kind
@@ -693,6 +698,24 @@ function createPartView(kind) {
         isTool ? `Tool: ${part.name ?? ''}` : labelOf(kind),
       )
       showText(text, isTool ? describeCall(part) : part.text)
+    },
+  }
+}
+
+/** Where something comes from, or what the model has made: a link, which is fetched only when somebody follows it. @param {string} kind */
+function createReferenceView(kind) {
+  const root = document.createElement('a')
+  root.className = kind
+  root.rel = 'noopener noreferrer'
+  root.target = '_blank'
+  root.dir = 'auto'
+  return {
+    kind,
+    root,
+    show(/** @type {Part} */ { url = '', title, media_type }) {
+      if (/^https?:/i.test(url) || url.startsWith('data:')) root.href = url
+      if (kind === 'file') root.download = `file.${(media_type ?? '').split('/').at(-1)}`
+      root.textContent = `${labelOf(kind)}: ${title ?? media_type ?? url}`
     },
   }
 }
