@@ -33,6 +33,7 @@ import { isoTime } from '../sessions/store.ts'
 import type { ModelChoice, PlansByMode, Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
 import { type Estimator, unitsOf } from './estimate.ts'
 import type { RunRequest } from './model.ts'
+import { outputTokensDefault } from './window.ts'
 
 /** A day's limits. USD as decimal text; what is absent is not limited. */
 export interface BudgetLimits {
@@ -102,8 +103,6 @@ export const DayUsage = Type.Object({
   resets_at: Type.String({ description: 'ISO 8601 in UTC' }),
 })
 
-/** Of a reply whose profile names no limit. */
-export const outputTokensDefault = 4096
 /** The name of the check that refuses. */
 export const budgetConstraint = 'budget_days_within'
 
