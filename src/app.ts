@@ -320,7 +320,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   server.addHook('preClose', async () => {
     closing.abort()
     await maker.close()
-    await models.close()
+    await models.endSummaries()
     await owned.drain(config.drainMs, async () => {
       // A database that does not answer knows of nobody either.
       const peers = await reaper.readPeers().catch(() => [])
@@ -336,6 +336,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   server.addHook('onClose', async () => {
     await keys?.close()
+    await models.close()
     await catalog.close()
     refresh?.close()
     live.close()

@@ -2,8 +2,9 @@
  * What this process makes replies with, put together: models with their prices and estimates, tools, agents, summaries, and
  * what all of that may spend. Runs are told how a reply is made and counted, and know nothing of the rest.
  *
- * Owned here are the estimator, whose factors are learned from all calls of the process, and the summaries under way, which
- * `close` ends. Everything else is made for one reply and ends with it.
+ * Owned here are the estimator, whose factors are learned from all calls of the process, the summaries under way, which a
+ * shutdown ends before it drains, and the agents, which are closed when the last reply has ended: until then they make it.
+ * Everything else is made for one reply and ends with it.
  */
 import type { FastifyBaseLogger } from 'fastify'
 import type { Db } from '../db/db.ts'
@@ -108,10 +109,11 @@ export function createModels(options: ModelsOptions) {
     checkAgent(id: string): void {
       agents.get(id)
     },
-    /** Ends the summaries under way. Nothing may be asked afterwards. */
-    async close(): Promise<void> {
+    /** Ends the summaries under way, and begins none: nobody waits for one. */
+    async endSummaries(): Promise<void> {
       await summaries?.close()
-      await agents.close()
     },
+    /** When no reply is under way any more. */
+    close: () => agents.close(),
   }
 }

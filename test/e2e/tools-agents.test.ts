@@ -49,6 +49,8 @@ function inTurn(...scripts: readonly Script[]): Script {
   }
 }
 
+type Gate = PromiseWithResolvers<void>
+
 const typesOf = (events: readonly Received[]) => events.map(({ event }) => event).filter((event) => event !== 'ready')
 
 for (const database of databases()) {
@@ -290,3 +292,35 @@ for (const database of databases()) {
     })
   })
 }
+
+test('an agent is closed at the end, and not while it makes a reply that a shutdown waits for', async (t) => {
+  const [begun, draining, gate] = Array.from({ length: 3 }, () => Promise.withResolvers<void>()) as [Gate, Gate, Gate]
+  const order: string[] = []
+  const agent: Agent = {
+    id: 'slow',
+    async *reply() {
+      yield { type: 'text', text: 'So' }
+      begun.resolve()
+      await gate.promise
+      yield { type: 'text', text: ' it ends' }
+      order.push('said')
+    },
+    close: async () => void order.push('closed'),
+  }
+  const gateway = await startGateway(t, {
+    env: { DRAIN_MS: '10000', LOG_LEVEL: 'info' },
+    logStream: { write: (line) => void (line.includes('"draining"') && draining.resolve()) },
+    agents: [agent],
+  })
+  const stream = await createClient(gateway.url).send({ message: 'Go', agent_id: 'slow' })
+  await begun.promise
+  const closing = gateway.close()
+  await draining.promise
+  t.same(order, [], 'what was to end before the drain has ended')
+  gate.resolve()
+  await closing
+  t.equal(await stream.ended, 'clean')
+  t.equal(shownText(stream.received), 'So it ends')
+  t.match(stream.received.at(-1)?.data, { status: 'completed' })
+  t.same(order, ['said', 'closed'])
+})
