@@ -161,7 +161,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     artifacts,
     changes,
     logger: server.log,
-    checkpoint: () => owned.checkpoint(),
+    checkpoint: (run) => owned.checkpoint(run),
     touch: frames.touch,
   })
   const owned = createOwnedRuns({

@@ -95,12 +95,20 @@ const placeOf = (part: Part): PartPlace => ({
   isAnswered: part.output !== undefined || part.error !== undefined,
 })
 
+/** Whether all of a reply is stored, up to this moment. */
+export function isStored(parts: readonly Part[], stored: readonly PartPlace[] = []): boolean {
+  return parts.every((part, index) => isAt(stored[index], placeOf(part)))
+}
+
+const isAt = (before: PartPlace | undefined, now: PartPlace): boolean =>
+  before?.units === now.units && before.isAnswered === now.isAnswered
+
 function rowsOf(source: CheckpointSource, stored: readonly PartPlace[]): CheckpointRow[] {
   const { runId, cursor, parts } = source
   return parts.flatMap((part, index) => {
     const before = stored[index]
     const now = placeOf(part)
-    if (before?.units === now.units && before.isAnswered === now.isAnswered) return []
+    if (isAt(before, now)) return []
     const offset = before?.units ?? 0
     const row: CheckpointRow = {
       run_id: runId,

@@ -19,7 +19,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
-import { type CheckpointPlaces, writeCheckpoints } from './checkpoint.ts'
+import { type CheckpointPlaces, isStored, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
 import { promote, stopQueued } from './queue.ts'
 import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
@@ -270,11 +270,10 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       await active.get(runId)?.ended
     },
 
-    /** Writes what all running replies have said. @returns whether it is stored */
-    async checkpoint(): Promise<boolean> {
-      // One that is under way may have begun before the last words.
+    /** Writes what all running replies have said. @returns whether all of this one is stored, whatever became of others */
+    async checkpoint({ runId, draft }: ActiveRun): Promise<boolean> {
       await checkpointNow()
-      return !behind
+      return isStored(draft.parts, places.get(runId))
     },
 
     /** All that the log holds of a running reply, and the event up to which that is; read together. */

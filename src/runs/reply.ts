@@ -67,7 +67,8 @@ export function createReplies(options: ReplyOptions): MakeReply {
       try {
         return await work()
       } catch (error) {
-        if (!(error instanceof Problem) || performance.now() + pauseMs > giveUpAt) throw error
+        const passes = error instanceof Problem && error.code === 'db_unavailable'
+        if (!passes || performance.now() + pauseMs > giveUpAt) throw error
         await pause(pauseMs, signal)
         signal.throwIfAborted()
       }
@@ -203,12 +204,12 @@ export function createReplies(options: ReplyOptions): MakeReply {
       for await (const raw of untilAborted(agent.reply(request, context, limit.signal), limit.signal)) {
         const event = filter(raw)
         if (event.type === 'artifact') {
-          const version = await desk.putArtifact(session_id, event)
+          const version = await patiently(() => desk.putArtifact(session_id, event), limit.signal)
           run.draft.say({ type: 'artifact', data: { name: event.name, version, content_type: event.contentType } })
           touch(run)
         } else if (event.type === 'title') {
           const title = cleanTitle(event.title)
-          if (title === undefined || !(await desk.setTitle(session_id, title))) continue
+          if (title === undefined || !(await patiently(() => desk.setTitle(session_id, title), limit.signal))) continue
           run.draft.say({ type: 'title', data: { title } })
           touch(run)
         } else if (event.type === 'usage') run.ledger.add(asked, event.usage)

@@ -6,7 +6,7 @@ import type { Db } from '../../src/db/db.ts'
 import { sql } from '../../src/db/drizzle.ts'
 import { Problem } from '../../src/errors.ts'
 import type { Part } from '../../src/log/event.ts'
-import { type CheckpointPlaces, readCheckpoint, writeCheckpoints } from '../../src/runs/checkpoint.ts'
+import { type CheckpointPlaces, isStored, readCheckpoint, writeCheckpoints } from '../../src/runs/checkpoint.ts'
 import { commitRun } from '../../src/runs/commit.ts'
 import { databases } from '../support/database.ts'
 import { createRandom, type Random } from '../support/random.ts'
@@ -179,6 +179,8 @@ for (const kind of databases()) {
       t.match((await readCheckpoint(db, other.id)).parts, [{ text: 'kept, too' }])
       t.same((await readCheckpoint(db, bad.id)).parts, [])
       t.match([places.get(good.id), places.get(bad.id)], [[{ units: 4 }], []], 'only what is stored counts as stored')
+      const stored = sources.map(({ runId, parts }) => isStored(parts, places.get(runId)))
+      t.same(stored, [true, false, true], 'a tool of another run need not wait for it')
     })
 
     await t.test('the commit takes the checkpoints with it, and only its own', async (t) => {
