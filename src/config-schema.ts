@@ -104,13 +104,11 @@ export function inFile(path: string): string {
  * @throws ConfigError naming the place that is wrong
  */
 export function checkConfigFile(value: unknown): ConfigFile {
+  const ajv = new Ajv({ coerceTypes: false, removeAdditional: false, strict: false })
   if (ajv.validate(ConfigFile, value)) return value as ConfigFile
   const [fault] = ajv.errors ?? []
   throw new ConfigError(fault === undefined ? 'The config file cannot be used' : describeFault(fault))
 }
-
-// It compiles the schema when there is a file.
-const ajv = new Ajv({ coerceTypes: false, removeAdditional: false, strict: false })
 
 function describeFault({ keyword, instancePath, schemaPath, params, message }: ErrorObject): string {
   const inner = keyword === 'additionalProperties' ? params.additionalProperty : params.missingProperty

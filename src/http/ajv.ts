@@ -2,7 +2,7 @@
  * The validators of requests and files. A schema is compiled when something is first held against it: all schemas of all
  * routes took a start a fifth of its time, and most processes never need most of them.
  */
-import { Ajv, type ErrorObject } from 'ajv'
+import { Ajv, type ErrorObject, type ValidateFunction } from 'ajv'
 import ajvFormats from 'ajv-formats'
 
 /** @param coerceTypes whether "5" may be read as 5 */
@@ -22,8 +22,9 @@ export interface Validate {
 
 /** @returns what compiles the schema with its first call. A schema that cannot be compiled fails then, and not before */
 export function compileLater(ajv: Ajv, schema: object): Validate {
+  let compiled: ValidateFunction | undefined
   const validate: Validate = (data) => {
-    const compiled = ajv.compile(schema)
+    compiled ??= ajv.compile(schema)
     const isValid = compiled(data)
     validate.errors = compiled.errors
     return isValid

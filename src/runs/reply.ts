@@ -286,7 +286,8 @@ function saidSoFar({ draft, ledger }: ActiveRun): HistoryMessage {
   return {
     role: 'assistant',
     content: draft.content,
-    parts: structuredClone([...draft.parts]),
+    // Not copied: nobody adds to a part whose step has ended, and the request is made before another one begins.
+    parts: [...draft.parts],
     ...(provider === undefined ? {} : { provider }),
   }
 }

@@ -10,9 +10,11 @@
  * Erasing is hiding, stopping (for two seconds at most: what a run says later finds no row), and then one statement
  * for the row and all that hangs on it. What was spent stays spent: budgets are booked by day and owner, not by session, and
  * what a run that was not over in time still holds back of them counts as spent, because nobody will say what it used. Of an
- * owner who has all erased, the row of the day stays until that is over, and goes a few days later. If the process or the database dies before it, the session is there, hidden, and
- * can be purged again; after it, everything is gone but the event logs of its runs, which are let go by their age. When
- * the answer is lost, asking again is answered with `not_found` once it has happened.
+ * owner who has all erased, the row of the day stays until that is over, and goes a few days later.
+ *
+ * If the process or the database dies before it, the session is there, hidden, and can be purged again; after it, everything
+ * is gone but the event logs of its runs, which are let go by their age. When the answer is lost, asking again is answered
+ * with `not_found` once it has happened.
  */
 import { setTimeout as pause } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
