@@ -7,7 +7,7 @@
  */
 import type { Usage } from '../log/event.ts'
 import { wordlessMark } from './anthropic-request.ts'
-import { countOf, type HeldCall, label, memberOf, ReplyReader, replyUnitsMax, toolCallsMax } from './reader.ts'
+import { ChunkReader, countOf, type HeldCall, label, memberOf, replyUnitsMax, toolCallsMax } from './reader.ts'
 import { errorIn, isRecord, reportedError } from './refusal.ts'
 
 /** A block that something is still to be said of when it stops. */
@@ -31,7 +31,7 @@ const reasons: Readonly<Record<string, string>> = {
   refusal: 'content_filter',
 }
 
-export class AnthropicReader extends ReplyReader {
+export class AnthropicReader extends ChunkReader {
   readonly #blocks = new Map<unknown, Block>()
   #callCount = 0
   #hasStarted = false
@@ -42,29 +42,13 @@ export class AnthropicReader extends ReplyReader {
   #output: number | undefined
   #thinking: number | undefined
 
-  override readData(data: string, name: string | undefined): void {
-    if (this.done || this.failure !== undefined) return
-    let payload: unknown
-    try {
-      payload = JSON.parse(data)
-    } catch {
-      // The parser's error quotes the text: it must not become a cause.
-      this.#readUnparsed(data.trim(), name)
-      return
-    }
-    if (!isRecord(payload)) {
-      this.fail('The provider sent an event that is not an object.')
-      return
-    }
+  protected override readPayload(payload: Record<string, unknown>, name: string | undefined): void {
     const error = errorIn(payload)
-    if (error !== undefined || payload.type === 'error' || name === 'error') {
-      this.failure = reportedError(error ?? payload)
-      return
-    }
-    this.#readEvent(typeof payload.type === 'string' ? payload.type : name, payload)
+    if (error === undefined) this.#readEvent(typeof payload.type === 'string' ? payload.type : name, payload)
+    else this.failure = reportedError(error)
   }
 
-  #readUnparsed(data: string, name: string | undefined): void {
+  protected override readUnparsed(data: string, name: string | undefined): void {
     if (data === '' || (name !== undefined && name !== 'error' && !knownEvents.has(name))) return
     if (name === 'error') this.failure = reportedError(data)
     else this.fail('The provider sent an event that is not JSON.')

@@ -5,7 +5,7 @@
  * stream, and refuses a reply that grows beyond `replyUnitsMax`. Audio is not read.
  */
 import type { Usage } from '../log/event.ts'
-import { countOf, type HeldCall, label, memberOf, parse, ReplyReader, replyUnitsMax } from './reader.ts'
+import { ChunkReader, countOf, type HeldCall, label, memberOf, parse, replyUnitsMax } from './reader.ts'
 import { addDetail, detailsMax, detailWords, type ReasoningDetail, sealOf } from './reasoning-details.ts'
 import { errorIn, isRecord, reportedError } from './refusal.ts'
 
@@ -37,7 +37,7 @@ const brokenReasons: ReadonlySet<string> = new Set([
   'network_error',
 ])
 
-export class ChatReader extends ReplyReader {
+export class ChatReader extends ChunkReader {
   readonly #model: string
   readonly #calls: ToolCall[] = []
   readonly #references = new Set<string>()
@@ -53,36 +53,14 @@ export class ChatReader extends ReplyReader {
     this.#model = model
   }
 
-  /** Reads the data of one SSE event. @param name its `event:` field */
-  override readData(data: string, name: string | undefined): void {
-    if (this.done || this.failure !== undefined) return
-    if (data === '[DONE]') {
-      this.#endParts()
-      this.done = true
-      return
-    }
-    let payload: unknown
-    try {
-      payload = JSON.parse(data)
-    } catch {
-      // The parser's error quotes the text: it must not become a cause.
-      this.#readUnparsed(data.trim(), name)
-      return
-    }
-    if (name === 'error') {
-      this.failure = reportedError(errorIn(payload) ?? payload)
-    } else if (isRecord(payload)) {
-      this.#readChunk(payload)
-    } else {
-      const error = errorIn(payload)
-      if (error === undefined) this.fail('The provider sent a chunk that is not an object.')
-      else this.failure = reportedError(error)
-    }
+  protected override readMark(): void {
+    this.#endParts()
+    super.readMark()
   }
 
   protected override readBody(body: unknown): boolean {
     if (!isRecord(body) || !Array.isArray(body.choices)) return false
-    this.#readChunk(body)
+    this.readPayload(body)
     // A message, where a chunk has a delta, is all of it; not every server says why it ends.
     if (!this.finished && isRecord(firstChoice(body.choices)?.message)) {
       this.#endParts()
@@ -91,15 +69,7 @@ export class ChatReader extends ReplyReader {
     return true
   }
 
-  #readUnparsed(data: string, name: string | undefined): void {
-    if (data === '') return
-    if (data === '[DONE]') this.readData(data, name)
-    else if (name === 'error') this.failure = reportedError(data)
-    // Events of other names are the provider's own affair.
-    else if (name === undefined || name === 'message') this.fail('The provider sent a chunk that is not JSON.')
-  }
-
-  #readChunk(chunk: Record<string, unknown>): void {
+  protected override readPayload(chunk: Record<string, unknown>): void {
     this.#payloads++
     this.addLabels(chunk.id, chunk.model)
     // In front of the first words, or behind those that came with them: a source within a text would cut it in two.

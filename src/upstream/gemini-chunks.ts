@@ -7,7 +7,7 @@
  */
 import { Problem } from '../errors.ts'
 import type { Usage } from '../log/event.ts'
-import { countOf, label, memberOf, ReplyReader, replyUnitsMax } from './reader.ts'
+import { ChunkReader, countOf, label, memberOf, replyUnitsMax } from './reader.ts'
 import { errorIn, isRecord, reportedError } from './refusal.ts'
 
 /** Of the provider's id of the reply, in the ids of calls: OpenAI, who may have to read them, takes 40 characters. */
@@ -27,7 +27,7 @@ const filtered: ReadonlySet<string> = new Set([
 /** It wanted to call a function and did not manage to: nothing that was said before is a reply. */
 const garbled: ReadonlySet<string> = new Set(['MALFORMED_FUNCTION_CALL', 'UNEXPECTED_TOOL_CALL', 'MALFORMED_RESPONSE'])
 
-export class GeminiReader extends ReplyReader {
+export class GeminiReader extends ChunkReader {
   #callCount = 0
   readonly #callIds = new Set<string>()
   #replyId = ''
@@ -38,31 +38,7 @@ export class GeminiReader extends ReplyReader {
     return this.finished
   }
 
-  override readData(data: string, name: string | undefined): void {
-    if (this.done || this.failure !== undefined) return
-    let payload: unknown
-    try {
-      payload = JSON.parse(data)
-    } catch {
-      // The parser's error quotes the text: it must not become a cause.
-      this.#readUnparsed(data.trim(), name)
-      return
-    }
-    if (name === 'error') this.failure = reportedError(errorIn(payload) ?? payload)
-    else if (isRecord(payload)) this.#readChunk(payload)
-    else if (errorIn(payload) !== undefined) this.failure = reportedError(errorIn(payload))
-    else this.fail('The provider sent a chunk that is not an object.')
-  }
-
-  #readUnparsed(data: string, name: string | undefined): void {
-    if (data === '') return
-    // Google sends none; gateways add it.
-    if (data === '[DONE]') this.done = true
-    else if (name === 'error') this.failure = reportedError(data)
-    else if (name === undefined || name === 'message') this.fail('The provider sent a chunk that is not JSON.')
-  }
-
-  #readChunk(chunk: Record<string, unknown>): void {
+  protected override readPayload(chunk: Record<string, unknown>): void {
     this.addLabels(chunk.responseId, chunk.modelVersion)
     if (typeof chunk.responseId === 'string') this.#replyId = chunk.responseId
     const candidate = firstCandidate(chunk.candidates)

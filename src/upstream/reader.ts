@@ -269,6 +269,41 @@ export abstract class ReplyReader<Extra = never> {
   }
 }
 
+/** The base of the readers whose events are objects of JSON, with or without a `[DONE]` at the end. */
+export abstract class ChunkReader extends ReplyReader {
+  override readData(data: string, name: string | undefined): void {
+    if (this.done || this.failure !== undefined) return
+    let payload: unknown
+    try {
+      payload = JSON.parse(data)
+    } catch {
+      // The parser's error quotes the text: it must not become a cause.
+      this.readUnparsed(data.trim(), name)
+      return
+    }
+    const error = name === 'error' ? (errorIn(payload) ?? payload) : isRecord(payload) ? undefined : errorIn(payload)
+    if (error !== undefined) this.failure = reportedError(error)
+    else if (isRecord(payload)) this.readPayload(payload, name)
+    else this.fail('The provider sent a chunk that is not an object.')
+  }
+
+  /** Reads one event; whether it reports an error is for the dialect to say. @param name its `event:` field */
+  protected abstract readPayload(payload: Record<string, unknown>, name: string | undefined): void
+
+  /** The end marker came. */
+  protected readMark(): void {
+    this.done = true
+  }
+
+  protected readUnparsed(data: string, name: string | undefined): void {
+    if (data === '') return
+    if (data === '[DONE]') this.readMark()
+    else if (name === 'error') this.failure = reportedError(data)
+    // Events of other names are the provider's own affair.
+    else if (name === undefined || name === 'message') this.fail('The provider sent a chunk that is not JSON.')
+  }
+}
+
 /**
  * Makes one piece of a part fit for the log: no U+0000, no half of a surrogate pair. A half at the end is kept for the
  * next piece, because a provider that cuts its text by UTF-16 units sends the two halves in two chunks.
