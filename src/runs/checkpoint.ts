@@ -3,8 +3,9 @@
  * second. They are what a reply is rebuilt from when its process dies, and what a viewer gets where no log is at hand.
  *
  * Each run remembers how far its stored text goes, and which of its tools had answered; a checkpoint holds only what came
- * after that, so its cost does not grow with the reply. The place moves on only when the statement has succeeded: after a failure, or an answer that was
- * lost, the next one covers the same text again, and rows that are already there stay as they are.
+ * after that, so its cost does not grow with the reply. The place moves on only when the statement has succeeded: after a
+ * failure, or an answer that was lost, the next one covers the same text again, and rows that are already there stay as
+ * they are.
  */
 import { type Db, DbError, exactText } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
@@ -132,6 +133,14 @@ function detailOf({
   ...detail
 }: Part): CheckpointRow['detail'] {
   return kind === 'text' || kind === 'reasoning' ? null : detail
+}
+
+/** Deletes what is left of runs that have ended. @throws Problem `db_unavailable` */
+export async function clearCheckpoints(db: Db, runIds: readonly string[]): Promise<void> {
+  await db.rows(sql`
+    delete from run_checkpoints c using chat_runs run
+    where run.id = any (${`{${runIds.join(',')}}`}::uuid[]) and run.id = c.run_id
+      and run.status not in ('queued', 'running')`)
 }
 
 export interface Checkpoint {

@@ -15,11 +15,15 @@
  * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
  * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown. Nor do the last
  * words when the log stops being shared: they may have reached nobody.
+ *
+ * A commit does not wait for a checkpoint that is being written, and neither sees the other's rows. What such a checkpoint
+ * leaves of a run that has ended is deleted as soon as both are through; if this process dies before, the sweep of the
+ * reaper finds it.
  */
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
-import { type CheckpointPlaces, isStored, writeCheckpoints } from './checkpoint.ts'
+import { type CheckpointPlaces, clearCheckpoints, isStored, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
 import { promote, stopQueued } from './queue.ts'
 import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
@@ -88,6 +92,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   let behind = false
   let outOfTime: 'drain' | 'release' | undefined
   let checkpoint: { readonly now: Promise<void>; next?: Promise<void> } | undefined
+  let checkpointEndedAt = Number.NEGATIVE_INFINITY
+  // Ended while a checkpoint was being written, which may have left rows of theirs.
+  const overtaken = new Set<string>()
 
   const deps: RunDeps = {
     ...options,
@@ -105,7 +112,10 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       const ending = ended?.ending
       nextMayWait = ended?.nextMayWait === true
       if (ending === undefined && run.stopReason === 'release') released.set(run.runId, run)
-      if (ending !== undefined) options.afterRun?.(run)
+      if (ending !== undefined) {
+        clearBehind(run)
+        options.afterRun?.(run)
+      }
       logger.info(
         {
           run_id: run.runId,
@@ -197,6 +207,26 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       )
       behind = true
     }
+    checkpointEndedAt = performance.now()
+    while (overtaken.size > 0) await clearOvertaken()
+  }
+
+  async function clearOvertaken(): Promise<void> {
+    const runIds = [...overtaken]
+    overtaken.clear()
+    try {
+      await clearCheckpoints(db, runIds)
+    } catch (error) {
+      logger.warn({ err: error, runs: runIds.length }, 'checkpoints of ended runs are left to the next sweep')
+    }
+  }
+
+  /** @param run committed a moment ago */
+  function clearBehind({ runId, commitStartedAt = 0 }: ActiveRun): void {
+    if (checkpoint === undefined && checkpointEndedAt < commitStartedAt) return
+    overtaken.add(runId)
+    // One that is under way clears when it is through.
+    if (checkpoint === undefined) void checkpointNow()
   }
 
   /** One at a time, because two would write the same text; whoever comes meanwhile shares the next one. */
@@ -220,7 +250,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   const checkpointClock = (async () => {
     while (!closing.signal.aborted) {
       await pause(behind ? Math.min(behindMs, checkpointMs) : checkpointMs, closing.signal)
-      if (active.size > 0 && !closing.signal.aborted) await checkpointNow()
+      if (active.size + overtaken.size > 0 && !closing.signal.aborted) await checkpointNow()
     }
   })()
 
@@ -331,7 +361,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       outOfTime = handOver === undefined ? 'drain' : 'release'
       for (const { run } of active.values()) run.stop(outOfTime)
       await waitForAll(commitGraceMs)
-      if (active.size + released.size > 0) await checkpointNow()
+      if (active.size + released.size + overtaken.size > 0) await checkpointNow()
       if (handOver !== undefined && released.size > 0) {
         await handOver([...released.keys()]).catch((error: unknown) => {
           logger.warn({ err: error, runs: released.size }, 'runs could not be released; they are found by their lease')

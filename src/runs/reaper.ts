@@ -41,7 +41,7 @@ const claimMax = 50
 // An accept whose answer was lost leaves a run that this process holds and does not make. It is given this long to be
 // found by its key, which is longer than any statement may take.
 const strayMs = 15_000
-// Checkpoints that were written at the very moment of their run's commit stay behind; nobody reads them.
+// Of a process that died while a checkpoint and a commit crossed each other, checkpoints stay behind; nobody reads them.
 const sweepMs = 300_000
 /** Of budgets, behind today; a run that began before midnight is settled on its own day. */
 const budgetDaysKept = 7

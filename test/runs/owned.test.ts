@@ -1,5 +1,10 @@
-/** The runs of a process at its end: whatever fails while they are handed over, the process ends. */
+/**
+ * The runs of a process: nothing of them is left in checkpoints when they have ended, and at its end, whatever fails
+ * while they are handed over, the process ends.
+ */
 import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import postgres from 'postgres'
 import { test } from 'tap'
 import { Problem } from '../../src/errors.ts'
 import { createFrames } from '../../src/log/frames.ts'
@@ -8,7 +13,7 @@ import { createOwnedRuns } from '../../src/runs/owned.ts'
 import type { ActiveRun } from '../../src/runs/run.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
-import { openLedger, openStore, silent } from '../support/runs.ts'
+import { countRows, openLedger, openStore, silent } from '../support/runs.ts'
 
 for (const kind of databases()) {
   test(`on ${kind}, a drain ends whether or not its runs can be released`, async (t) => {
@@ -44,5 +49,55 @@ for (const kind of databases()) {
       t.match(await runs.reread(run.id), { status: 'running', generation: 1 }, 'it is left to whoever takes it over')
       await log.close()
     }
+  })
+}
+
+for (const kind of databases().filter((kind) => kind === 'postgres')) {
+  test(`on ${kind}, a checkpoint and a commit that cross each other leave nothing behind`, async (t) => {
+    const { db, url = '', accept, runs } = await openStore(t, kind)
+    const log = createMemoryLog()
+    const finished = Promise.withResolvers<void>()
+    async function* makeReply(): AsyncGenerator<UpstreamEvent> {
+      yield { type: 'text', text: 'All of it' }
+      await finished.promise
+    }
+    const instanceId = randomUUID()
+    const owned = createOwnedRuns({
+      db,
+      log,
+      frames: createFrames(log, 1),
+      instanceId,
+      checkpointMs: 60_000,
+      logger: silent,
+      createLedger: openLedger,
+      makeReply,
+    })
+    const run = await accept({ instanceId })
+    const other = postgres(url, { max: 2 })
+    t.teardown(() => other.end())
+    const untilWaiting = async (count: number): Promise<void> => {
+      for (let tries = 0; tries < 500; tries += 1) {
+        const [row] = await other`select count(*)::int as waiting from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock'`
+        if (row?.waiting === count) return
+        await sleep(10)
+      }
+      t.fail(`${count} statements never waited`)
+    }
+    await other.begin(async (holder) => {
+      // Both need the run's row: the checkpoint when its rows are there already, the commit when it has begun to look.
+      await holder`select from chat_runs where id = ${run.id} for update`
+      owned.start(run)
+      await untilWaiting(1)
+      finished.resolve()
+      await untilWaiting(2)
+    })
+    await owned.ended(run.id)
+    t.match(await runs.reread(run.id), { status: 'completed' })
+    const left = () => countRows(db, 'run_checkpoints', run.id)
+    for (let tries = 0; tries < 500 && (await left()) !== 0; tries += 1) await sleep(10)
+    t.equal(await left(), 0)
+    await owned.drain(0, async () => undefined)
+    await log.close()
   })
 }
