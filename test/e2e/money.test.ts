@@ -4,10 +4,20 @@
  */
 import { randomUUID } from 'node:crypto'
 import { test } from 'tap'
-import { begin, forever, refuse, reset, type Script, say, sse, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import {
+  begin,
+  forever,
+  refuse,
+  reset,
+  type Script,
+  type Step,
+  say,
+  sse,
+  startFakeUpstream,
+} from '../../scripts/fake-upstream.ts'
 import { sql } from '../../src/db/drizzle.ts'
 import { addDecimals } from '../../src/sessions/decimal.ts'
-import { createClient, isDelta, isDone } from '../support/client.ts'
+import { createClient, isDone, type Received } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
@@ -20,12 +30,7 @@ const question = 'x'.repeat(40)
 const words = 'So far so good'
 const estimated = { input_tokens: 14, output_tokens: 4, total_tokens: 18 }
 const estimatedCost = '0.000102'
-/** Some words, and then what goes wrong. */
-const saying = (then: () => Promise<never> | ReturnType<typeof reset> | string): Script =>
-  async function* () {
-    yield* begin({ text: words })
-    yield await then()
-  }
+const saidAll = ({ event, data }: Received) => event === 'delta' && data.offset + data.text.length === words.length
 
 for (const database of databases()) {
   test(`on ${database}`, async (t) => {
@@ -53,6 +58,20 @@ for (const database of databases()) {
       const id = stream.headers.get('x-run-id') as string
       return { stream, id, readRun: async () => (await visitor.get(`${v1}/runs/${id}`)).body }
     }
+
+    /** Asks for a reply of which all the words are shown before what goes wrong does. */
+    async function askPartly(then: () => Step | Promise<Step>, more?: object) {
+      const shown = Promise.withResolvers<void>()
+      const asked = await ask(async function* () {
+        yield* begin({ text: words })
+        await shown.promise
+        yield await then()
+      }, more)
+      await asked.stream.until(saidAll)
+      shown.resolve()
+      return asked
+    }
+
     const costs: string[] = []
     async function check(title: string, asked: Awaited<ReturnType<typeof ask>>, wanted: object, sum: string | null) {
       const { data: done } = await asked.stream.until(isDone)
@@ -84,21 +103,19 @@ for (const database of databases()) {
       usage_source: 'estimated',
       upstream_calls: [{ outcome, usage: estimated, usage_source: 'estimated', cost_usd: estimatedCost }],
     })
-    const stopped = await ask(saying(forever))
-    await stopped.stream.until(isDelta)
+    const stopped = await askPartly(forever)
     await visitor.post(`${v1}/runs/${stopped.id}/stop`)
     await check('stopped', stopped, { status: 'stopped', ...guessed('stopped') }, estimatedCost)
 
     const rejected = sse({ error: { message: 'no', type: 'invalid_request_error' } }, 'error')
-    const failed = await ask(saying(() => rejected))
+    const failed = await askPartly(() => rejected)
     await check('failed in mid-stream', failed, { status: 'failed', ...guessed('upstream_rejected') }, estimatedCost)
 
-    const interrupted = await ask(saying(reset))
+    const interrupted = await askPartly(reset)
     const cut = guessed('upstream_unavailable')
     await check('interrupted', interrupted, { status: 'interrupted', ...cut }, estimatedCost)
 
-    const taken = await ask(saying(forever))
-    await taken.stream.until(isDelta)
+    const taken = await askPartly(forever)
     await db.rows(sql`
       update chat_runs set instance_id = ${randomUUID()}::uuid where id = ${taken.id}::uuid`)
     const lost = { status: 'interrupted', generation: 2, ...guessed('interrupted') }
@@ -108,9 +125,8 @@ for (const database of databases()) {
     const call = { outcome: 'upstream_rejected', usage: null, usage_source: null, cost_usd: null }
     await check('refused', refused, { status: 'failed', usage: null, usage_source: null, upstream_calls: [call] }, '0')
 
-    const busy = await ask(saying(forever))
-    await busy.stream.until(isDelta)
-    const queued = await ask(saying(forever), { on_busy: 'queue' })
+    const busy = await askPartly(forever)
+    const queued = await ask(() => say({ text: 'Never' }), { on_busy: 'queue' })
     await visitor.post(`${v1}/runs/${queued.id}/stop`)
     await check('stopped in the queue', queued, { status: 'stopped', usage: null, upstream_calls: [] }, '0')
     await visitor.post(`${v1}/runs/${busy.id}/stop`)
@@ -139,10 +155,13 @@ for (const database of databases()) {
     const user = createClient(gateway.url, {
       authorization: `Bearer ${makeToken(secret, { sub: 'ada', exp: inSeconds(60) })}`,
     })
-    upstream.answer(saying(forever))
+    upstream.answer(async function* () {
+      yield* begin({ text: words })
+      yield await forever()
+    })
     const asks = upstream.calls.length
     const first = await user.send({ message: question })
-    await first.until(isDelta)
+    await first.until(saidAll)
     for (const path of ['/chat/stream', '/chat/message']) {
       const answer = await user.post(`${v1}${path}`, { message: question })
       t.match(answer, {
