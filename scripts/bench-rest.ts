@@ -140,7 +140,7 @@ async function start(
   const at = findInstalled(need, process.env)
   if (at === undefined) throw new ServicesError(explainMissing([need]))
   const server = await (need === 'postgres'
-    ? startPostgres(at, signal, ['shared_buffers=512MB', 'max_wal_size=8GB'], tmpdir())
+    ? startPostgres(at, signal, { settings: ['shared_buffers=512MB', 'max_wal_size=8GB'], place: tmpdir() })
     : startRedis(at, signal))
   closers.push(() => server.close())
   return server

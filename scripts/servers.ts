@@ -6,7 +6,17 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { chownSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
+import {
+  chownSync,
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from 'node:fs'
 import { createServer } from 'node:net'
 import { freemem, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -25,6 +35,8 @@ const lookMs = 50
 /** Another program can take a free port between finding and using it. */
 const startAttemptsMax = 3
 const logTailLines = 20
+/** In the folder of a Postgres. */
+const [dataName, passwordName] = ['data', 'password']
 
 /** What was asked for cannot be had; the message says what to do. */
 export class ServicesError extends Error {
@@ -41,6 +53,10 @@ export interface Server {
   crash(): Promise<void>
   /** Starts again on the same port and folder, and resolves when it answers. */
   restart(signal: AbortSignal): Promise<void>
+  /** Its folder, which is there until it is closed. */
+  readonly home: string
+  /** Ends it as it ends by itself. */
+  stop(): Promise<void>
   /** Ends it and removes its folder. */
   close(): Promise<void>
   /** The same at once and without waiting, for an exit that cannot wait. */
@@ -52,40 +68,35 @@ export interface Answer {
   readonly mayCreate: boolean
 }
 
+export interface PostgresOptions {
+  /**
+   * `name=value`, over the defaults. Without fsync a commit survives the death of the server only with
+   * `synchronous_commit=on`: it is then with the system, which does not die. Tests that kill a server need it.
+   */
+  readonly settings?: readonly string[]
+  /** For its data; when absent, memory or the folder of temporary files. */
+  readonly place?: string
+  /** What {@link writePostgresData} has made; it begins as a copy of that. Absent: with an empty database. */
+  readonly copyOf?: string | undefined
+}
+
 /**
  * A Postgres of its own on a free port of 127.0.0.1, without fsync; its role `postgres` is the superuser.
  * @param folder with `initdb` and `postgres`
- * @param settings `name=value`, over the defaults. Without fsync a commit survives the death of the server only with
- *   `synchronous_commit=on`: it is then with the system, which does not die. Tests that kill a server need it
- * @param place for its data; when absent, memory or the folder of temporary files
  */
 export async function startPostgres(
   folder: string,
   signal: AbortSignal,
-  settings: readonly string[] = [],
-  place?: string,
+  { settings = [], place, copyOf }: PostgresOptions = {},
 ): Promise<Server> {
   const account = unprivilegedAccount()
   const home = makeHome('pg', account, place)
-  const password = randomBytes(16).toString('hex')
-  const passwordFile = join(home, 'password')
-  const data = join(home, 'data')
-  writeFileSync(passwordFile, password, { mode: 0o600 })
-  if (account !== undefined) chownSync(passwordFile, account.uid, account.gid)
+  const passwordFile = join(home, passwordName)
+  const data = join(home, dataName)
   try {
-    await run(
-      join(folder, 'initdb'),
-      [
-        `--pgdata=${data}`,
-        '--username=postgres',
-        `--pwfile=${passwordFile}`,
-        '--auth=scram-sha-256',
-        '--encoding=UTF8',
-        '--locale=C',
-        '--no-sync',
-      ],
-      { home, account, timeoutMs: startMs, signal },
-    )
+    if (copyOf === undefined) await initialize(folder, home, account, signal)
+    else await copyAll(copyOf, home, signal)
+    const password = readFileSync(passwordFile, 'utf8')
     return await startOnFreePort(home, account, signal, (port) => ({
       command: join(folder, 'postgres'),
       // No Unix socket: the default folder belongs to another user, and a path in a deep temp folder is too long.
@@ -105,6 +116,51 @@ export async function startPostgres(
     rmSync(home, { recursive: true, force: true })
     throw error
   }
+}
+
+async function initialize(folder: string, home: string, account: Account | undefined, signal: AbortSignal) {
+  const passwordFile = join(home, passwordName)
+  writeFileSync(passwordFile, randomBytes(16).toString('hex'), { mode: 0o600 })
+  if (account !== undefined) chownSync(passwordFile, account.uid, account.gid)
+  await run(
+    join(folder, 'initdb'),
+    [
+      `--pgdata=${join(home, dataName)}`,
+      '--username=postgres',
+      `--pwfile=${passwordFile}`,
+      '--auth=scram-sha-256',
+      '--encoding=UTF8',
+      '--locale=C',
+      '--no-sync',
+    ],
+    { home, account, timeoutMs: startMs, signal },
+  )
+}
+
+/**
+ * Leaves in `target` what servers can begin with: all that a new one holds when `fill` is done with it.
+ * @param target a folder, made here
+ */
+export async function writePostgresData(
+  folder: string,
+  target: string,
+  fill: (url: string) => Promise<void>,
+  signal: AbortSignal,
+): Promise<void> {
+  const server = await startPostgres(folder, signal)
+  try {
+    await fill(server.url)
+    await server.stop()
+    mkdirSync(target)
+    await copyAll(server.home, target, signal)
+  } finally {
+    await server.close()
+  }
+}
+
+/** With owners and rights, which Postgres is strict about. */
+async function copyAll(from: string, to: string, signal: AbortSignal): Promise<void> {
+  await run('cp', ['-a', join(from, passwordName), join(from, dataName), to], { home: to, timeoutMs: startMs, signal })
 }
 
 /** A Redis of its own on a free port of 127.0.0.1 that writes nothing to disk. @param command path of redis-server */
@@ -308,19 +364,25 @@ function ownServer(first: ChildProcess, launch: Launch, home: string, account: A
     throw new ServicesError(`A server did not start again in ${startAttemptsMax} attempts`)
   }
 
+  async function stop(): Promise<void> {
+    signalAll(processTree(child.pid), 'SIGCONT')
+    // Only a server that ends by itself gives its shared memory back.
+    if (child.signalCode === 'SIGKILL') await restart(AbortSignal.timeout(startMs))
+    await end(child, launch.stopWith)
+  }
+
   return {
     url: launch.url,
+    home,
     get pid() {
       return child.pid ?? 0
     },
     signal: (name) => signalAll(processTree(child.pid), name),
     crash,
     restart,
+    stop,
     async close() {
-      signalAll(processTree(child.pid), 'SIGCONT')
-      // Only a server that ends by itself gives its shared memory back.
-      if (child.signalCode === 'SIGKILL') await restart(AbortSignal.timeout(startMs))
-      await end(child, launch.stopWith)
+      await stop()
       rmSync(home, { recursive: true, force: true })
     },
     kill() {

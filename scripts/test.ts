@@ -12,10 +12,10 @@ import { availableParallelism, tmpdir } from 'node:os'
 import { join, relative, resolve, sep } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { writeDump } from '../src/db/pglite.ts'
 import { deleteKeys, dropDatabases, endProcesses } from './leftovers.ts'
+import { type Prepared, prepareDatabases } from './prepared.ts'
 import { ServicesError } from './servers.ts'
-import { type Need, openServices, type Services } from './services.ts'
+import { findInstalled, type Need, openServices, type Services } from './services.ts'
 import { createTapReport, type Summary } from './tap-report.ts'
 
 /** Longest duration of one test file; `--timeout=<seconds>` changes it. */
@@ -32,8 +32,8 @@ const jobsMax = 4
 const jobsMore = 1
 /** Room for what is new: in MB. */
 const youngSpace = ['--min-semi-space-size=64', '--max-semi-space-size=64'] as const
-/** Fewer test files than this are done sooner than a dump for them pays. */
-const dumpFilesMin = 10
+/** Fewer test files than this are done sooner than it pays to prepare databases for them. */
+const preparedFilesMin = 10
 const root = join(import.meta.dirname, '..')
 
 const say = (line: string): void => {
@@ -117,12 +117,17 @@ async function runOn(
 
   const startedAt = performance.now()
   const compiled = mkdtempSync(join(tmpdir(), `${run}_`))
-  const env: NodeJS.ProcessEnv = { ...testEnvironment(services, run), NODE_COMPILE_CACHE: compiled }
-  if (selection.files.length >= dumpFilesMin) {
-    // Making an embedded database takes three seconds of a processor, each time; reading one a seventh of that.
-    env.TEST_PGLITE_DUMP = join(compiled, 'new.tar')
-    await writeDump(env.TEST_PGLITE_DUMP)
-  }
+  const prepared: Prepared | undefined =
+    selection.files.length < preparedFilesMin
+      ? undefined
+      : await prepareDatabases({
+          folder: compiled,
+          run,
+          databaseUrl: services.databaseUrl,
+          postgresFolder: embeddedOnly ? undefined : findInstalled('postgres', process.env),
+          signal,
+        })
+  const env: NodeJS.ProcessEnv = { ...testEnvironment(services, run), NODE_COMPILE_CACHE: compiled, ...prepared?.env }
   const sum = { passed: 0, failed: 0, skipped: [] as string[] }
   const leftovers: string[] = []
   let rest = selection.files
@@ -140,6 +145,7 @@ async function runOn(
     }
     rest = unheard
   }
+  await prepared?.close()
   rmSync(compiled, { recursive: true, force: true })
   if (services.databaseUrl !== undefined) leftovers.push(...(await dropDatabases(services.databaseUrl, run)))
   if (services.redisUrl !== undefined) leftovers.push(...(await deleteKeys(services.redisUrl, run)))

@@ -19,7 +19,7 @@ const applied = (db: Db) =>
 
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
-    const url = kind === 'postgres' ? (await createTestDatabase(t)).url : undefined
+    const url = kind === 'postgres' ? (await createTestDatabase(t, 'template0')).url : undefined
     const open = async () =>
       url === undefined ? openPglite('memory:') : openPostgres({ url, unpooledUrl: url, poolSize: 2 })
     const db = await open()

@@ -200,12 +200,16 @@ export async function startCluster(t: Teardown, options: ClusterOptions = {}): P
   return cluster
 }
 
+/** A server of the test's own; a Postgres has the tables already when the run has prepared that. */
 export async function openServer(t: Teardown, need: 'postgres' | 'redis'): Promise<Server> {
   const installed = findInstalled(need, process.env)
   if (installed === undefined) throw new ServicesError(explainMissing([need]))
   const signal = AbortSignal.timeout(startMs)
   const server = await (need === 'postgres'
-    ? startPostgres(installed, signal, ['synchronous_commit=on'])
+    ? startPostgres(installed, signal, {
+        settings: ['synchronous_commit=on'],
+        copyOf: process.env.TEST_POSTGRES_DATA,
+      })
     : startRedis(installed, signal))
   t.teardown(() => server.close())
   return server

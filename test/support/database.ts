@@ -25,13 +25,20 @@ export function databases(env: Readonly<Record<string, string | undefined>> = pr
   return ['pglite', 'postgres']
 }
 
-/** An empty database; it is dropped, with its sessions, when the test ends. */
-export async function createTestDatabase(t: Pick<Test, 'teardown'>): Promise<{ url: string }> {
+/**
+ * A database without rows; it is dropped, with its sessions, when the test ends. Whoever opens it has to migrate it all the
+ * same: it has the tables only when the run has prepared one to copy.
+ * @param template what it begins with; `template0` is empty
+ */
+export async function createTestDatabase(
+  t: Pick<Test, 'teardown'>,
+  template = process.env.TEST_DATABASE_TEMPLATE ?? 'template0',
+): Promise<{ url: string }> {
   const server = process.env.TEST_DATABASE_URL
   if (server === undefined || server === '') throw new Error(missing)
   const name = `${process.env.TEST_RUN ?? 'verbatim_test'}_${randomBytes(6).toString('hex')}`
-  // template0: nobody can be connected to it, so several files can copy it at once.
-  await onServer(server, (sql) => sql`create database ${sql(name)} template template0`)
+  // Nobody is connected to either template, so several files can copy it at once.
+  await onServer(server, (sql) => sql`create database ${sql(name)} template ${sql(template)} strategy file_copy`)
   t.teardown(() => onServer(server, (sql) => sql`drop database if exists ${sql(name)} with (force)`))
   const url = new URL(server)
   url.pathname = `/${name}`
