@@ -12,7 +12,6 @@
  * When this process dies at an await, a command has been applied or not, and nobody relies on it. When Redis dies, what
  * was asked is unanswered; ioredis keeps reconnecting, sends nothing again and queues nothing meanwhile.
  */
-import { once } from 'node:events'
 import type { FastifyBaseLogger } from 'fastify'
 import { Redis, type RedisOptions, ReplyError } from 'ioredis'
 
@@ -151,7 +150,8 @@ export function openRedisStore(options: RedisStoreOptions): RedisStore {
       clearInterval(probeTimer)
       clearTimeout(wellTimer)
       const isConnected = redis.status !== 'end' && redis.status !== 'reconnecting'
-      const ended = isConnected ? once(redis, 'end') : Promise.resolve()
+      // Not events.once: it rejects on an `error`, such as a refused password, and what is closed behind this would stay open.
+      const ended = isConnected ? new Promise((resolve) => redis.once('end', resolve)) : Promise.resolve()
       redis.disconnect()
       const enough = new AbortController()
       await Promise.race([ended, pause(closeMs, enough.signal)])

@@ -9,7 +9,6 @@
  * Redis being away is never an error here: what this process writes is held, `shared` is false and `degraded` says why,
  * and runs of others are `unknown`, so that the database serves them. No viewer waits longer than about a second for it.
  */
-import { once } from 'node:events'
 import type { FastifyBaseLogger } from 'fastify'
 import { Redis, type RedisOptions } from 'ioredis'
 import type { Command, Control } from './control.ts'
@@ -286,7 +285,8 @@ function connect(url: string, limits: RedisOptions, onLost: (reason: string) => 
 async function ended(redis: Redis): Promise<void> {
   // A client that waits for its next attempt has no connection, and says nothing more.
   if (redis.status === 'end' || redis.status === 'reconnecting') return
-  await once(redis, 'end')
+  // Not events.once: it rejects on an `error`, such as a refused password, and what is closed behind this would stay open.
+  await new Promise((resolve) => redis.once('end', resolve))
 }
 
 function describeUrl(url: string): string {

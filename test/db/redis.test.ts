@@ -3,7 +3,7 @@ import { test } from 'tap'
 import { openRedisStore } from '../../src/db/redis.ts'
 import { untilSo } from '../support/copies.ts'
 import { startProxy } from '../support/proxy.ts'
-import { connectRedis, startPrivateRedis, withoutRedis } from '../support/redis.ts'
+import { connectRedis, startPrivateRedis, startRefusingRedis, withoutRedis } from '../support/redis.ts'
 
 const commandMs = 200
 const restartMs = 30_000
@@ -55,4 +55,11 @@ test('a store on Redis', { skip: withoutRedis }, async (t) => {
     t.match(said, ['the cache in Redis is degraded: reads go to the database', 'the cache in Redis is well again'])
     t.equal(said.length, 2)
   })
+})
+
+test('a password that is refused while the store is closed keeps nothing open', async (t) => {
+  const { url, met } = await startRefusingRedis(t)
+  const store = openRedisStore({ url, logger: { info: () => undefined, warn: () => undefined } })
+  await met
+  await t.resolves(store.close())
 })

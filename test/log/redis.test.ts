@@ -18,9 +18,11 @@ import {
   connectRedis,
   createPrefix,
   isWell,
+  openLog,
   openSharedLog,
   sharedRedis,
   startPrivateRedis,
+  startRefusingRedis,
   withoutRedis,
 } from '../support/redis.ts'
 
@@ -80,6 +82,13 @@ test('a password is not told', { skip }, async (t) => {
   await redis.call('CLIENT', 'KILL', 'USER', 'gateway')
   await opened.until(({ degraded }) => degraded?.includes('WRONGPASS') === true)
   t.notMatch(opened.log.degraded, /hunter2|gateway/)
+})
+
+test('a password that is refused while all is closed keeps nothing open', async (t) => {
+  const { url, met } = await startRefusingRedis(t)
+  const { log } = openLog(t, { url })
+  await met
+  await t.resolves(log.close())
 })
 
 test('events are handed to the socket before any viewer is woken', { skip }, async (t) => {

@@ -3,6 +3,8 @@
  * may kill. Both end with the test and leave nothing behind.
  */
 import { randomUUID } from 'node:crypto'
+import { once } from 'node:events'
+import { type AddressInfo, createServer } from 'node:net'
 import { Redis } from 'ioredis'
 import type { Test } from 'tap'
 import { type Server, startRedis } from '../../scripts/servers.ts'
@@ -99,4 +101,21 @@ export function connectRedis(t: Teardown, url: string): Redis {
   redis.on('error', () => undefined) // The test has just killed the server; a command that fails says so itself.
   t.teardown(() => redis.disconnect())
   return redis
+}
+
+/** A Redis that says nothing until its client closes, and then that the password is wrong. */
+export async function startRefusingRedis(
+  t: Teardown,
+): Promise<{ readonly url: string; readonly met: Promise<unknown> }> {
+  const met = Promise.withResolvers<void>()
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    socket.on('data', () => met.resolve())
+    // To HELLO, and to the three commands that ioredis sends behind it.
+    socket.on('end', () => socket.end(`-WRONGPASS invalid username-password pair\r\n${'+OK\r\n'.repeat(3)}`))
+    socket.on('error', () => undefined) // the client may be gone already
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => server.close())
+  return { url: `redis://gateway:hunter2@127.0.0.1:${(server.address() as AddressInfo).port}`, met: met.promise }
 }
