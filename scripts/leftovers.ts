@@ -48,18 +48,24 @@ export async function deleteKeys(url: string, run: string): Promise<readonly str
   }
 }
 
+/** Which processes are looked for. */
+export interface Lost {
+  /** Those of a process group. */
+  readonly group?: number
+  /** Those that carry the run's name in their environment: a browser, or a server, makes a group of its own. */
+  readonly run?: string
+}
+
 /**
- * Ends the processes that outlived their tests: those in tap's process group, and those that carry the run's name in
- * their environment (a browser makes a group of its own). Reads /proc; elsewhere only the group is known.
- * @param group process id of tap, which leads its group
+ * Ends the processes that outlived their tests. Reads /proc; elsewhere only a group is known.
  * @returns one line for each
  */
-export async function endProcesses(group: number, run: string): Promise<readonly string[]> {
+export async function endProcesses(lost: Lost): Promise<readonly string[]> {
   const deadline = performance.now() + endingMs
-  let survivors = findProcesses(group, run)
+  let survivors = findProcesses(lost)
   while (survivors.length > 0 && performance.now() < deadline) {
     await sleep(lookMs)
-    survivors = findProcesses(group, run)
+    survivors = findProcesses(lost)
   }
   for (const { pid } of survivors) kill(pid)
   while (survivors.some(({ pid }) => isRunning(pid)) && performance.now() < deadline + endingMs) await sleep(lookMs)
@@ -72,17 +78,20 @@ interface Survivor {
   readonly command: string
 }
 
-function findProcesses(group: number, run: string): readonly Survivor[] {
-  if (process.platform !== 'linux') return isAlive(-group) ? [{ pid: -group, command: '(a group)' }] : []
+function findProcesses(lost: Lost): readonly Survivor[] {
+  const { group } = lost
+  // The group is asked for first: most files leave nobody in it, and to read all of /proc takes milliseconds.
+  if (group !== undefined && !isAlive(-group)) return []
+  if (process.platform !== 'linux') return group === undefined ? [] : [{ pid: -group, command: '(a group)' }]
   return readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))
     .flatMap((name) => {
-      const survivor = readSurvivor(Number(name), group, run)
+      const survivor = readSurvivor(Number(name), lost)
       return survivor === undefined ? [] : [survivor]
     })
 }
 
-function readSurvivor(pid: number, group: number, run: string): Survivor | undefined {
+function readSurvivor(pid: number, { group, run }: Lost): Survivor | undefined {
   try {
     // proc(5): "pid (name) state ppid pgrp …"; the name may hold spaces and parentheses.
     const [state, , processGroup] = readFileSync(`/proc/${pid}/stat`, 'utf8')
@@ -90,7 +99,8 @@ function readSurvivor(pid: number, group: number, run: string): Survivor | undef
       .split(' ')
     if (state === 'Z' || state === 'X') return undefined
     const isOurs =
-      Number(processGroup) === group || readFileSync(`/proc/${pid}/environ`, 'latin1').includes(`TEST_RUN=${run}\0`)
+      Number(processGroup) === group ||
+      (run !== undefined && readFileSync(`/proc/${pid}/environ`, 'latin1').includes(`TEST_RUN=${run}\0`))
     if (!isOurs) return undefined
     return { pid, command: readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').join(' ').slice(0, 200) }
   } catch {

@@ -115,16 +115,21 @@ t.test('a pattern that finds nothing is a failure', async (t) => {
 t.test('arguments are files and options; without files it is the whole suite', async (t) => {
   const find = (pattern: string): readonly string[] =>
     pattern.includes('*') ? ['test/b.test.ts', 'test/browser/page.test.ts', 'test/a.test.ts'] : [pattern]
-  t.strictSame(select(['--grep=x', 'test/log.test.ts'], false, find), {
+  t.strictSame(select(['--jobs=2', '--timeout=30', 'test/log.test.ts'], false, find), {
     files: ['test/log.test.ts'],
-    options: ['--grep=x'],
     leftOut: [],
+    jobs: 2,
+    timeoutSeconds: 30,
   })
   t.strictSame(select([], true, find), {
     files: ['test/a.test.ts', 'test/b.test.ts'],
-    options: [],
     leftOut: ['test/browser/page.test.ts'],
+    jobs: undefined,
+    timeoutSeconds: undefined,
   })
+  for (const option of ['--jobs=0', '--timeout', '--grep=x']) {
+    t.throws(() => select([option], false, find), /is no option/, option)
+  }
   t.ok(isBrowserTest('test/browser/page.test.ts'))
   t.notOk(isBrowserTest('test/http/page.test.ts'))
 })
