@@ -89,30 +89,31 @@ const word = 'zeppelin'
 /**
  * An owner with 1000 sessions and forty with 100; four messages, an artifact and six runs each. Questions for several runs
  * in one are planned for a hundred, and with fewer rows reading all of them would be right.
+ * @param client without the time limits of a request
  */
-async function fill(db: Db): Promise<void> {
-  await db.rows(sql`
+async function fill(client: postgres.Sql): Promise<void> {
+  await client`
     insert into chat_sessions (id, user_id, external_id, kind, status, mode, title, tags, archived, message_count, last_activity_at)
     select gen_random_uuid(), 'owner-' || case when n <= 1000 then 0 else n % 40 end, 'name-' || n,
       case n % 10 when 0 then 'report' else 'chat' end, case n % 4 when 0 then 'failed' else 'completed' end,
       case n % 3 when 0 then 'fast' else 'balanced' end, 'Session number ' || n,
       case n % 20 when 0 then array['starred'] else '{}' end, n % 50 = 0, 4, timestamptz '2024-01-01Z' + n * interval '1 minute'
-    from generate_series(1, 5000) n`)
-  await db.rows(sql`
+    from generate_series(1, 5000) n`
+  await client`
     insert into chat_messages (id, session_id, owner, seq, role, content, status)
     select gen_random_uuid(), s.id, s.owner, n, case n % 2 when 1 then 'user' else 'assistant' end,
       repeat('words that many have ', 10) || case when s.external_id = 'name-1' then ${word} else '' end, 'completed'
-    from chat_sessions s, generate_series(1, 4) n`)
-  await db.rows(sql`
+    from chat_sessions s, generate_series(1, 4) n`
+  await client`
     insert into chat_runs (id, session_id, user_message_id, message_id, status, mode, provider, model, owner, idempotency_key, request_hash)
     select gen_random_uuid(), s.id, u.id, a.id, case when s.external_id = 'name-1' and n = 1 then 'running' else 'completed' end,
       'fast', 'demo', 'demo', s.owner, s.external_id || ' ' || n, 'hash'
     from generate_series(1, 6) n, chat_sessions s
-    join chat_messages u on u.session_id = s.id and u.seq = 3 join chat_messages a on a.session_id = s.id and a.seq = 4`)
-  await db.rows(sql`
+    join chat_messages u on u.session_id = s.id and u.seq = 3 join chat_messages a on a.session_id = s.id and a.seq = 4`
+  await client`
     insert into artifacts (session_id, name, version, content_type, body)
-    select id, 'report', 1, 'text/plain', repeat('body ', 100) from chat_sessions`)
-  for (const table of largeTables) await db.rows(sql.raw(`vacuum analyze ${table}`))
+    select id, 'report', 1, 'text/plain', repeat('body ', 100) from chat_sessions`
+  for (const table of largeTables) await client.unsafe(`vacuum analyze ${table}`)
 }
 
 test('no list and no look-up reads a large table from beginning to end', { skip }, async (t) => {
@@ -121,7 +122,7 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
   const client = postgres(url, { max: 1, onnotice: () => undefined })
   t.teardown(() => Promise.all([db.close(), client.end({ timeout: 1 })]))
   await db.migrate()
-  await fill(db)
+  await fill(client)
 
   const { recorded, statements } = record(db)
   const list = createSessionList(recorded)
