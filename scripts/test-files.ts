@@ -1,7 +1,7 @@
 /**
  * Runs test files: each is a program of its own that prints TAP and says by its exit code how it went, so node runs it as
  * it is. tap's own command does the same and loads hooks into the file, and into every process that the file starts; they
- * took a tenth of the whole run, and gateways under test are to be the gateways that people run.
+ * took a quarter of what the whole run takes of processors, and gateways under test are to be those that people run.
  *
  * What a file prints is given on when it has ended. A file that takes too long is told so with SIGALRM, which makes tap say
  * what it was waiting for, and is killed if that does not end it. Each file leads a process group, in which nobody may be
