@@ -6,9 +6,9 @@
  * and which whoever asked for it drops. A test that wants an empty database makes one (test/support/database.ts).
  */
 import { join } from 'node:path'
-import postgres from 'postgres'
 import { writeDump } from '../src/db/pglite.ts'
 import { openPostgres } from '../src/db/postgres.ts'
+import { onServer } from '../test/support/database.ts'
 import { writePostgresData } from './servers.ts'
 
 export interface PreparedOptions {
@@ -28,9 +28,6 @@ export interface Prepared {
   /** Drops what is on the server. */
   close(): Promise<void>
 }
-
-/** Longest wait for the server's answer to a login. */
-const connectSeconds = 10
 
 export async function prepareDatabases(options: PreparedOptions): Promise<Prepared> {
   const { folder, run, databaseUrl, postgresFolder, signal } = options
@@ -69,14 +66,5 @@ async function migrate(url: string): Promise<void> {
     await db.migrate()
   } finally {
     await db.close()
-  }
-}
-
-async function onServer(url: string, statement: (sql: postgres.Sql) => PromiseLike<unknown>): Promise<void> {
-  const sql = postgres(url, { max: 1, connect_timeout: connectSeconds, onnotice: () => undefined })
-  try {
-    await statement(sql)
-  } finally {
-    await sql.end({ timeout: 1 })
   }
 }

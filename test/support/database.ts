@@ -45,7 +45,8 @@ export async function createTestDatabase(
   return { url: url.href }
 }
 
-async function onServer(url: string, statement: (sql: postgres.Sql) => PromiseLike<unknown>): Promise<void> {
+/** Runs one statement on a connection of its own. */
+export async function onServer(url: string, statement: (sql: postgres.Sql) => PromiseLike<unknown>): Promise<void> {
   const sql = postgres(url, { max: 1, connect_timeout: connectSeconds, onnotice: () => undefined })
   try {
     await statement(sql)
