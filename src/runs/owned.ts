@@ -92,9 +92,11 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   let behind = false
   let outOfTime: 'drain' | 'release' | undefined
   let checkpoint: { readonly now: Promise<void>; next?: Promise<void> } | undefined
-  let checkpointEndedAt = Number.NEGATIVE_INFINITY
+  let isWriting = false
+  let writtenAt = Number.NEGATIVE_INFINITY
   // Ended while a checkpoint was being written, which may have left rows of theirs.
   const overtaken = new Set<string>()
+  let clearing: Promise<void> | undefined
 
   const deps: RunDeps = {
     ...options,
@@ -197,6 +199,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       parts: run.draft.parts,
       cursor: run.cursor,
     }))
+    isWriting = true
     try {
       await writeCheckpoints(db, sources, places)
       behind = false
@@ -207,26 +210,32 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       )
       behind = true
     }
-    checkpointEndedAt = performance.now()
-    while (overtaken.size > 0) await clearOvertaken()
-  }
-
-  async function clearOvertaken(): Promise<void> {
-    const runIds = [...overtaken]
-    overtaken.clear()
-    try {
-      await clearCheckpoints(db, runIds)
-    } catch (error) {
-      logger.warn({ err: error, runs: runIds.length }, 'checkpoints of ended runs are left to the next sweep')
-    }
+    isWriting = false
+    writtenAt = performance.now()
+    clearOvertaken()
   }
 
   /** @param run committed a moment ago */
   function clearBehind({ runId, commitStartedAt = 0 }: ActiveRun): void {
-    if (checkpoint === undefined && checkpointEndedAt < commitStartedAt) return
+    if (!isWriting && writtenAt < commitStartedAt) return
     overtaken.add(runId)
-    // One that is under way clears when it is through.
-    if (checkpoint === undefined) void checkpointNow()
+    if (!isWriting) clearOvertaken()
+  }
+
+  /** Beside the checkpoints, which must not wait for it: where many replies end, somebody always is overtaken. */
+  function clearOvertaken(): void {
+    if (overtaken.size > 0) clearing ??= clearAll()
+  }
+
+  async function clearAll(): Promise<void> {
+    while (overtaken.size > 0) {
+      const runIds = [...overtaken]
+      overtaken.clear()
+      await clearCheckpoints(db, runIds).catch((error: unknown) => {
+        logger.warn({ err: error, runs: runIds.length }, 'checkpoints of ended runs are left to the next sweep')
+      })
+    }
+    clearing = undefined
   }
 
   /** One at a time, because two would write the same text; whoever comes meanwhile shares the next one. */
@@ -250,7 +259,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   const checkpointClock = (async () => {
     while (!closing.signal.aborted) {
       await pause(behind ? Math.min(behindMs, checkpointMs) : checkpointMs, closing.signal)
-      if (active.size + overtaken.size > 0 && !closing.signal.aborted) await checkpointNow()
+      if (active.size > 0 && !closing.signal.aborted) await checkpointNow()
     }
   })()
 
@@ -361,7 +370,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       outOfTime = handOver === undefined ? 'drain' : 'release'
       for (const { run } of active.values()) run.stop(outOfTime)
       await waitForAll(commitGraceMs)
-      if (active.size + released.size + overtaken.size > 0) await checkpointNow()
+      if (active.size + released.size > 0) await checkpointNow()
       if (handOver !== undefined && released.size > 0) {
         await handOver([...released.keys()]).catch((error: unknown) => {
           logger.warn({ err: error, runs: released.size }, 'runs could not be released; they are found by their lease')
@@ -369,6 +378,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       }
       closing.abort()
       await checkpointClock
+      // One that was begun by first words, or by a log that is no longer shared, and what it leaves to be cleared.
+      await checkpoint?.now
+      await clearing
       frames.close()
     },
   }

@@ -6,6 +6,7 @@ import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import { test } from 'tap'
+import { compile, type Db } from '../../src/db/db.ts'
 import { Problem } from '../../src/errors.ts'
 import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
@@ -15,28 +16,34 @@ import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
 import { countRows, openLedger, openStore, silent } from '../support/runs.ts'
 
+/** The runs of one process, whose checkpoint clock never ticks: first words and a drain bring about a checkpoint. */
+function openOwned(db: Db, makeReply: (run: ActiveRun) => AsyncIterable<UpstreamEvent>) {
+  const log = createMemoryLog()
+  const instanceId = randomUUID()
+  const owned = createOwnedRuns({
+    db,
+    log,
+    frames: createFrames(log, 1),
+    instanceId,
+    checkpointMs: 60_000,
+    logger: silent,
+    createLedger: openLedger,
+    makeReply,
+  })
+  return { owned, log, instanceId }
+}
+
 for (const kind of databases()) {
   test(`on ${kind}, a drain ends whether or not its runs can be released`, async (t) => {
     const { db, accept, runs } = await openStore(t, kind)
     for (const fails of [false, true]) {
-      const log = createMemoryLog()
       const spoken = Promise.withResolvers<void>()
-      const instanceId = randomUUID()
       async function* makeReply({ signal }: ActiveRun): AsyncGenerator<UpstreamEvent> {
         yield { type: 'text', text: 'So far' }
         spoken.resolve()
         await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
       }
-      const owned = createOwnedRuns({
-        db,
-        log,
-        frames: createFrames(log, 1),
-        instanceId,
-        checkpointMs: 60_000,
-        logger: silent,
-        createLedger: openLedger,
-        makeReply,
-      })
+      const { owned, log, instanceId } = openOwned(db, makeReply)
       const run = await accept({ instanceId })
       owned.start(run)
       await spoken.promise
@@ -55,23 +62,12 @@ for (const kind of databases()) {
 for (const kind of databases().filter((kind) => kind === 'postgres')) {
   test(`on ${kind}, a checkpoint and a commit that cross each other leave nothing behind`, async (t) => {
     const { db, url = '', accept, runs } = await openStore(t, kind)
-    const log = createMemoryLog()
     const finished = Promise.withResolvers<void>()
     async function* makeReply(): AsyncGenerator<UpstreamEvent> {
       yield { type: 'text', text: 'All of it' }
       await finished.promise
     }
-    const instanceId = randomUUID()
-    const owned = createOwnedRuns({
-      db,
-      log,
-      frames: createFrames(log, 1),
-      instanceId,
-      checkpointMs: 60_000,
-      logger: silent,
-      createLedger: openLedger,
-      makeReply,
-    })
+    const { owned, log, instanceId } = openOwned(db, makeReply)
     const run = await accept({ instanceId })
     const other = postgres(url, { max: 2 })
     t.teardown(() => other.end())
@@ -97,6 +93,49 @@ for (const kind of databases().filter((kind) => kind === 'postgres')) {
     const left = () => countRows(db, 'run_checkpoints', run.id)
     for (let tries = 0; tries < 500 && (await left()) !== 0; tries += 1) await sleep(10)
     t.equal(await left(), 0)
+    await owned.drain(0, async () => undefined)
+    await log.close()
+  })
+}
+
+for (const kind of databases()) {
+  test(`on ${kind}, checkpoints do not wait for what is cleared behind others`, async (t) => {
+    const { db, accept } = await openStore(t, kind)
+    const [writes, clears] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    const [isWriting, isClearing] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    const slow: Db = {
+      ...db,
+      async rows(statement) {
+        const { text } = compile(statement)
+        if (text.includes('insert into run_checkpoints')) {
+          isWriting.resolve()
+          await writes.promise
+        }
+        if (/^\s*delete from run_checkpoints/.test(text)) {
+          isClearing.resolve()
+          await clears.promise
+        }
+        return db.rows(statement)
+      },
+    }
+    const finished = Promise.withResolvers<void>()
+    const { owned, log, instanceId } = openOwned(slow, async function* ({ runId, signal }) {
+      yield { type: 'text', text: 'Words' }
+      if (runId === first.id) await finished.promise
+      else await new Promise((resolve) => signal.addEventListener('abort', resolve))
+    })
+    const [first, second] = [await accept({ instanceId }), await accept({ instanceId })]
+    owned.start(first)
+    await isWriting.promise
+    finished.resolve()
+    await owned.ended(first.id)
+    writes.resolve()
+    await isClearing.promise
+    owned.start(second)
+    for (let tries = 0; tries < 500 && (await countRows(db, 'run_checkpoints', second.id)) === 0; tries += 1)
+      await sleep(10)
+    t.equal(await countRows(db, 'run_checkpoints', second.id), 1, 'the other one has its checkpoint')
+    clears.resolve()
     await owned.drain(0, async () => undefined)
     await log.close()
   })
