@@ -10,8 +10,9 @@
  * A tool may have been run, and its process killed, before its answer was stored. The run is then not asked for again (its
  * call is in the checkpoint that is written before every call), so a tool is never run twice for one call.
  */
-import { Ajv, type ValidateFunction } from 'ajv'
+import type { ValidateFunction } from 'ajv'
 import type { Static, TSchema } from 'typebox'
+import { createAjv } from '../http/ajv.ts'
 import { cleanJson } from '../http/text.ts'
 import type { ToolError } from '../log/event.ts'
 import type { ToolDefinition } from '../upstream/upstream.ts'
@@ -70,7 +71,7 @@ export function createTools(
   registered: readonly ServerTool[],
   onThrow: (name: string, context: ToolContext, error: unknown) => void,
 ): Tools {
-  const ajv = new Ajv({ strict: false, coerceTypes: false, removeAdditional: false, allErrors: false })
+  const ajv = createAjv(false)
   const tools = new Map<string, { readonly tool: ServerTool; readonly validate: ValidateFunction }>()
   for (const tool of registered) {
     const { name, timeoutMs = timeoutDefaultMs } = tool

@@ -46,6 +46,9 @@ test('what does not fit the schema is told to the model, and the tool is not run
     t.match(answer, { error: { code: 'invalid_input', message: /^The input/ } }, JSON.stringify(input))
   }
   t.equal(runs, 0)
+  const dated = { ...toolOf(() => 'taken'), parameters: Type.Object({ day: Type.String({ format: 'date' }) }) }
+  t.match((await answerOf(dated, { day: 'tomorrow' })).answer, { error: { code: 'invalid_input' } }, 'formats count')
+  t.same((await answerOf(dated, { day: '2026-11-22' })).answer, { output: 'taken' })
 })
 
 test('what a tool throws is for the log, and none of it for anybody else', async (t) => {
