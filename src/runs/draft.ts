@@ -12,6 +12,7 @@
 import { cleanJson } from '../http/text.ts'
 import { contentOf, type Part, type RunEvent, type Usage } from '../log/event.ts'
 import type { AgentEvent } from '../upstream/agent.ts'
+import { addUsage } from './ledger.ts'
 
 type GrowingDelta = { readonly type: 'delta'; readonly data: { part: number; offset: number; text: string } }
 
@@ -227,13 +228,6 @@ export function createDraft(): Draft {
 }
 
 const isAnswered = (part: Part): boolean => part.output !== undefined || part.error !== undefined
-
-/** The sum of two counts; what only one of them knows is of that one. */
-export function addUsage(a: Usage, b: Usage): Usage {
-  const sum = { ...a, ...b } as Record<keyof Usage, number>
-  for (const name of Object.keys(sum) as (keyof Usage)[]) sum[name] = (a[name] ?? 0) + (b[name] ?? 0)
-  return sum
-}
 
 /** @returns undefined for arguments that are cut off or not JSON: the raw text is kept, and nothing is made up */
 export function parseInput(text: string): unknown {

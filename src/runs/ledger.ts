@@ -227,7 +227,8 @@ function plus(a: Totals, b: Totals): Totals {
 
 const details = ['reasoning_tokens', 'cached_input_tokens', 'cache_write_tokens'] as const
 
-function addUsage(a: Usage, b: Usage): Usage {
+/** The sum of two counts; what only one of them knows is of that one. */
+export function addUsage(a: Usage, b: Usage): Usage {
   const sum: Usage = {
     input_tokens: addCounts(a.input_tokens, b.input_tokens),
     output_tokens: addCounts(a.output_tokens, b.output_tokens),
