@@ -34,7 +34,7 @@ const headers = {
 
 export async function page(app: FastifyInstance): Promise<void> {
   await app.register(fastifyStatic, {
-    root: new URL('./page/', import.meta.url),
+    root: new URL('../page/', import.meta.url),
     serve: false,
     cacheControl: false,
     etag: true,

@@ -32,6 +32,7 @@ const folders: Readonly<Record<string, readonly string[]>> = {
   surfaces: ['log/event.ts'],
   modules: ['log/', 'db/', 'http/', 'upstream/', 'sessions/', 'runs/', 'surfaces/', 'config.ts (types)'],
   client: [],
+  page: ['client/'],
 }
 
 // The same for the files directly in src.

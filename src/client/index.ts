@@ -1,0 +1,2 @@
+/** The client library `verbatim/client`: for browsers and Node, without a dependency. */
+export {}
