@@ -13,6 +13,8 @@ export interface Connection {
   /** The next piece; undefined when the body has ended cleanly. Silence is only counted while somebody waits for it. */
   read(): Promise<Uint8Array | undefined>
   close(): void
+  /** Gives the answer to somebody else who reads it: nothing is watched any more. */
+  release(): Response
 }
 
 /** @param ask makes the request, and throws what it takes for a refusal */
@@ -52,11 +54,16 @@ export async function connect(
 
   try {
     const response = await waitFor(ask(link.signal), answerMs)
-    const reader = response.body?.getReader()
+    let reader: ReadableStreamDefaultReader<Uint8Array> | undefined
     return {
       response,
       close,
+      release() {
+        stopListening()
+        return response
+      },
       async read() {
+        reader ??= response.body?.getReader()
         if (reader === undefined) return undefined
         try {
           return (await waitFor(reader.read(), stallMs)).value

@@ -69,7 +69,7 @@ export async function refuse(response: Response): Promise<void> {
     message: typeof detail === 'string' ? detail : `The gateway answered with status ${status}.`,
     ...(typeof request_id === 'string' ? { requestId: request_id } : {}),
     retryable: typeof retryable === 'boolean' ? retryable : passing,
-    retryAfterMs: readSeconds(headers.get('retry-after')),
+    retryAfterMs: retryAfterOf(headers),
     members: problem ?? {},
   })
 }
@@ -91,8 +91,9 @@ async function readProblem(response: Response): Promise<Record<string, unknown> 
   }
 }
 
-/** Seconds, or a date of HTTP as proxies send it. */
-function readSeconds(text: string | null): number {
+/** Seconds, or a date of HTTP as proxies send it. 0 when it is not said. */
+export function retryAfterOf(headers: Headers): number {
+  const text = headers.get('retry-after')
   if (text === null) return 0
   const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.now()
   return Math.max(0, ms || 0)

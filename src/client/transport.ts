@@ -35,6 +35,9 @@ export interface Ask {
   readonly headers?: Readonly<Record<string, string>>
 }
 
+/** As fetch has it, of what a request of the AI SDK or of this library consists. */
+export type Init = Pick<RequestInit, 'method' | 'headers' | 'body' | 'credentials'>
+
 export interface RequestOptions extends Ask {
   readonly signal?: AbortSignal
   /** Whether it may be repeated when the answer does not come. So are GET, PUT and DELETE. */
@@ -46,7 +49,9 @@ export interface RequestOptions extends Ask {
 export interface Transport {
   readonly baseUrl: string
   readonly limits: ClientLimits
-  /** One exchange, up to the head of the answer. @param path below `/api/v1` */
+  /** One exchange with an identity, up to the head of the answer, whatever that is. What `init` says of who asks, counts. */
+  open(url: string, init: Init, signal: AbortSignal): Promise<Response>
+  /** The same, of what is wanted. @param path below `/api/v1` */
   ask(method: string, path: string, ask: Ask, signal: AbortSignal): Promise<Response>
   /** JSON in, JSON out. @returns undefined for an answer without a body */
   request<T>(method: string, path: string, options?: RequestOptions): Promise<T>
@@ -57,6 +62,7 @@ export interface Transport {
 
 const visitorTokenBytes = 32
 const visitorHeader = 'x-visitor-token'
+const smallQuestion = '/api/v1/sessions?limit=1'
 
 export function createTransport(options: TransportOptions, limits: ClientLimits): Transport {
   const baseUrl = (options.baseUrl ?? '').replace(/\/+$/, '')
@@ -77,27 +83,18 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
     options.onVisitorToken?.(token)
   }
 
-  async function exchange(
-    method: string,
-    path: string,
-    { body, headers }: Ask,
-    token: string | undefined,
-    signal: AbortSignal,
-  ): Promise<Response> {
+  async function exchange(url: string, init: Init, token: string | undefined, signal: AbortSignal): Promise<Response> {
+    const headers = new Headers(init.headers)
+    if (token !== undefined) headers.set('authorization', `Bearer ${token}`)
+    if (visitorToken !== undefined && !headers.has(visitorHeader)) headers.set(visitorHeader, visitorToken)
     let response: Response
     try {
-      response = await send(`${baseUrl}/api/v1${path}`, {
-        method,
-        credentials,
+      response = await send(url, {
         cache: 'no-store',
+        ...init,
+        headers,
         signal,
-        headers: {
-          ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
-          ...(visitorToken === undefined ? {} : { [visitorHeader]: visitorToken }),
-          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
-          ...headers,
-        },
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+        credentials: init.credentials ?? credentials,
       })
     } catch (cause) {
       if (signal.aborted) throw signal.reason
@@ -105,12 +102,11 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
     }
     const issued = response.headers.get(visitorHeader)
     if (issued !== null) takeVisitor(issued)
-    await refuse(response)
     return response
   }
 
   /** As {@link exchange}, when it has to be known first who this is. */
-  async function exchangeAsVisitor(method: string, path: string, ask: Ask, signal: AbortSignal): Promise<Response> {
+  async function exchangeAsVisitor(url: string, init: Init, signal: AbortSignal): Promise<Response> {
     if (visitorToken === undefined && !identified && !sendsCookie(baseUrl, credentials)) {
       takeVisitor(`vst_${base64url(visitorTokenBytes)}`)
     }
@@ -120,37 +116,48 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
         if (signal.aborted) throw signal.reason
         continue
       }
-      const isSafe = method === 'GET'
+      const isSafe = init.method === 'GET'
       const first = isSafe
-        ? exchange(method, path, ask, undefined, signal)
-        : exchange('GET', '/sessions?limit=1', {}, undefined, signal)
-      identifying = first.then(learn, learn).finally(() => {
+        ? exchange(url, init, undefined, signal)
+        : exchange(`${baseUrl}${smallQuestion}`, { method: 'GET' }, undefined, signal)
+      identifying = first.then(learn).finally(() => {
         identifying = undefined
       })
       identifying.catch(() => undefined) // the same error is thrown by `first`
       if (isSafe) return first
-      await first
+      await discard(await first)
     }
-    return exchange(method, path, ask, undefined, signal)
+    return exchange(url, init, undefined, signal)
   }
 
-  /** Any answer of the gateway says who this is, also a refusal. */
-  function learn(answer: unknown): void {
-    if (answer instanceof Error && !(answer instanceof GatewayError)) throw answer
-    identified = true
+  /** Any answer of the gateway says who this is, also a refusal. What a proxy says in its place does not. */
+  function learn({ status }: Response): void {
+    if (status < 500) identified = true
   }
 
-  async function ask(method: string, path: string, what: Ask, signal: AbortSignal): Promise<Response> {
+  async function open(url: string, init: Init, signal: AbortSignal): Promise<Response> {
+    const named = new Headers(init.headers)
+    if (named.has('authorization') || named.has(visitorHeader)) return exchange(url, init, undefined, signal)
     const token = await readToken()
-    if (token === undefined) return exchangeAsVisitor(method, path, what, signal)
-    try {
-      return await exchange(method, path, what, token, signal)
-    } catch (error) {
-      if (!(error instanceof GatewayError) || error.status !== 401 || typeof options.token !== 'function') throw error
-      const fresh = await readToken(token)
-      if (fresh === undefined || fresh === token) throw error
-      return exchange(method, path, what, fresh, signal)
-    }
+    if (token === undefined) return exchangeAsVisitor(url, init, signal)
+    const response = await exchange(url, init, token, signal)
+    if (response.status !== 401 || typeof options.token !== 'function') return response
+    const fresh = await readToken(token)
+    if (fresh === undefined || fresh === token) return response
+    await discard(response)
+    return exchange(url, init, fresh, signal)
+  }
+
+  async function ask(method: string, path: string, { body, headers }: Ask, signal: AbortSignal): Promise<Response> {
+    const response = await open(
+      `${baseUrl}/api/v1${path}`,
+      body === undefined
+        ? { method, headers }
+        : { method, headers: { 'content-type': 'application/json', ...headers }, body: JSON.stringify(body) },
+      signal,
+    )
+    await refuse(response)
+    return response
   }
 
   async function request<T>(
@@ -189,6 +196,7 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
   return {
     baseUrl,
     limits,
+    open,
     ask,
     request: <T>(method: string, path: string, options: RequestOptions = {}) =>
       request(method, path, (response) => response.json() as Promise<T>, options),
@@ -199,6 +207,10 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
       identified = false
     },
   }
+}
+
+async function discard({ body }: Response): Promise<void> {
+  await body?.cancel().catch(() => undefined) // it broke: it was not wanted
 }
 
 /** Whether the browser keeps the visitor's cookie and sends it along. */
