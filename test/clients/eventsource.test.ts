@@ -68,7 +68,9 @@ const showWithFetchEventSource: Show = async (proxy, message, visitorToken) => {
 }
 
 const showWithOurs: Show = async (proxy, message, visitorToken) => {
-  const reply = createClient({ baseUrl: proxy.url, visitorToken }).chat.send({ message })
+  // No connection here brings a whole event, so its waits would grow.
+  const limits = { backOffMaxMs: 500 }
+  const reply = createClient({ baseUrl: proxy.url, visitorToken, limits }).chat.send({ message })
   let joined = ''
   for await (const event of reply) {
     if (event.type === 'reset') joined = event.data.parts.map(({ text }) => text).join('')
