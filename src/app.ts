@@ -38,6 +38,7 @@ import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
+import { createShow } from './runs/show.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
@@ -204,6 +205,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     plansFor: catalog.plansFor,
   })
 
+  const show = createShow({ follow, owned, logger: server.log })
+
   const metrics = createMetrics()
   metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
   metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
@@ -269,6 +272,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     pingDatabase: () => db.rows(sql`select 1`),
   })
   await server.register(
+    // Every surface asks who it is and how much of it there may be in the same way; each says its refusals in its own.
     async (api) => {
       // Before a credential is looked at: a ticket cannot be read in a database without the schema.
       api.addHook('onRequest', async (_request, reply) => {
@@ -291,30 +295,34 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         admitVisitor: limits.admitVisitor,
       })
       api.addHook('onRequest', limits.spend)
-      registerClaim(api as Server, { db, changes })
-      registerSessions(api as Server, {
-        sessions,
-        list: createSessionList(db),
-        messages,
-        history,
-        live,
-        snapshots,
-        readPartial,
-        listArtifacts: artifacts.listArtifacts,
-      })
-      registerArtifacts(api as Server, { artifacts, maker })
-      registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
-      registerBudgets(api as Server, models.budgets)
-      const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
-      registerBranches(api as Server, { chat, runs, messages, answerWithStream })
-      registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })
-      registerRemoval(api as Server, removal)
-      registerTransfer(api as Server, {
-        reader: createExportReader({ db, readPartial }),
-        importer: createImporter(db, changes),
-      })
+      await api.register(
+        async (native) => {
+          registerClaim(native as Server, { db, changes })
+          registerSessions(native as Server, {
+            sessions,
+            list: createSessionList(db),
+            messages,
+            history,
+            live,
+            snapshots,
+            readPartial,
+            listArtifacts: artifacts.listArtifacts,
+          })
+          registerArtifacts(native as Server, { artifacts, maker })
+          registerRuns(native as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
+          registerBudgets(native as Server, models.budgets)
+          const answerWithStream = registerNative(native as Server, { chat, runs, follow, show, edge, tickets })
+          registerBranches(native as Server, { chat, runs, messages, answerWithStream })
+          registerMessages(native as Server, { messages, feedback: createFeedback(db, changes) })
+          registerRemoval(native as Server, removal)
+          registerTransfer(native as Server, {
+            reader: createExportReader({ db, readPartial }),
+            importer: createImporter(db, changes),
+          })
+        },
+        { prefix: '/api/v1' },
+      )
     },
-    { prefix: '/api/v1' },
   )
 
   server.addHook('preClose', async () => {

@@ -36,9 +36,18 @@ import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
 import { titleFrom } from '../sessions/model.ts'
-import { isoTime } from '../sessions/store.ts'
+import { findSessionByName, isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
-import { type Asked, cleanAsked, hashAsked, type Plan, planOf, sessionBusy, type Wishes } from './asked.ts'
+import {
+  type Asked,
+  type ChatAsked,
+  cleanAsked,
+  hashAsked,
+  type Plan,
+  planOf,
+  sessionBusy,
+  type Wishes,
+} from './asked.ts'
 import { type Budgets, budgetConstraint, type Hold } from './budgets.ts'
 import type { RunFacts, RunRecord, RunRequest } from './model.ts'
 import type { RunStore } from './store.ts'
@@ -89,8 +98,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
     if (asked.client_message_id === undefined) return undefined
     const prior = await runs.findByKey(owner, asked.client_message_id)
     if (prior === undefined) return undefined
-    const sessionId = 'session_id' in asked ? asked.session_id : undefined
-    const otherSession = sessionId !== undefined && sessionId.toLowerCase() !== prior.session_id
+    const { session_id, external_id }: Partial<ChatAsked> = asked
+    const named =
+      external_id === undefined ? session_id?.toLowerCase() : await findSessionByName(db, owner, external_id)
+    const otherSession = (session_id ?? external_id) !== undefined && named !== prior.session_id
     if (prior.request_hash !== hash || otherSession) throw new Problem('idempotency_mismatch')
     return prior
   }
@@ -104,7 +115,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   async function accept(owner: Owner, raw: Asked, plansFor: PlansFor): Promise<Acceptance> {
     const asked = cleanAsked(raw)
     const hash = hashAsked(asked)
-    const plan = await planOf(db, owner, asked, uuidv7())
+    let plan = await planOf(db, owner, asked, uuidv7())
     const named: Wishes = asked
     const continued = named.mode === undefined && named.model === undefined ? plan.continued : undefined
     const wishes: Wishes = continued === undefined ? named : { ...named, mode: continued.mode }
@@ -137,6 +148,8 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
         const prior = await findPrior(owner, asked, hash)
         if (prior !== undefined) return { run: prior, isNew: false }
         if (isOverBudget) throw (await budgets?.refusalFor(owner)) ?? error
+        // Somebody has just made the session of this name.
+        if (plan.externalId !== undefined) plan = await planOf(db, owner, asked, uuidv7())
       }
       if (attempt === attemptsMax) throw new Problem('internal', 'The message could not be placed in its session.')
     }
@@ -197,10 +210,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
         returning ${returned}`
       : sql`
         insert into chat_sessions as s (
-          id, user_id, visitor_hash, status, mode, title, title_source, message_count, active_run_id
+          id, external_id, user_id, visitor_hash, status, mode, title, title_source, message_count, active_run_id
         )
         select
-          ${sessionId}::uuid, ${owner.userId}::text, ${owner.visitorHash}::text, 'running', coalesce(${mode}::text, 'balanced'),
+          ${sessionId}::uuid, ${plan.externalId ?? null}::text, ${owner.userId}::text, ${owner.visitorHash}::text, 'running', coalesce(${mode}::text, 'balanced'),
           ${title}::text, ${titleSource}::text, ${written}::int, started_run_id
         from request where ${mayWrite}
         on conflict (id) do update set ${change} where ${asSeen}

@@ -20,7 +20,8 @@ import { cleanJson, limitJson } from '../http/text.ts'
 import type { Mode, Part } from '../log/event.ts'
 import { openCallsOf } from '../sessions/context.ts'
 import { parentOf } from '../sessions/messages.ts'
-import { metadataBytesMax } from '../sessions/model.ts'
+import { externalIdUnitsMax, metadataBytesMax } from '../sessions/model.ts'
+import { findSessionByName } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
 import {
   type BranchBody,
@@ -33,8 +34,14 @@ import {
   toolsBytesMax,
 } from './model.ts'
 
+/** A message, with what only surfaces say that are not the native one. */
+export type ChatAsked = ChatBody & {
+  /** The name that its sender has for the session, in place of `session_id`. A session with it is made when there is none. */
+  readonly external_id?: string
+}
+
 export type Asked =
-  | ChatBody
+  | ChatAsked
   | (EditBody & { readonly edit: string })
   | (BranchBody & { readonly regenerate: string })
   | (StartBody & { readonly start: string })
@@ -44,6 +51,8 @@ export interface Plan {
   readonly sessionId: string
   /** A message makes its session when there is none; nothing else does. */
   readonly sessionExists: boolean
+  /** Of a session that is to be made. Another request with the same name may be faster: then this plan is to be made anew. */
+  readonly externalId?: string
   readonly kind: 'chat' | 'background'
   /** Text of the new message; undefined when there is none, because one that is there is answered once more. */
   readonly message: string | undefined
@@ -67,12 +76,18 @@ export type Wishes = Partial<Omit<ChatBody, 'message' | 'tool_results' | 'sessio
 /** @throws Problem `invalid_request` `too_large` */
 export function cleanAsked<T extends Asked>(raw: T): T {
   const asked = cleanJson(raw)
-  const { message, tool_results }: Partial<ChatBody> = asked
+  const { message, tool_results, session_id, external_id }: Partial<ChatAsked> = asked
   if (message !== undefined && message.trim() === '') throw new Problem('invalid_request', 'message is empty.')
   if (!('regenerate' in asked || 'start' in asked) && (message === undefined) === (tool_results === undefined)) {
     throw new Problem('invalid_request', 'One of message and tool_results is required.')
   }
-  if (tool_results !== undefined) checkToolResults(asked as ChatBody, tool_results)
+  if (session_id !== undefined && external_id !== undefined) {
+    throw new Problem('invalid_request', 'A session is named by its id or by its external_id, not by both.')
+  }
+  if (external_id !== undefined && (external_id === '' || external_id.length > externalIdUnitsMax)) {
+    throw new Problem('invalid_request', `external_id must have 1 to ${externalIdUnitsMax} characters.`)
+  }
+  if (tool_results !== undefined) checkToolResults(asked as ChatAsked, tool_results)
   const { metadata, tools = [] }: Wishes = asked
   limitJson('metadata', metadata, metadataBytesMax)
   limitJson('tools', tools, toolsBytesMax)
@@ -82,9 +97,11 @@ export function cleanAsked<T extends Asked>(raw: T): T {
   return asked
 }
 
-function checkToolResults({ session_id }: ChatBody, results: readonly ToolResult[]): void {
+function checkToolResults({ session_id, external_id }: ChatAsked, results: readonly ToolResult[]): void {
   limitJson('tool_results', results, toolResultsBytesMax)
-  if (session_id === undefined) throw new Problem('invalid_request', 'session_id is required with tool_results.')
+  if ((session_id ?? external_id) === undefined) {
+    throw new Problem('invalid_request', 'session_id is required with tool_results.')
+  }
   if (results.some(({ output, error }) => (output === undefined) === (error === undefined))) {
     throw new Problem('invalid_request', 'tool_results: each has either output or error.')
   }
@@ -128,11 +145,14 @@ export async function planOf(db: Db, owner: Owner, asked: Asked, newSessionId: s
   if ('start' in asked) return planStart(db, owner, asked.start)
   if ('edit' in asked) return planEdit(await readTarget(db, owner, asked.edit), asked.message)
   if ('regenerate' in asked) return planRegenerate(await readTarget(db, owner, asked.regenerate))
-  const { message = '', tool_results, session_id = newSessionId, parent_id } = asked
-  if (tool_results !== undefined) return planToolResults(db, owner, session_id, parent_id, tool_results)
+  const { message = '', tool_results, session_id, external_id, parent_id } = asked
+  const named = external_id === undefined ? session_id : await findSessionByName(db, owner, external_id)
+  const sessionId = named ?? newSessionId
+  if (tool_results !== undefined) return planToolResults(db, owner, sessionId, parent_id, tool_results)
   return {
-    sessionId: session_id.toLowerCase(),
-    sessionExists: false,
+    sessionId: sessionId.toLowerCase(),
+    sessionExists: external_id !== undefined && named !== undefined,
+    ...(external_id !== undefined && named === undefined && { externalId: external_id }),
     kind: 'chat',
     message,
     answered: undefined,
