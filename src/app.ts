@@ -74,6 +74,8 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import { registerResponses } from './surfaces/openai-responses-routes.ts'
+import { registerOpenaiErrors } from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 import { demoProvider } from './upstream/providers.ts'
@@ -321,6 +323,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
           })
         },
         { prefix: '/api/v1' },
+      )
+      await api.register(
+        async (openai) => {
+          registerOpenaiErrors(openai)
+          registerResponses(openai as Server, { chat, runs, messages, owned, follow, show, edge, stop })
+        },
+        { prefix: '/v1' },
       )
     },
   )

@@ -63,7 +63,10 @@ function readContent(content: unknown, place: string): string {
       const words = type === 'refusal' ? refusal : text
       const isText = type === 'input_text' || type === 'output_text' || type === 'text' || type === 'refusal'
       if (isText && typeof words === 'string') return words
-      throw invalid(`${place}[${index}]`, 'It must be input_text or output_text: images, files and audio are not taken.')
+      throw invalid(
+        `${place}[${index}]`,
+        'It must be input_text or output_text: images, files and audio are not taken.',
+      )
     })
     .join('')
 }

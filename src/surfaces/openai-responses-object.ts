@@ -183,3 +183,63 @@ function toUsage({ input_tokens, output_tokens, total_tokens, ...more }: Usage) 
     total_tokens,
   }
 }
+
+/** A run and its request, as far as its response repeats them. */
+export interface AskedRun {
+  readonly id: string
+  readonly session_id: string
+  readonly provider: string
+  readonly model: string
+  readonly on_disconnect: 'continue' | 'stop'
+  readonly created_at: string
+  readonly request: AskedRequest | null
+}
+
+interface AskedRequest {
+  readonly tools?: readonly { readonly name: string; readonly description?: string; readonly parameters: unknown }[]
+  readonly tool_choice?: 'auto' | 'none' | 'required' | { readonly name: string }
+  readonly instructions?: string
+  readonly settings?: {
+    readonly temperature?: number
+    readonly top_p?: number
+    readonly max_output_tokens?: number
+    readonly effort?: string
+    readonly format?: { readonly type: string }
+    readonly parallel_tool_calls?: boolean
+  }
+}
+
+/** @param asked what stands in its messages: the metadata of the request, and the response that it goes on from */
+export function toShownRun(
+  { id, session_id, provider, model, on_disconnect, created_at, request }: AskedRun,
+  asked: { readonly metadata: unknown; readonly previousRunId: string | undefined },
+): ShownRun {
+  const { tools = [], tool_choice = 'auto', instructions = '', settings = {} } = request ?? {}
+  const head = {
+    id: toResponseId(id),
+    object: 'response',
+    created_at: toSeconds(created_at),
+    background: on_disconnect === 'continue',
+    conversation: { id: session_id },
+    instructions: instructions === '' ? null : instructions,
+    max_output_tokens: settings.max_output_tokens ?? null,
+    max_tool_calls: null,
+    metadata: asked.metadata,
+    model: `${provider}:${model}`,
+    parallel_tool_calls: settings.parallel_tool_calls ?? true,
+    previous_response_id: asked.previousRunId === undefined ? null : toResponseId(asked.previousRunId),
+    reasoning: { effort: settings.effort ?? null, summary: null },
+    store: true,
+    temperature: settings.temperature ?? null,
+    text: { format: settings.format ?? { type: 'text' } },
+    tool_choice: typeof tool_choice === 'string' ? tool_choice : { type: 'function', ...tool_choice },
+    tools: tools.map((tool) => ({ type: 'function', description: null, strict: null, ...tool })),
+    top_p: settings.top_p ?? null,
+    // What does not fit into the window of a model is left out, or summarized.
+    truncation: 'auto',
+    access_programs: null,
+  } as const
+  return { runId: id, head, tools: new Set(tools.map(({ name }) => name)) }
+}
+
+export const toSeconds = (time: string): number => Math.floor(Date.parse(time) / 1000)
