@@ -20,7 +20,6 @@ import {
   startFakeUpstream,
   usageChunk,
 } from '../../scripts/fake-upstream.ts'
-import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
 
@@ -60,12 +59,11 @@ const refusalOf = (asked: Promise<unknown>): Promise<unknown> =>
 const textOf = (events: readonly ResponseStreamEvent[]) =>
   events.map((event) => (event.type === 'response.output_text.delta' ? event.delta : '')).join('')
 
-// Behind real Postgres where there is one; the routes' own tests run on the embedded database.
+// On the embedded database; the routes' own tests run on Postgres.
 test('the official clients', async (t) => {
   const upstream = await startFakeUpstream()
   t.teardown(() => upstream.close())
   const gateway = await startGateway(t, {
-    database: databases().at(-1),
     env: {
       OPENAI_BASE_URL: upstream.url,
       OPENAI_API_KEY: 'key',
