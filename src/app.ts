@@ -45,6 +45,7 @@ import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import type { ServerTool } from './runs/tools.ts'
+import { createApiKeys } from './sessions/api-keys.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
@@ -290,6 +291,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
+        readApiKey: createApiKeys(db).readSubject,
         keys,
         noteUser: createUsers(db).note,
         admitVisitor: limits.admitVisitor,
