@@ -75,6 +75,8 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
+import { registerOpenaiErrors } from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 import { demoProvider } from './upstream/providers.ts'
@@ -323,6 +325,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
           })
         },
         { prefix: '/api/v1' },
+      )
+      await api.register(
+        async (openai) => {
+          registerOpenaiErrors(openai as Server)
+          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog })
+        },
+        { prefix: '/v1' },
       )
     },
   )
