@@ -45,6 +45,7 @@ import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import type { ServerTool } from './runs/tools.ts'
+import { createApiKeys } from './sessions/api-keys.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
@@ -74,6 +75,7 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
 import { registerResponses } from './surfaces/openai-responses-routes.ts'
 import { registerOpenaiErrors } from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
@@ -292,6 +294,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
+        readApiKey: createApiKeys(db).readSubject,
         keys,
         noteUser: createUsers(db).note,
         admitVisitor: limits.admitVisitor,
@@ -326,7 +329,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       )
       await api.register(
         async (openai) => {
-          registerOpenaiErrors(openai)
+          registerOpenaiErrors(openai as Server)
+          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog })
           registerResponses(openai as Server, { chat, runs, messages, owned, follow, show, edge, stop })
         },
         { prefix: '/v1' },

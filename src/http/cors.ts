@@ -5,12 +5,32 @@
 import cors from '@fastify/cors'
 import type { Server } from './server.ts'
 
+/** What OpenAI's own clients say of themselves with each request. */
+const officialClients = [
+  'Arch',
+  'Async',
+  'Custom-Poll-Interval',
+  'Helper-Method',
+  'Lang',
+  'OS',
+  'Package-Version',
+  'Poll-Helper',
+  'Retry-Count',
+  'Runtime',
+  'Runtime-Version',
+  'Timeout',
+].map((name) => `X-Stainless-${name}`)
+
 const allowedHeaders = [
   'Authorization',
   'Content-Type',
   'Last-Event-ID',
   'Idempotency-Key',
   'X-Visitor-Token',
+  'X-Session-Id',
+  'X-On-Disconnect',
+  'X-On-Busy',
+  ...officialClients,
   'If-Match',
   'If-None-Match',
   'Accept',
@@ -24,6 +44,7 @@ const exposedHeaders = [
   'X-Request-Id',
   'Location',
   'Retry-After',
+  'X-Should-Retry',
   'ETag',
   'Content-Disposition',
   'WWW-Authenticate',

@@ -139,12 +139,12 @@ export function createRunStore(db: Db) {
     },
 
     /** A run that was to be stopped when nobody watches it goes on: it is watched on a process that does not make it. */
-    async keep({ id, owner }: RunRecord): Promise<void> {
+    async keep(owner: Owner, id: string): Promise<void> {
       await db.run((orm) =>
         orm
           .update(chatRuns)
           .set({ onDisconnect: 'continue' })
-          .where(and(eq(chatRuns.id, id), eq(chatRuns.owner, owner), active)),
+          .where(and(eq(chatRuns.id, id), eq(chatRuns.owner, owner.key), active)),
       )
     },
 

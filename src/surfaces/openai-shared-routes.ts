@@ -13,6 +13,7 @@ import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
 import { sendProblemWith, toProblem } from '../http/problem.ts'
 import type { SseFraming } from '../http/sse.ts'
+import { Mode } from '../log/event.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import { externalIdUnitsMax } from '../sessions/model.ts'
 import { invalid } from './openai-conversation.ts'
@@ -53,19 +54,30 @@ export const openaiFraming: SseFraming = { opening: '', heartbeat: ': keep-alive
 /** Errors and unknown routes of a scope, in OpenAI's shape. */
 export function registerOpenaiErrors(app: FastifyInstance): void {
   app.setErrorHandler((error: FastifyError, request, reply) =>
-    sendOpenaiError(toProblem(error, request), request, reply),
+    sendOpenaiError(toProblem(error, request), request, reply, error),
   )
   app.setNotFoundHandler((request, reply) =>
     sendOpenaiError(new Problem('not_found', 'There is no such route.'), request, reply),
   )
 }
 
-function sendOpenaiError(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  const { param = null, run_id } = problem.members
+function sendOpenaiError(
+  problem: Problem,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  error?: FastifyError,
+): FastifyReply {
+  const { param = paramOf(error), run_id } = problem.members
   // A run has come to it: whoever asks again is told the same.
   const isFinal = !problem.retryable || (run_id !== undefined && problem.code !== 'session_busy')
   if (isFinal) reply.header('x-should-retry', 'false')
   return sendProblemWith(toOpenaiError(problem, param), problem, request, reply, 'application/json')
+}
+
+/** The field that a schema refuses. */
+function paramOf(error: FastifyError | undefined): string | null {
+  const path = error?.validation?.[0]?.instancePath ?? ''
+  return path === '' ? null : path.slice(1).replaceAll('/', '.')
 }
 
 /** The headers that a client may send beside OpenAI's own. */
@@ -75,6 +87,30 @@ export const OpenaiHeaders = Type.Object({
   'x-on-disconnect': Type.Optional(Type.String({ description: '`continue`: the run goes on when nobody watches it' })),
   'x-on-busy': Type.Optional(Type.String({ description: '`reject`, `queue` or `interrupt`' })),
 })
+
+/** What there is to be asked for. */
+export interface ModelNames {
+  /** Every `provider:model` that is worth showing. */
+  listed(): string[]
+  /** @throws Problem `invalid_request` for a model that may not be asked for */
+  plansFor(asked: { readonly model: string; readonly text: string }): unknown
+}
+
+/** A mode by its name, or else a model. @throws Problem `invalid_request` */
+export function modelNamed(
+  names: Pick<ModelNames, 'plansFor'>,
+  name: string | undefined,
+): Pick<ChatAsked, 'mode' | 'model'> {
+  const mode = Mode.anyOf.find((one) => one.const === name)?.const
+  if (name === undefined) return {}
+  if (mode !== undefined) return { mode }
+  try {
+    names.plansFor({ model: name, text: '' })
+  } catch (error) {
+    throw error instanceof Problem ? invalid('model', error.message) : error
+  }
+  return { model: name }
+}
 
 const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i
 
