@@ -331,7 +331,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         async (openai) => {
           registerOpenaiErrors(openai as Server)
           registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog })
-          registerResponses(openai as Server, { chat, runs, messages, owned, follow, show, edge, stop })
+          registerResponses(openai as Server, { chat, runs, messages, owned, follow, show, edge, stop, catalog })
         },
         { prefix: '/v1' },
       )

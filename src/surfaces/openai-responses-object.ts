@@ -185,17 +185,21 @@ function toUsage({ input_tokens, output_tokens, total_tokens, ...more }: Usage) 
 }
 
 /** A run and its request, as far as its response repeats them. */
-export interface AskedRun {
+export interface AskedRun extends ModelName {
   readonly id: string
   readonly session_id: string
-  readonly provider: string
-  readonly model: string
   readonly on_disconnect: 'continue' | 'stop'
   readonly created_at: string
   readonly request: AskedRequest | null
 }
 
+interface ModelName {
+  readonly provider: string
+  readonly model: string
+}
+
 interface AskedRequest {
+  readonly candidates: readonly ModelName[]
   readonly tools?: readonly { readonly name: string; readonly description?: string; readonly parameters: unknown }[]
   readonly tool_choice?: 'auto' | 'none' | 'required' | { readonly name: string }
   readonly instructions?: string
@@ -215,6 +219,8 @@ export function toShownRun(
   asked: { readonly metadata: unknown; readonly previousRunId: string | undefined },
 ): ShownRun {
   const { tools = [], tool_choice = 'auto', instructions = '', settings = {} } = request ?? {}
+  // As it was asked: which one of several has made the reply is known only at its end.
+  const [first = { provider, model }] = request?.candidates ?? []
   const head = {
     id: toResponseId(id),
     object: 'response',
@@ -225,7 +231,7 @@ export function toShownRun(
     max_output_tokens: settings.max_output_tokens ?? null,
     max_tool_calls: null,
     metadata: asked.metadata,
-    model: `${provider}:${model}`,
+    model: `${first.provider}:${first.model}`,
     parallel_tool_calls: settings.parallel_tool_calls ?? true,
     previous_response_id: asked.previousRunId === undefined ? null : toResponseId(asked.previousRunId),
     reasoning: { effort: settings.effort ?? null, summary: null },

@@ -20,19 +20,13 @@ import type { SseEdge } from '../http/sse.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import type { Chat } from '../runs/chat.ts'
 import { type FollowDeps, followRun } from '../runs/follow.ts'
-import {
-  broughtMessagesMax,
-  isTerminal,
-  modelUnitsMax,
-  type RunFacts,
-  type RunRecord,
-  toolsMax,
-} from '../runs/model.ts'
+import { isTerminal, modelUnitsMax, type RunFacts, type RunRecord } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
 import type { ShowRun } from '../runs/show.ts'
 import type { createStop } from '../runs/stop.ts'
 import type { RunStore } from '../runs/store.ts'
+import { openCallsOf } from '../sessions/context.ts'
 import type { MessageStore } from '../sessions/messages.ts'
 import { nullable } from '../sessions/model.ts'
 import { invalid, type Said } from './openai-conversation.ts'
@@ -56,7 +50,15 @@ import {
   toShownRun,
   unended,
 } from './openai-responses-object.ts'
-import { deliveryOf, OpenaiHeaders, openaiErrors, openaiFraming, sessionNamed } from './openai-shared-routes.ts'
+import {
+  deliveryOf,
+  type ModelNames,
+  modelNamed,
+  OpenaiHeaders,
+  openaiErrors,
+  openaiFraming,
+  sessionNamed,
+} from './openai-shared-routes.ts'
 
 export interface ResponsesRoutesOptions {
   readonly chat: Chat
@@ -67,8 +69,11 @@ export interface ResponsesRoutesOptions {
   readonly show: ShowRun
   readonly edge: SseEdge
   readonly stop: ReturnType<typeof createStop>
+  readonly catalog: Pick<ModelNames, 'plansFor'>
 }
 
+const toolsMax = 128
+const itemsMax = 4000
 /** Earlier responses whose items one input may name by their ids alone. */
 const referencedRunsMax = 200
 
@@ -77,7 +82,7 @@ const Json = Type.Record(Type.String(), Type.Unknown())
 
 const ResponseBody = Type.Object({
   model: optional(Type.String({ minLength: 1, maxLength: modelUnitsMax })),
-  input: Type.Union([Type.String(), Type.Array(Type.Unknown(), { maxItems: broughtMessagesMax })]),
+  input: Type.Union([Type.String(), Type.Array(Type.Unknown(), { maxItems: itemsMax })]),
   instructions: optional(Type.String()),
   previous_response_id: optional(Type.String()),
   conversation: optional(Type.Union([Type.String(), Type.Object({ id: Type.String() })])),
@@ -118,7 +123,7 @@ const responseOrStream = {
 }
 
 export function registerResponses(app: Server, options: ResponsesRoutesOptions): void {
-  const { chat, runs, messages, owned, follow, show, edge, stop } = options
+  const { chat, runs, messages, owned, follow, show, edge, stop, catalog } = options
   const encoder = createResponsesEncoder()
 
   /** @throws Problem `not_found` */
@@ -176,12 +181,13 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     await show(connection, run, undefined, viewer)
   }
 
-  /** Resolves when the run has ended, or the client has gone. */
-  async function waitForEnd(run: RunFacts, reply: FastifyReply): Promise<void> {
+  /** Resolves when the run has ended, or the client has left. @returns whether it is still there */
+  async function untilEnded(run: RunFacts, reply: FastifyReply): Promise<boolean> {
     const gone = new AbortController()
     const leave = owned.countViewer(run)
     const onClose = () => gone.abort()
     reply.raw.on('close', onClose)
+    if (reply.raw.destroyed) onClose()
     try {
       for await (const { persistPending } of followRun(follow, run, undefined, gone.signal)) {
         if (persistPending === true) throw new Problem('persist_pending', undefined, { retryAfterSeconds: 2 })
@@ -190,6 +196,13 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
       reply.raw.off('close', onClose)
       leave(gone.signal.aborted)
     }
+    return !gone.signal.aborted
+  }
+
+  /** Whoever makes a run does not see who watches it here. */
+  async function keepWatched(owner: Owner, run: RunFacts): Promise<void> {
+    const wouldEnd = run.on_disconnect === 'stop' && !isTerminal(run.status)
+    if (wouldEnd && !owned.has(run.id)) await runs.keep(owner, run.id)
   }
 
   /** What was meant by ids alone. @throws Problem `not_found` `invalid_request` */
@@ -215,6 +228,15 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     })
   }
 
+  /** To calls of a response that its client was not shown, because they are of no tool that there is. */
+  async function answersOf(owner: Owner, run: RunRecord | undefined) {
+    if (run === undefined) return []
+    const { parts } = await messages.getMessage(owner, run.message_id)
+    const names = run.request?.tools?.map(({ name }) => name) ?? []
+    const unknown = openCallsOf(parts).filter(({ name = '' }) => !names.includes(name))
+    return unknown.map(({ call_id = '' }) => ({ call_id, error: unknownTool }))
+  }
+
   async function toAsked(request: FastifyRequest, body: ResponseBody): Promise<ChatAsked> {
     const { owner } = request
     const { previous_response_id, conversation, metadata, tools, tool_choice, background } = body
@@ -225,15 +247,16 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
       ? await getRun(owner, previous_response_id, 'previous_response_id')
       : undefined
     const said = await resolve(owner, readInput(body.input))
-    const { instructions, ...asked } = toAskedOf(said, previous !== undefined)
+    const { instructions, tool_results, ...asked } = toAskedOf(said, previous !== undefined)
     const { on_disconnect, linger_ms, ...delivery } = deliveryOf(request)
     const named = sessionOf(request, body)
     return withIdempotencyKey(
       {
         ...asked,
-        ...(previous === undefined ? named : { session_id: previous.session_id, ...named }),
+        ...(tool_results && { tool_results: [...tool_results, ...(await answersOf(owner, previous))] }),
+        ...(previous && Object.keys(named).length === 0 ? { session_id: previous.session_id } : named),
         ...(previous && { parent_id: previous.message_id }),
-        ...modelOf(body),
+        ...modelNamed(catalog, body.model ?? undefined),
         // Those of the response before are not carried over.
         instructions: [body.instructions ?? '', instructions ?? ''].filter((text) => text !== '').join('\n\n'),
         settings: settingsOf(body),
@@ -256,9 +279,11 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     async (request, reply) => {
       const { body, owner } = request
       if (body.stream === true) edge.refuseAtLimit(owner.key)
-      const { run } = await chat(owner, await toAsked(request, body))
+      const { run, isNew } = await chat(owner, await toAsked(request, body))
+      if (!isNew) await keepWatched(owner, run)
       if (body.stream === true) return showResponse(request, reply, run, undefined)
-      if (body.background !== true) await waitForEnd(run, reply)
+      // The client has left before the reply was whole: nobody reads what is answered.
+      if (body.background !== true && !(await untilEnded(run, reply))) return reply.hijack()
       reply.headers(runHeaders(run))
       const whole = await readResponse(owner, run.id)
       // A reply of which nothing came is an error to whoever waits for it.
@@ -289,8 +314,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
         reply.headers(runHeaders(run))
         return readResponse(request.owner, run.id)
       }
-      const isWatchedElsewhere = run.on_disconnect === 'stop' && !isTerminal(run.status) && !owned.has(run.id)
-      if (isWatchedElsewhere) await runs.keep(run)
+      await keepWatched(request.owner, run)
       return showResponse(request, reply, run, starting_after)
     },
   )
@@ -307,6 +331,8 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
   )
 }
 
+const unknownTool = { code: 'unknown_tool', message: 'There is no such tool.' }
+
 /** What is not there is told of with the place at which it was named. */
 function orNothing(error: unknown): undefined {
   if (!(error instanceof Problem) || error.code !== 'not_found') throw error
@@ -315,13 +341,6 @@ function orNothing(error: unknown): undefined {
 function sessionOf(request: FastifyRequest, { conversation, metadata }: ResponseBody) {
   const name = typeof conversation === 'object' ? conversation?.id : conversation
   return sessionNamed(request, name ? { ...metadata, session_id: name } : metadata)
-}
-
-const modes: ReadonlySet<string> = new Set(['fast', 'balanced', 'quality', 'adaptive'])
-
-function modelOf({ model }: ResponseBody): Pick<ChatAsked, 'mode' | 'model'> {
-  if (!model) return {}
-  return modes.has(model) ? { mode: model as NonNullable<ChatAsked['mode']> } : { model }
 }
 
 const efforts = ['none', 'minimal', 'low', 'medium', 'high'] as const
