@@ -76,7 +76,7 @@ import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
-import { registerOpenaiErrors } from './surfaces/openai-shared-routes.ts'
+import { type DeliveryLimits, registerOpenaiErrors, usualDelivery } from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 import { demoProvider } from './upstream/providers.ts'
@@ -99,6 +99,7 @@ export interface Overrides {
   readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
+  readonly openai?: Partial<DeliveryLimits>
   readonly countCacheRead?: CountCacheRead
 }
 
@@ -329,7 +330,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       await api.register(
         async (openai) => {
           registerOpenaiErrors(openai as Server)
-          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog })
+          const delivery = { ...usualDelivery, ...overrides.openai }
+          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog, delivery })
         },
         { prefix: '/v1' },
       )
