@@ -77,7 +77,7 @@ import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
 import { registerResponses } from './surfaces/openai-responses-routes.ts'
-import { registerOpenaiErrors } from './surfaces/openai-shared-routes.ts'
+import { type DeliveryLimits, registerOpenaiErrors, usualDelivery } from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 import { demoProvider } from './upstream/providers.ts'
@@ -100,6 +100,7 @@ export interface Overrides {
   readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
+  readonly openai?: Partial<DeliveryLimits>
   readonly countCacheRead?: CountCacheRead
 }
 
@@ -330,8 +331,20 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       await api.register(
         async (openai) => {
           registerOpenaiErrors(openai as Server)
-          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog })
-          registerResponses(openai as Server, { chat, runs, messages, owned, follow, show, edge, stop, catalog })
+          const delivery = { ...usualDelivery, ...overrides.openai }
+          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog, delivery })
+          registerResponses(openai as Server, {
+            chat,
+            runs,
+            messages,
+            owned,
+            follow,
+            show,
+            edge,
+            stop,
+            catalog,
+            delivery,
+          })
         },
         { prefix: '/v1' },
       )

@@ -27,6 +27,7 @@ import { type ChatView, createChatEncoder, toCompletion } from './openai-chat.ts
 import { CompletionBody, readMessages, readSettings, readTools, refuseUnsupported } from './openai-chat-request.ts'
 import { toConversation } from './openai-conversation.ts'
 import {
+  type DeliveryLimits,
   deliveryOf,
   type ModelNames,
   modelNamed,
@@ -45,6 +46,7 @@ export interface OpenaiChatOptions {
   readonly show: ShowRun
   readonly edge: SseEdge
   readonly catalog: ModelNames
+  readonly delivery: DeliveryLimits
 }
 
 const Completion = Type.Object(
@@ -63,7 +65,7 @@ const ModelList = Type.Object({ object: Type.Literal('list'), data: Type.Array(M
 const modes: readonly string[] = Mode.anyOf.map((one) => one.const)
 
 export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): void {
-  const { chat, runs, messages, owned, follow, show, edge, catalog } = options
+  const { chat, runs, messages, owned, follow, show, edge, catalog, delivery } = options
 
   function readAsked(request: FastifyRequest, body: CompletionBody): ChatAsked {
     refuseUnsupported(body)
@@ -77,7 +79,7 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
         ...(settings && { settings }),
         ...(Object.keys(metadata).length > 0 && { metadata }),
         ...sessionNamed(request, body.metadata),
-        ...deliveryOf(request),
+        ...deliveryOf(request, delivery),
       } as ChatAsked,
       request.headers['idempotency-key'],
     )

@@ -51,6 +51,7 @@ import {
   unended,
 } from './openai-responses-object.ts'
 import {
+  type DeliveryLimits,
   deliveryOf,
   type ModelNames,
   modelNamed,
@@ -70,6 +71,7 @@ export interface ResponsesRoutesOptions {
   readonly edge: SseEdge
   readonly stop: ReturnType<typeof createStop>
   readonly catalog: Pick<ModelNames, 'plansFor'>
+  readonly delivery: DeliveryLimits
 }
 
 const toolsMax = 128
@@ -123,7 +125,7 @@ const responseOrStream = {
 }
 
 export function registerResponses(app: Server, options: ResponsesRoutesOptions): void {
-  const { chat, runs, messages, owned, follow, show, edge, stop, catalog } = options
+  const { chat, runs, messages, owned, follow, show, edge, stop, catalog, delivery } = options
   const encoder = createResponsesEncoder()
 
   /** @throws Problem `not_found` */
@@ -248,7 +250,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
       : undefined
     const said = await resolve(owner, readInput(body.input))
     const { instructions, tool_results, ...asked } = toAskedOf(said, previous !== undefined)
-    const { on_disconnect, linger_ms, ...delivery } = deliveryOf(request)
+    const { on_disconnect, linger_ms, ...wishes } = deliveryOf(request, delivery)
     const named = sessionOf(request, body)
     return withIdempotencyKey(
       {
@@ -263,7 +265,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
         ...(tools && { tools: readTools(tools) }),
         ...(tool_choice && { tool_choice: readToolChoice(tool_choice) }),
         ...(metadata && { metadata }),
-        ...delivery,
+        ...wishes,
         ...(background !== true && on_disconnect && { on_disconnect, linger_ms }),
       } as ChatAsked,
       request.headers['idempotency-key'],

@@ -19,13 +19,17 @@ import { externalIdUnitsMax } from '../sessions/model.ts'
 import { invalid } from './openai-conversation.ts'
 import { toOpenaiError } from './openai-errors.ts'
 
-/** How long nobody may watch a run before it is stopped, where its client has no means to come back to it. */
-export const lingerMs = 5000
-/**
- * How old a run may be that the repeat of an official client is answered with, when it has no key. Their own limit for one
- * try is ten minutes.
- */
-export const repeatsWithinMs = 15 * 60_000
+export interface DeliveryLimits {
+  /** How long nobody may watch a run before it is stopped, where its client has no means to come back to it. */
+  readonly lingerMs: number
+  /**
+   * How old a run may be that the repeat of an official client is answered with, when it has no key. Their own limit for
+   * one try is ten minutes.
+   */
+  readonly repeatsWithinMs: number
+}
+
+export const usualDelivery: DeliveryLimits = { lingerMs: 5000, repeatsWithinMs: 15 * 60_000 }
 
 export const OpenaiError = Type.Object({
   error: Type.Object({
@@ -133,9 +137,10 @@ export function sessionNamed(
 }
 
 /** What the client wants of the run beside its reply, as its headers say; without a key it cannot come back. */
-export function deliveryOf({
-  headers,
-}: FastifyRequest): Pick<ChatAsked, 'on_busy' | 'on_disconnect' | 'linger_ms' | 'repeats_within_ms'> {
+export function deliveryOf(
+  { headers }: FastifyRequest,
+  { lingerMs, repeatsWithinMs }: DeliveryLimits,
+): Pick<ChatAsked, 'on_busy' | 'on_disconnect' | 'linger_ms' | 'repeats_within_ms'> {
   const goesOn = wordOf(headers, 'x-on-disconnect', ['continue', 'stop'])
   const onBusy = wordOf(headers, 'x-on-busy', ['reject', 'queue', 'interrupt'])
   const hasKey = headers['idempotency-key'] !== undefined
