@@ -45,6 +45,7 @@ import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import type { ServerTool } from './runs/tools.ts'
+import { createApiKeys } from './sessions/api-keys.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
@@ -74,6 +75,9 @@ import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
+import { registerResponses } from './surfaces/openai-responses-routes.ts'
+import { type DeliveryLimits, registerOpenaiErrors, usualDelivery } from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 import { demoProvider } from './upstream/providers.ts'
@@ -96,6 +100,7 @@ export interface Overrides {
   readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
+  readonly openai?: Partial<DeliveryLimits>
   readonly countCacheRead?: CountCacheRead
 }
 
@@ -290,6 +295,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
+        readApiKey: createApiKeys(db).readSubject,
         keys,
         noteUser: createUsers(db).note,
         admitVisitor: limits.admitVisitor,
@@ -321,6 +327,26 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
           })
         },
         { prefix: '/api/v1' },
+      )
+      await api.register(
+        async (openai) => {
+          registerOpenaiErrors(openai as Server)
+          const delivery = { ...usualDelivery, ...overrides.openai }
+          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog, delivery })
+          registerResponses(openai as Server, {
+            chat,
+            runs,
+            messages,
+            owned,
+            follow,
+            show,
+            edge,
+            stop,
+            catalog,
+            delivery,
+          })
+        },
+        { prefix: '/v1' },
       )
     },
   )

@@ -18,6 +18,7 @@ const ownHeaders = [
   'Cache-Control',
   'X-Session-Id',
   'X-On-Disconnect',
+  'X-On-Busy',
   // The AI SDK names itself in it.
   'User-Agent',
 ]
@@ -26,15 +27,20 @@ const openaiHeaders = [
   'OpenAI-Beta',
   'OpenAI-Organization',
   'OpenAI-Project',
-  'X-Stainless-Arch',
-  'X-Stainless-Helper-Method',
-  'X-Stainless-Lang',
-  'X-Stainless-OS',
-  'X-Stainless-Package-Version',
-  'X-Stainless-Retry-Count',
-  'X-Stainless-Runtime',
-  'X-Stainless-Runtime-Version',
-  'X-Stainless-Timeout',
+  ...[
+    'Arch',
+    'Async',
+    'Custom-Poll-Interval',
+    'Helper-Method',
+    'Lang',
+    'OS',
+    'Package-Version',
+    'Poll-Helper',
+    'Retry-Count',
+    'Runtime',
+    'Runtime-Version',
+    'Timeout',
+  ].map((name) => `X-Stainless-${name}`),
 ]
 const exposedHeaders = [
   'X-Session-Id',
