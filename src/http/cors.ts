@@ -27,6 +27,9 @@ const exposedHeaders = [
   'ETag',
   'Content-Disposition',
   'WWW-Authenticate',
+  'X-Error-Code',
+  'X-Resumable-Stream-Id',
+  'X-Vercel-AI-UI-Message-Stream',
 ]
 const preflightSeconds = 7200
 

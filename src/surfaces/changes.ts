@@ -93,9 +93,12 @@ function createTeller(told: Told) {
     if (held === undefined || offset > held.part.text.length) return false
     const more = text.slice(held.part.text.length - offset)
     if (more === '') return true
-    if (held.phase !== 'open') return false
+    const isOpen = held.phase === 'open'
+    // An agent can go on with the arguments of a call that it has answered: they are stored, and nobody needs them.
+    if (!isOpen && held.part.kind !== 'tool_call') return false
     const part = { ...held.part, text: held.part.text + more }
-    set(index, part, 'open')
+    set(index, part, held.phase)
+    if (!isOpen) return true
     changes.push({ kind: 'grown', index, part, offset: held.part.text.length, text: more })
     return true
   }
