@@ -90,9 +90,13 @@ export function toUiParts(chunks: readonly Chunk[]): UiMessage['parts'] {
     if (part !== undefined) part.text += delta
   }
 
-  /** Of several calls with one id the newest is meant. */
-  function change(toolCallId: string, members: Readonly<Record<string, unknown>>): void {
-    Object.assign(calls.get(toolCallId) ?? {}, members)
+  /** Of several calls with one id the newest is meant. Who executed a call stays as it was said. */
+  function change(toolCallId: string, { providerExecuted, ...state }: UiMessage['parts'][number]): void {
+    const part = calls.get(toolCallId)
+    if (part === undefined) return
+    delete part.output
+    delete part.errorText
+    Object.assign(part, state, providerExecuted === true && { providerExecuted })
   }
 
   for (const chunk of chunks) {
@@ -126,18 +130,18 @@ export function toUiParts(chunks: readonly Chunk[]): UiMessage['parts'] {
         break
       }
       case 'tool-input-available': {
-        const { input, providerExecuted } = chunk
-        change(chunk.toolCallId, { state: 'input-available', input, ...(providerExecuted && { providerExecuted }) })
+        const { toolCallId, input, providerExecuted } = chunk
+        change(toolCallId, { state: 'input-available', input, providerExecuted })
         break
       }
       case 'tool-output-available': {
-        const { output, providerExecuted } = chunk
-        change(chunk.toolCallId, { state: 'output-available', output, ...(providerExecuted && { providerExecuted }) })
+        const { toolCallId, output, providerExecuted } = chunk
+        change(toolCallId, { state: 'output-available', output, providerExecuted })
         break
       }
       case 'tool-output-error': {
-        const { errorText, providerExecuted } = chunk
-        change(chunk.toolCallId, { state: 'output-error', errorText, ...(providerExecuted && { providerExecuted }) })
+        const { toolCallId, errorText, providerExecuted } = chunk
+        change(toolCallId, { state: 'output-error', errorText, providerExecuted })
         break
       }
       case 'source-url':

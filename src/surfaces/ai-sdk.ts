@@ -238,8 +238,8 @@ function sayEvent(
 
   function sayCalled(part: Part, index: number, changes: readonly Change[]): Chunk[] {
     const { name: toolName = '', input } = part
-    if (input === undefined) return [sayBroken(part, index)]
     const isAnswered = changes.some((change) => change.kind === 'answered' && change.index === index)
+    if (input === undefined) return isAnswered ? [] : [sayBroken(part, index)]
     const isOwn = isAnswered || ownTools.has(toolName)
     const toolCallId = callIdOf(part, index)
     return [{ type: 'tool-input-available', toolCallId, toolName, input, ...(isOwn && { providerExecuted: true }) }]
