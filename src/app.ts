@@ -36,6 +36,7 @@ import { readCheckpoint } from './runs/checkpoint.ts'
 import { createModels } from './runs/models.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
+import { createResume } from './runs/resume.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
 import { createShow } from './runs/show.ts'
@@ -74,6 +75,7 @@ import { createExportReader } from './sessions/transfer-export.ts'
 import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
+import { registerAiSdk, registerAiSdkMissing } from './surfaces/ai-sdk-routes.ts'
 import { registerNative } from './surfaces/native-routes.ts'
 import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
 import { registerResponses } from './surfaces/openai-responses-routes.ts'
@@ -118,6 +120,7 @@ export interface App {
 
 const startPauseFirstMs = 250
 const startPauseMaxMs = 2000
+const aiSdkPrefix = '/api/chat'
 /** At the end of a shutdown, what an answer under way may still take. */
 const lastAnswersMs = 2000
 
@@ -348,8 +351,24 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         },
         { prefix: '/v1' },
       )
+      await api.register(
+        async (ui) =>
+          registerAiSdk(ui as Server, {
+            chat,
+            runs,
+            resume: createResume(db),
+            messages,
+            log,
+            show,
+            edge,
+            stopSession,
+            ownTools: new Set((overrides.tools ?? []).map(({ name }) => name)),
+          }),
+        { prefix: aiSdkPrefix },
+      )
     },
   )
+  await server.register(async (ui) => registerAiSdkMissing(ui as Server), { prefix: aiSdkPrefix })
 
   server.addHook('preClose', async () => {
     closing.abort()

@@ -54,6 +54,7 @@ const exposedHeaders = [
   'Content-Disposition',
   'WWW-Authenticate',
   'X-Should-Retry',
+  'X-Error-Code',
   'X-Resumable-Stream-Id',
   'X-Vercel-AI-UI-Message-Stream',
 ]

@@ -27,35 +27,37 @@ export const ProblemDocument = Type.Object(
 
 export const problems = fastifyPlugin(async (app: FastifyInstance) => {
   app.setErrorHandler((error: FastifyError, request, reply) => {
-    return sendProblem(toProblem(error, request), request, reply)
+    return sendProblem(readProblem(error, request), request, reply)
   })
   app.setNotFoundHandler((request, reply) =>
     sendProblem(new Problem('not_found', 'There is no such route.'), request, reply),
   )
 })
 
-export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  return sendProblemWith({ ...toDocument(problem), request_id: request.id }, problem, request, reply, problemType)
+/** What an error of a request is to its client; what the operator has to know of it is logged. */
+export function readProblem(error: FastifyError, request: FastifyRequest): Problem {
+  const problem = toProblem(error, request.routeOptions.bodyLimit)
+  if (problem.code === 'internal') request.log.error({ err: error }, 'a request failed in a way nobody expected')
+  else if (problem.status >= 500) request.log.warn({ code: problem.code }, 'a request failed')
+  return problem
 }
 
-/** The same for a surface that has words of its own for what is wrong. */
-export function sendProblemWith(
-  body: object,
-  problem: Problem,
-  request: FastifyRequest,
-  reply: FastifyReply,
-  type: string,
-): FastifyReply {
+export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  return beginProblem(problem, request, reply)
+    .type(problemType)
+    .send({ ...toDocument(problem), request_id: request.id })
+}
+
+/** Status and headers of a refusal, whatever the body looks like. */
+export function beginProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   if (problem.retryAfterSeconds !== undefined) reply.header('Retry-After', problem.retryAfterSeconds)
   if (problem.code === 'invalid_token') reply.header('WWW-Authenticate', 'Bearer error="invalid_token"')
   return (
     reply
       .code(problem.status)
-      .type(type)
       .header('Cache-Control', 'no-store')
       // A URL that cannot be read never comes to the hook that sets it.
       .header('X-Request-Id', request.id)
-      .send(body)
   )
 }
 
@@ -101,15 +103,7 @@ function toDocument(problem: Problem) {
   }
 }
 
-/** What a request has failed with, in the words of the catalogue; what nobody foresaw is logged. */
-export function toProblem(error: FastifyError, { log, routeOptions }: FastifyRequest): Problem {
-  const problem = known(error, routeOptions.bodyLimit)
-  if (problem.code === 'internal') log.error({ err: error }, 'a request failed in a way nobody expected')
-  else if (problem.status >= 500) log.warn({ code: problem.code }, 'a request failed')
-  return problem
-}
-
-function known(error: FastifyError & { sqlstate?: string }, bodyBytesMax: number): Problem {
+function toProblem(error: FastifyError & { sqlstate?: string }, bodyBytesMax: number): Problem {
   if (error instanceof Problem) return error
   if (error.validation !== undefined) return toValidationProblem(error)
   // Class 22 of SQLSTATE: the database could not read a value, such as the year 0000. It came from the request.

@@ -11,7 +11,7 @@
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
-import { sendProblemWith, toProblem } from '../http/problem.ts'
+import { beginProblem, readProblem } from '../http/problem.ts'
 import type { SseFraming } from '../http/sse.ts'
 import { Mode } from '../log/event.ts'
 import type { ChatAsked } from '../runs/asked.ts'
@@ -58,7 +58,7 @@ export const openaiFraming: SseFraming = { opening: '', heartbeat: ': keep-alive
 /** Errors and unknown routes of a scope, in OpenAI's shape. */
 export function registerOpenaiErrors(app: FastifyInstance): void {
   app.setErrorHandler((error: FastifyError, request, reply) =>
-    sendOpenaiError(toProblem(error, request), request, reply, error),
+    sendOpenaiError(readProblem(error, request), request, reply, error),
   )
   app.setNotFoundHandler((request, reply) =>
     sendOpenaiError(new Problem('not_found', 'There is no such route.'), request, reply),
@@ -75,7 +75,7 @@ function sendOpenaiError(
   // A run has come to it: whoever asks again is told the same.
   const isFinal = !problem.retryable || (run_id !== undefined && problem.code !== 'session_busy')
   if (isFinal) reply.header('x-should-retry', 'false')
-  return sendProblemWith(toOpenaiError(problem, param), problem, request, reply, 'application/json')
+  return beginProblem(problem, request, reply).type('application/json').send(toOpenaiError(problem, param))
 }
 
 /** The field that a schema refuses. */
