@@ -261,7 +261,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
-  await registerOpenapi(server, readVersion())
+  registerOpenapi(server, readVersion())
   registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {
