@@ -128,10 +128,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const instanceId = uuidv7()
   const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, trustedProxies: config.trustedProxies, ...overrides })
-  const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
+  const { log, control, description: logDescription } = await openLog(config, instanceId, server.log)
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
-  const store = openStore(config, server.log)
+  const store = await openStore(config, server.log)
   const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams })
   if (catalog.unpriced.length > 0) {
     server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
@@ -272,7 +272,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
-  await registerOpenapi(server, readVersion())
+  registerOpenapi(server, readVersion())
   registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {

@@ -21,7 +21,8 @@
  */
 import { createHash, randomBytes } from 'node:crypto'
 import fastifyCookie from '@fastify/cookie'
-import fastifyJwt from '@fastify/jwt'
+// For the type of `app.jwt`.
+import type {} from '@fastify/jwt'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../config.ts'
@@ -78,9 +79,12 @@ const apiKeyPrefix = 'vk_'
 export const identity = fastifyPlugin(async (app: FastifyInstance, options: IdentityOptions) => {
   const { auth, corsOrigins, readTicket, readApiKey, keys, noteUser, admitVisitor } = options
   const secrets = [auth.jwtSecret, auth.supabaseJwtSecret].filter((secret) => secret !== undefined)
-  // The plugin wants a secret even when none is configured; one that nobody knows verifies nothing.
-  await app.register(fastifyJwt, { secret: secrets[0] ?? randomBytes(32).toString('hex') })
-
+  if (secrets.length > 0 || keys !== undefined) {
+    // Loaded here, because without a secret and without keys no token is ever verified.
+    const { default: fastifyJwt } = await import('@fastify/jwt')
+    // The plugin wants a secret even when none is configured; one that nobody knows verifies nothing.
+    await app.register(fastifyJwt, { secret: secrets[0] ?? randomBytes(32).toString('hex') })
+  }
   await app.register(fastifyCookie)
 
   app.decorateRequest('owner', null as never)
