@@ -22,7 +22,7 @@ interface Read {
 
 const heartbeat = ': hb\n'
 const head = 'retry: 1000\n'
-const trials = trialsOf(60)
+const trials = trialsOf(1) * 25
 
 // What text of a model can hold and a line format can trip over.
 const nasty = [

@@ -1,11 +1,12 @@
 /**
- * Two processes with one Postgres and one Redis, and a client whose every connection comes to the other one: most of what
- * it reads is of a run elsewhere. Cut between and inside events, it shows the stored text, and the provider is asked once.
+ * Two gateways with one Postgres and one Redis, and a client whose every connection comes to the other one: most of what it
+ * reads is of a run elsewhere. Cut between and inside events, it shows the stored text, and the provider is asked once. They
+ * are processes of their own when there is time for many trials, and else share that of the test, but no memory.
  */
 import t from 'tap'
 import { createClient } from '../../src/client/index.ts'
 import { openServer } from '../support/cluster.ts'
-import { databaseEnv, spawnGateway, untilReady } from '../support/gateway.ts'
+import { databaseEnv, spawnGateway, startGateway, untilReady } from '../support/gateway.ts'
 import { createRandom } from '../support/random.ts'
 import { withoutRedis } from '../support/redis.ts'
 import { trialsOf } from '../support/trials.ts'
@@ -16,11 +17,12 @@ const places: readonly CutPlace[] = ['between', 'id', 'data', 'character', 'blan
 const trials = trialsOf(1)
 t.setTimeout(60_000 + trials * 10_000)
 
-t.test('our client, from one process to the other and back', { skip: withoutRedis }, async (t) => {
+t.test('our client, from one gateway to the other and back', { skip: withoutRedis }, async (t) => {
   const upstream = await startWaitingUpstream(t)
   const redis = await openServer(t, 'redis')
   const env = { ...(await databaseEnv(t, 'postgres')), REDIS_URL: redis.url, OPENAI_BASE_URL: upstream.url }
-  const gateways = await Promise.all([spawnGateway(t, env), spawnGateway(t, env)])
+  const open = () => (trials === 1 ? startGateway(t, { env }) : spawnGateway(t, env))
+  const gateways = await Promise.all([open(), open()])
   const urls = gateways.map(({ url }) => url)
   await Promise.all(urls.map(untilReady))
   const visitorToken = `vst_${'t'.repeat(43)}`
