@@ -5,7 +5,7 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 
-const trials = 12
+const trials = 6
 const root = join(import.meta.dirname, '..')
 const patterns = ['test/clients/**/*.test.ts', 'test/client/**/*.test.ts']
 

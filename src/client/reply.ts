@@ -171,7 +171,10 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
       const at = performance.now()
       for (const { name, data, id } of parser.push(decoder.decode(bytes, { stream: true }))) {
         const value = parse(data)
-        if (name === 'reconnect') return { ms: backOff.within(value.retry_ms), why: 'reconnect' }
+        // A process that shuts down says the same to all of its viewers, who should not all come at once.
+        if (name === 'reconnect') {
+          return { ms: backOff.within(Number(value.retry_ms) * (1 + Math.random() / 2)), why: 'reconnect' }
+        }
         if (name === 'ready') {
           yield { type: 'ready' }
           continue

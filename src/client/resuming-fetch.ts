@@ -31,12 +31,20 @@ const doneMark = '[DONE]'
 export function createResumingFetch(options: ResumingFetchOptions = {}): typeof globalThis.fetch {
   const { streamUrl = defaultStreamUrl } = options
   const limits = { ...defaultLimits, ...options.limits }
-  const transport = createTransport(options, limits)
+  /** One for each gateway: who asks is known by what it has answered. */
+  const transports = new Map<string, Transport>()
+
+  function transportTo(baseUrl: string): Transport {
+    const transport = transports.get(baseUrl) ?? createTransport({ ...options, baseUrl }, limits)
+    transports.set(baseUrl, transport)
+    return transport
+  }
 
   return async (input, init = {}) => {
     const url = typeof input === 'string' || input instanceof URL ? String(input) : ''
     const resumeUrl = findStream(url, init, streamUrl)
     if (resumeUrl === undefined) return (options.fetch ?? fetch)(input, init)
+    const transport = transportTo(options.baseUrl ?? /^(.*?)\/api\/chat\b/.exec(url)?.[1] ?? '')
     const { method = 'GET', body, credentials } = init
     const headers = new Headers(init.headers)
     if (method === 'POST' && !headers.has('idempotency-key')) headers.set('idempotency-key', randomKey())
@@ -118,11 +126,11 @@ interface ResumeOptions {
 function resume({ first, ask, backOff, limits, signal }: ResumeOptions): ReadableStream<Uint8Array> {
   const leaving = linkAbort(signal)
   const passed = createPassedOn()
+  let connection: Connection | undefined = first
   let lastId = ''
   let attempt = 1
 
   async function* follow(): AsyncGenerator<string, void, void> {
-    let connection: Connection | undefined = first
     for (;;) {
       try {
         connection ??= await connect((signal) => ask(lastId, signal), limits, leaving.signal)
@@ -192,6 +200,8 @@ function resume({ first, ask, backOff, limits, signal }: ResumeOptions): Readabl
       },
       async cancel() {
         leaving.abort(new ConnectionError('The reader has left.'))
+        // The first one was there before there was a reader.
+        connection?.close()
         await chunks.return()
         leaving.free()
       },

@@ -107,7 +107,8 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
 
   /** As {@link exchange}, when it has to be known first who this is. */
   async function exchangeAsVisitor(url: string, init: Init, signal: AbortSignal): Promise<Response> {
-    if (visitorToken === undefined && !identified && !sendsCookie(baseUrl, credentials)) {
+    const mode = init.credentials ?? credentials
+    if (visitorToken === undefined && !identified && !sendsCookie(baseUrl, mode)) {
       takeVisitor(`vst_${base64url(visitorTokenBytes)}`)
     }
     while (visitorToken === undefined && !identified) {
@@ -119,7 +120,7 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
       const isSafe = init.method === 'GET'
       const first = isSafe
         ? exchange(url, init, undefined, signal)
-        : exchange(`${baseUrl}${smallQuestion}`, { method: 'GET' }, undefined, signal)
+        : exchange(`${baseUrl}${smallQuestion}`, { method: 'GET', credentials: mode }, undefined, signal)
       identifying = first.then(learn).finally(() => {
         identifying = undefined
       })

@@ -266,12 +266,38 @@ t.test('who aborts, or reads no further, is not resumed', async (t) => {
   await t.rejects(readAll(stream), { name: 'AbortError' })
   await aborted.asked[0]?.closed
 
-  const left = await startScript(t, say(`${began}${first('r.1-2', 'a')}`, 'open'))
-  const reader = (await send(left)).getReader()
-  await reader.read()
-  await reader.cancel()
-  await left.asked[0]?.closed
-  t.same([aborted.asked.length, left.asked.length], [1, 1])
+  t.equal(aborted.asked.length, 1)
+
+  for (const isWaiting of [false, true]) {
+    const left = await startScript(t, say(`${began}${first('r.1-2', 'a')}`, 'open'))
+    const reader = (await send(left)).getReader()
+    for (let chunk = 0; chunk < 4; chunk += 1) await reader.read()
+    // No more comes: this one waits for bytes.
+    const next = isWaiting ? reader.read() : undefined
+    await reader.cancel()
+    t.match(await next, isWaiting ? { done: true } : undefined)
+    await left.asked[0]?.closed
+    t.equal(left.asked.length, 1)
+  }
+})
+
+t.test('a visitor without a cookie has a token from the first request on, at the gateway that is asked', async (t) => {
+  const whole = say(`${began}${first('r.1-2', 'a')}${ended('r.1-3')}`)
+  const server = await startScript(t, drop, whole)
+  const told: string[] = []
+  // As on a page of another origin.
+  Object.defineProperty(globalThis, 'location', { value: new URL('http://127.0.0.1:1/'), configurable: true })
+  t.teardown(() => Reflect.deleteProperty(globalThis, 'location'))
+  const stream = await send(server, { visitorToken: undefined, onVisitorToken: (token) => told.push(token) })
+  t.same(shapeOf(await readAll(stream)), shape('a'))
+  t.match(told, [/^vst_/])
+  t.same(
+    server.asked.map(({ method, headers }) => [method, headers['x-visitor-token']]),
+    [
+      ['POST', told[0]],
+      ['POST', told[0]],
+    ],
+  )
 })
 
 t.test('other requests are handed on as they are', async (t) => {
