@@ -1,2 +1,22 @@
-/** The client library `verbatim/client`: for browsers and Node, without a dependency. */
-export {}
+/**
+ * The client library `verbatim/client`: for browsers and Node, without a dependency. What is exported here is all there is;
+ * other files are not for importing.
+ */
+export {
+  type AttachInput,
+  type BranchInput,
+  type Client,
+  type ClientOptions,
+  createClient,
+  type EditInput,
+  type ExportFormat,
+  type SendInput,
+  type WithSignal,
+} from './client.ts'
+export { ConnectionError, GatewayError } from './errors.ts'
+export { textOf } from './fold.ts'
+export type { Accepted, ConnectionEvent, ReadyEvent, Reply, ReplyEvent, RunEvent } from './reply.ts'
+export { createResumingFetch, type ResumingFetchOptions } from './resuming-fetch.ts'
+export type { RequestOptions } from './transport.ts'
+export type * from './types.ts'
+export type { ClientLimits } from './waiting.ts'

@@ -117,7 +117,7 @@ const key = Type.String({ pattern: `^[A-Za-z0-9._:-]{1,${keyUnitsMax}}$` })
 // The narrowest that providers agree on.
 const toolName = Type.String({ pattern: '^[A-Za-z0-9_-]{1,64}$' })
 
-const Tool = Type.Object(
+export const Tool = Type.Object(
   {
     name: toolName,
     description: Type.Optional(Type.String()),
@@ -141,7 +141,7 @@ const tools = {
 }
 
 /** What became of one call: `output` or `error`. */
-const ToolResult = Type.Object(
+export const ToolResult = Type.Object(
   {
     call_id: Type.String({ minLength: 1, maxLength: callIdUnitsMax }),
     output: Type.Optional(Type.Unknown({ description: 'any JSON; a text goes to the model as it is' })),

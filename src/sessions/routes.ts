@@ -60,7 +60,7 @@ export interface SessionRoutesOptions {
 const tags = ['sessions']
 
 /** A session with what else was asked for. */
-const SessionWithMembers = Type.Object({
+export const SessionWithMembers = Type.Object({
   ...Session.properties,
   messages: Type.Optional(Type.Array(Message)),
   messages_next_cursor: Type.Optional(nullable(Type.String())),

@@ -60,6 +60,8 @@ const topFiles: Readonly<Record<string, readonly string[]>> = {
 }
 
 const routesOfSurfaces = ['runs/', 'sessions/', 'http/']
+/** What it imports is a peer of whoever uses it; no other file of the client may import this one. */
+const hookFile = 'client/react.ts'
 /** A port is what its adapters implement: it may know the events, and no adapter. */
 const ports: readonly string[] = ['log/log.ts', 'upstream/upstream.ts']
 
@@ -91,7 +93,8 @@ function complainAbout(from: string, line: Import): string | undefined {
   const [folder = ''] = from.split('/')
   const isTop = !from.includes('/')
   if (!line.specifier.startsWith('.')) {
-    return folder === 'client' ? `imports ${line.specifier}: client/ depends on nothing` : undefined
+    const allowed = folder !== 'client' || (from === hookFile && line.specifier === 'react')
+    return allowed ? undefined : `imports ${line.specifier}: client/ depends on nothing, and its hook on react only`
   }
   const target = posix.join(posix.dirname(from), line.specifier)
   const refused = `may not import ${target}`
@@ -104,6 +107,7 @@ function complainAbout(from: string, line: Import): string | undefined {
     const ownModule = from.split('/').slice(0, 2).join('/')
     return from === 'modules/index.ts' || target.startsWith(`${ownModule}/`) ? undefined : `${refused}: another module`
   }
+  if (target === hookFile) return `${refused}: it needs react`
   if (isOwnFolder) return undefined
   if (target === 'errors.ts' && folder !== 'client') return undefined
   const allowed = isTop ? (topFiles[from] ?? []) : (folders[folder] ?? [])
