@@ -33,16 +33,17 @@ const files = {
 
 /** Served without their types, at the path that they have in `src`: so their imports of each other hold as they are. */
 const modules = [
-  'client/index.ts',
   'client/client.ts',
   'client/connection.ts',
   'client/errors.ts',
   'client/fold.ts',
+  'client/index.ts',
   'client/random.ts',
   'client/reply.ts',
   'client/resuming-fetch.ts',
   'client/sse.ts',
   'client/transport.ts',
+  'client/ui-stream.ts',
   'client/waiting.ts',
   'page/account.ts',
   'page/branches.ts',
