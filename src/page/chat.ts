@@ -351,7 +351,8 @@ export function createChat(options: ChatOptions) {
   function showConnection(event: ReplyEvent, accepted: boolean): void {
     if (event.type !== 'connection' || stopping) return
     if (event.state === 'waiting' && event.why !== 'reconnect') {
-      notices.status(accepted ? 'Connection lost. Trying again…' : 'No connection. Trying again…')
+      const what = event.why === 'refused' ? 'The gateway is busy' : accepted ? 'Connection lost' : 'No connection'
+      notices.status(`${what}. Trying again…`)
     }
     if (event.state === 'open') notices.status('')
   }

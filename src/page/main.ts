@@ -20,6 +20,8 @@ import { startTheme } from './theme.ts'
 import { createTranscript } from './transcript.ts'
 
 const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
+/** Whoever is asked to wait longer than this with a message is told, and decides. */
+const backOffMaxMs = 5000
 const ideas = [
   'Tell me a short story about a message that almost got lost.',
   'Show me a table, a list and some code.',
@@ -35,7 +37,7 @@ function startPage(): void {
   const device = createStore('device')
 
   const identity = createIdentity(device, createStore('tab'))
-  const client = createClient({ token: identity.token })
+  const client = createClient({ token: identity.token, limits: { backOffMaxMs } })
   const notices = createNotices()
   // Those below and the chat know of each other; nothing of this is called before the chat is there.
   const chat = (): Chat => chatOnScreen

@@ -23,6 +23,8 @@ const drawMsMax = 12
 /** Blocks that wait for the definition of a link. Who writes more of them gets the older ones as they are written. */
 const waitingMax = 200
 
+type Links = TokensList['links']
+
 export interface MarkdownView {
   /** @returns whether all of `text` is on the screen; when not, call it again in the next frame */
   show(text: string): boolean
@@ -36,7 +38,10 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
   let settled: Element | null = null
   /** How far into `source` the elements go. */
   let shownUnits = 0
-  let links: TokensList['links'] = {}
+  /** From definitions that are settled. */
+  let links: Links = {}
+  /** And from those that may still grow: what settled blocks have been made with. */
+  let known: Links = {}
   let waiting: { readonly raw: string; readonly element: Element }[] = []
 
   function show(text: string): boolean {
@@ -56,6 +61,7 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     settledUnits = 0
     settled = null
     links = {}
+    known = {}
     waiting = []
   }
 
@@ -63,7 +69,7 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
   function showSlice(): boolean {
     const end = endOfSlice()
     const slice = source.slice(settledUnits, end)
-    const { tokens, defined } = lex(slice)
+    const { tokens, defined } = lex(slice, links)
     const shown = tokens.flatMap((token) => {
       const tree = blockElement(token)
       return tree === undefined ? [] : [{ token, tree }]
@@ -88,9 +94,10 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     const fence = /^ {0,3}(`{3,}|~{3,})/.exec(source.slice(settledUnits, settledUnits + 80).trimStart())?.[1]
     if (fence === undefined) return end
     const close = source.indexOf(`\n${fence}`, settledUnits + fence.length)
-    const endOfLine = close < 0 ? -1 : source.indexOf('\n', close + 1)
-    // The two blocks behind it settle it.
-    return endOfLine < 0 ? source.length : Math.min(Math.max(endOfLine + sliceUnitsMax, end), source.length)
+    const lineEnd = close < 0 ? -1 : source.indexOf('\n', close + 1)
+    if (lineEnd < 0) return source.length
+    // What comes behind the block settles it.
+    return lineEnd < end ? end : Math.min(lineEnd + sliceUnitsMax, source.length)
   }
 
   /** @param count of the elements that are shown behind what was settled */
@@ -101,6 +108,7 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
       if (isShown && left-- <= 0) return
       if (!source.startsWith(token.raw, settledUnits)) return
       settledUnits += token.raw.length
+      if (token.type === 'def') links[token.tag] ??= { href: token.href, title: token.title }
       if (!isShown) continue
       settled = settled === null ? root.firstElementChild : settled.nextElementSibling
       if (settled !== null && /\[[^\]]+\]/.test(token.raw)) {
@@ -117,26 +125,28 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     settled = root.lastElementChild
   }
 
-  function learn(defined: TokensList['links']): void {
-    const fresh = Object.keys(defined).filter((name) => !Object.hasOwn(links, name))
-    if (fresh.length === 0) return
-    links = { ...links, ...defined }
+  function learn(defined: Links): void {
+    const changed = [...new Set([...Object.keys(defined), ...Object.keys(known)])].filter(
+      (name) => defined[name]?.href !== known[name]?.href || defined[name]?.title !== known[name]?.title,
+    )
+    known = { ...defined }
+    if (changed.length === 0) return
     for (const { raw, element } of waiting) {
       const words = raw.toLowerCase().replaceAll(/\s+/g, ' ')
-      if (!fresh.some((name) => words.includes(`[${name}]`))) continue
-      const [tree] = lex(raw).tokens.flatMap((token) => blockElement(token) ?? [])
+      if (!changed.some((name) => words.includes(`[${name}]`))) continue
+      const [tree] = lex(raw, known).tokens.flatMap((token) => blockElement(token) ?? [])
       if (tree !== undefined && tree.tag === element.localName) patch(element, tree.children)
     }
   }
 
-  function lex(text: string): { readonly tokens: readonly Token[]; readonly defined: TokensList['links'] } {
+  function lex(text: string, links: Links): { readonly tokens: readonly Token[]; readonly defined: Links } {
     const lexer = new Lexer({ gfm: true })
     Object.assign(lexer.tokens.links, links)
     try {
       return { tokens: lexer.lex(text), defined: lexer.tokens.links }
     } catch {
       // Thousands of nested quotes are more than its recursion holds: the text is shown as it is written.
-      return { tokens: [{ type: 'html', raw: text, text, block: true, pre: false }], defined: {} }
+      return { tokens: [{ type: 'html', raw: text, text, block: true, pre: false }], defined: links }
     }
   }
 
