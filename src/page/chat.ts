@@ -29,7 +29,7 @@ import {
   type Shown,
   userMessage,
 } from './conversation.ts'
-import type { Inspector } from './inspector.ts'
+import type { Ended, Inspector } from './inspector.ts'
 import { explain, type Notices } from './notices.ts'
 import type { SessionList } from './sessions.ts'
 import { titleOf } from './sessions.ts'
@@ -84,6 +84,7 @@ export function createChat(options: ChatOptions) {
     transcript.toEnd()
     showControls()
     showSession()
+    inspector.rest(undefined)
     if (sessionId !== null) task(load(conversation))
   }
 
@@ -117,7 +118,10 @@ export function createChat(options: ChatOptions) {
         showMessages(here)
         const last = here.messages.findLast((message) => message.role === 'assistant')
         const runId = last?.status === 'streaming' ? last.run_id : null
-        if (last === undefined || runId === null) return showFailure(last)
+        if (last === undefined || runId === null) {
+          showFailure(last)
+          return inspector.rest(endedOf(here, last))
+        }
         const reply = client.chat.attach(
           {
             runId,
@@ -453,6 +457,19 @@ export function createChat(options: ChatOptions) {
       }
     },
     sessionId: () => conversation.sessionId,
+  }
+}
+
+function endedOf({ sessionId }: Conversation, reply: Shown | undefined): Ended | undefined {
+  if (reply === undefined || reply.run_id === null || sessionId === null) return undefined
+  return {
+    sessionId,
+    runId: reply.run_id,
+    messageId: reply.id,
+    ttftMs: reply.ttft_ms,
+    latencyMs: reply.latency_ms,
+    tokens: reply.total_tokens,
+    costUsd: reply.cost_usd,
   }
 }
 

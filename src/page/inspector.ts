@@ -5,7 +5,7 @@
  * and only while the panel is open.
  */
 import type { Client, ReplyEvent } from '../client/index.ts'
-import { create, element, iconButton, setText } from './dom.ts'
+import { create, element, iconButton, setText, textButton } from './dom.ts'
 import { copyFrom } from './message-view.ts'
 import { explain, type Notices } from './notices.ts'
 import type { Store } from './storage.ts'
@@ -14,6 +14,8 @@ import type { Store } from './storage.ts'
 const rowsMax = 300
 /** Of an event's data, when somebody looks at it. */
 const dataUnitsMax = 20_000
+/** Still counts as the end of the table. */
+const endSlackPx = 40
 const copyCurlName = 'Copy the command, with a ticket that is good for a minute'
 
 export interface InspectorOptions {
@@ -29,8 +31,22 @@ export interface Exchange {
   readonly sentAt: number
 }
 
+/** A reply that has ended: what is stored of it. */
+export interface Ended {
+  readonly sessionId: string
+  readonly runId: string
+  readonly messageId: string
+  readonly ttftMs: number | null
+  readonly latencyMs: number | null
+  readonly tokens: number | null
+  readonly costUsd: string | null
+}
+
 export interface Inspector {
+  /** A reply begins, or is attached to: what was there before makes room. */
   begin(exchange: Exchange): void
+  /** A reply that ended before the page was there. Its events can be had again. */
+  rest(ended: Ended | undefined): void
   see(event: ReplyEvent): void
   toggle(): void
 }
@@ -56,6 +72,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
   const curl = create('pre', { class: 'curl' })
   const copyCurl = iconButton('copy', copyCurlName, () => void copyCommand())
   const rows = create('tbody')
+  const box = create('div', { class: 'events' })
   const dropped = create('p', { class: 'dropped' })
   const data = create('pre', { class: 'data' })
   let noted: Noted[] = []
@@ -67,6 +84,9 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
   let sentAt = 0
   let frame = 0
   let runId = ''
+  /** Ends a replay that is under way. */
+  let replaying = new AbortController()
+  const again = textButton('Replay its events', 'quiet', () => void replay())
 
   build()
   button.addEventListener('click', toggle)
@@ -75,8 +95,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
   function build(): void {
     const head = create('div', { class: 'head' }, create('h2', { text: 'Inspector' }))
     head.append(iconButton('close', 'Close the inspector', () => setOpen(false)))
-    const table = create('table', {}, headRow(), rows)
-    const box = create('div', { class: 'events' }, table)
+    box.append(create('table', {}, headRow(), rows))
     box.tabIndex = 0
     box.setAttribute('role', 'region')
     box.setAttribute('aria-label', 'Events')
@@ -87,7 +106,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
     curl.tabIndex = 0
     curl.setAttribute('role', 'group')
     curl.setAttribute('aria-label', 'Command that attaches to this run')
-    panel.append(head, facts.root, create('div', { class: 'attach' }, curl, copyCurl), dropped, box, data)
+    panel.append(head, facts.root, create('div', { class: 'attach' }, curl, copyCurl), again, dropped, box, data)
     panel.addEventListener('keydown', (event) => {
       if (event.key !== 'Escape') return
       setOpen(false)
@@ -135,14 +154,56 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
     facts.clear()
     setText(curl, 'Send a message, and its events appear here.')
     copyCurl.hidden = true
+    again.hidden = true
     setText(dropped, '')
   }
 
   function begin(exchange: Exchange): void {
+    replaying.abort()
     ;({ sentAt } = exchange)
     clear()
     facts.set('connection', exchange.what)
     schedule()
+  }
+
+  function rest(ended: Ended | undefined): void {
+    // What has just come over the wire says more.
+    if (ended !== undefined && ended.runId === runId) return
+    replaying.abort()
+    runId = ''
+    clear()
+    if (ended === undefined) return
+    const { sessionId, messageId, ttftMs, latencyMs, tokens, costUsd } = ended
+    showIds(sessionId, ended.runId, messageId)
+    facts.set('connection', 'none: the reply has ended')
+    if (ttftMs !== null) facts.set('first word', `${ttftMs} ms in the gateway`)
+    if (latencyMs !== null) facts.set('latency', `${latencyMs} ms in the gateway`)
+    if (tokens !== null) facts.set('tokens', `${tokens}`)
+    if (costUsd !== null) facts.set('cost', `$${costUsd}`)
+    again.hidden = false
+    schedule()
+  }
+
+  /** The log of a run can be read as often as one likes. The transcript has nothing to do with it. */
+  async function replay(): Promise<void> {
+    const id = runId
+    begin({ what: 'GET /runs/…/events', sentAt: performance.now() })
+    replaying = new AbortController()
+    const { signal } = replaying
+    try {
+      for await (const event of client.chat.attach({ runId: id }, { signal })) see(event)
+    } catch (error) {
+      if (!signal.aborted) notices.say(`The events could not be read: ${explain(error)}`)
+    }
+  }
+
+  function showIds(session: string, run: string, message: string): void {
+    runId = run
+    facts.set('session', session)
+    facts.set('run', run)
+    facts.set('message', message)
+    setText(curl, curlOf(`/api/v1/runs/${run}/events?ticket=…`))
+    copyCurl.hidden = false
   }
 
   function see(event: ReplyEvent): void {
@@ -161,12 +222,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
     if (event.type === 'connection') facts.set('connection', noteOn(event))
     if (event.type === 'run') {
       const { session_id, run_id, message_id } = event.data
-      facts.set('session', session_id)
-      facts.set('run', run_id)
-      facts.set('message', message_id)
-      runId = run_id
-      setText(curl, curlOf(`/api/v1/runs/${run_id}/events?ticket=…`))
-      copyCurl.hidden = false
+      showIds(session_id, run_id, message_id)
     }
     const isFirstWord = event.type === 'delta' && !facts.has('first word')
     if (isFirstWord) facts.set('first word', `${Math.round(event.at - sentAt)} ms here`)
@@ -202,11 +258,10 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
   }
 
   function draw(): void {
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < endSlackPx
     facts.set('events', count === 0 ? '' : `${count}, ${units.toLocaleString('en')} units of data`)
     facts.draw()
     const fresh = Math.min(count - drawn, noted.length)
-    const box = rows.closest('.events')
-    const atEnd = box !== null && box.scrollHeight - box.scrollTop - box.clientHeight < 40
     rows.append(...(fresh > 0 ? noted.slice(-fresh).map(rowOf) : []))
     while (rows.childElementCount > rowsMax) rows.firstElementChild?.remove()
     drawn = count
@@ -237,7 +292,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
     data.scrollTop = 0
   }
 
-  return { begin, see, toggle }
+  return { begin, rest, see, toggle }
 }
 
 function createFacts() {

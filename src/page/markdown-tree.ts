@@ -15,10 +15,16 @@ const schemes: Readonly<Record<string, true>> = { 'http:': true, 'https:': true,
 /** The page's own headings are the first two levels. */
 const headings = ['h3', 'h4', 'h5', 'h6'] as const
 
-/** @returns the element of each token of the top level that is shown; undefined for blank lines and definitions of links */
-export function blockElement(token: Token): TreeElement | undefined {
-  const [tree] = block(token, 0)
-  return tree === undefined || typeof tree !== 'string' ? tree : treeElement('p', [tree])
+/** Blank lines and definitions of links are nothing to look at. */
+export function isShown(token: Token): boolean {
+  return token.type !== 'space' && token.type !== 'def'
+}
+
+/** @param token of the top level, and one that is shown */
+export function blockElement(token: Token): TreeElement {
+  const trees = block(token, 0)
+  const [tree] = trees
+  return trees.length === 1 && tree !== undefined && typeof tree !== 'string' ? tree : treeElement('p', trees)
 }
 
 /** @returns `url` as it may stand in a link of ours; undefined when it leads anywhere else than to the web or to mail */

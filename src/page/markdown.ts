@@ -10,14 +10,19 @@
  * a definition are remembered, and made again when it comes.
  */
 
-import { blockElement } from './markdown-tree.ts'
+import { create } from './dom.ts'
+import { blockElement, isShown } from './markdown-tree.ts'
 import { Lexer, type Token, type TokensList } from './marked.js'
 import { patch, type Tree } from './tree.ts'
 
-/** About 20 ms of a slow machine. */
-const sliceUnitsMax = 16 * 1024
+/** Some milliseconds of a slow machine. */
+const sliceUnitsFirst = 4 * 1024
+/** For a block that does not fit into that: a table has to be read from its head to its end. */
+const sliceUnitsMax = 32 * 1024
 /** Blocks that may still change: text to come can join two of them, as with the items of a list. */
 const openBlocks = 2
+/** Blocks share a box, and a box that is off the screen costs nothing: the style sheet says so. */
+const blocksOfBox = 40
 /** Of a screen's time, how much one call may take before it leaves the rest to the next frame. */
 const drawMsMax = 12
 /** Blocks that wait for the definition of a link. Who writes more of them gets the older ones as they are written. */
@@ -34,14 +39,18 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
   /** The text that the elements come from, with LF as the only end of a line. */
   let source = ''
   let settledUnits = 0
-  /** The last element that no longer changes. */
+  /** The last element of the box that no longer changes. */
   let settled: Element | null = null
+  let settledInBox = 0
+  /** The box that is being filled. */
+  let box = openBox()
   /** How far into `source` the elements go. */
   let shownUnits = 0
   /** From definitions that are settled. */
   let links: Links = {}
   /** And from those that may still grow: what settled blocks have been made with. */
   let known: Links = {}
+  let sliceUnits = sliceUnitsFirst
   let waiting: { readonly raw: string; readonly element: Element }[] = []
 
   function show(text: string): boolean {
@@ -56,10 +65,17 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     return false
   }
 
+  function openBox(): HTMLElement {
+    settled = null
+    settledInBox = 0
+    return root.appendChild(create('div', { class: 'blocks' }))
+  }
+
   function startOver(): void {
     root.replaceChildren()
+    box = openBox()
     settledUnits = 0
-    settled = null
+    sliceUnits = sliceUnitsFirst
     links = {}
     known = {}
     waiting = []
@@ -70,26 +86,33 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     const end = endOfSlice()
     const slice = source.slice(settledUnits, end)
     const { tokens, defined } = lex(slice, links)
-    const shown = tokens.flatMap((token) => {
-      const tree = blockElement(token)
-      return tree === undefined ? [] : [{ token, tree }]
-    })
-    patch(
-      root,
-      shown.map(({ tree }) => tree as Tree),
-      settled === null ? root.firstChild : settled.nextSibling,
-    )
+    const shown = tokens.filter(isShown)
+    showFrom(settled, shown.map(blockElement))
     shownUnits = end
     settle(tokens, shown.length - openBlocks)
     learn(defined)
+    const nothingSettled = settledUnits + slice.length === end
+    if (settledInBox >= blocksOfBox) {
+      // What may still change goes on in the next box.
+      showFrom(settled, [])
+      box = openBox()
+      shownUnits = settledUnits
+      return true
+    }
     if (end === source.length) return false
-    // Nothing settled in a full slice: it is one block, or two. What is shown of it stays as it is.
-    if (settledUnits + slice.length === end) cut(slice, end)
+    // A full slice that is one block, or two.
+    if (!nothingSettled) sliceUnits = sliceUnitsFirst
+    else if (sliceUnits < sliceUnitsMax) sliceUnits *= 2
+    else cut(slice)
     return true
   }
 
+  function showFrom(last: Element | null, trees: readonly Tree[]): void {
+    patch(box, trees, last === null ? box.firstChild : last.nextSibling)
+  }
+
   function endOfSlice(): number {
-    const end = settledUnits + sliceUnitsMax
+    const end = settledUnits + sliceUnits
     if (end >= source.length) return source.length
     const fence = /^ {0,3}(`{3,}|~{3,})/.exec(source.slice(settledUnits, settledUnits + 80).trimStart())?.[1]
     if (fence === undefined) return end
@@ -97,20 +120,20 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     const lineEnd = close < 0 ? -1 : source.indexOf('\n', close + 1)
     if (lineEnd < 0) return source.length
     // What comes behind the block settles it.
-    return lineEnd < end ? end : Math.min(lineEnd + sliceUnitsMax, source.length)
+    return lineEnd < end ? end : Math.min(lineEnd + sliceUnits, source.length)
   }
 
   /** @param count of the elements that are shown behind what was settled */
   function settle(tokens: readonly Token[], count: number): void {
     let left = count
     for (const token of tokens) {
-      const isShown = blockElement(token) !== undefined
-      if (isShown && left-- <= 0) return
+      if (isShown(token) && (left-- <= 0 || settledInBox === blocksOfBox)) return
       if (!source.startsWith(token.raw, settledUnits)) return
       settledUnits += token.raw.length
       if (token.type === 'def') links[token.tag] ??= { href: token.href, title: token.title }
-      if (!isShown) continue
-      settled = settled === null ? root.firstElementChild : settled.nextElementSibling
+      if (!isShown(token)) continue
+      settled = settled === null ? box.firstElementChild : settled.nextElementSibling
+      settledInBox += 1
       if (settled !== null && /\[[^\]]+\]/.test(token.raw)) {
         waiting.push({ raw: token.raw, element: settled })
         if (waiting.length > waitingMax) waiting.shift()
@@ -118,11 +141,15 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     }
   }
 
-  function cut(slice: string, end: number): void {
-    const lineEnd = slice.lastIndexOf('\n')
-    settledUnits = lineEnd > 0 ? settledUnits + lineEnd + 1 : end
+  /** The slice, up to the end of its last line, stays as it is, and what comes is read as if it began there. */
+  function cut(slice: string): void {
+    const kept = slice.slice(0, slice.lastIndexOf('\n') + 1) || slice
+    showFrom(settled, lex(kept, links).tokens.filter(isShown).map(blockElement))
+    settledUnits += kept.length
     shownUnits = settledUnits
-    settled = root.lastElementChild
+    settled = box.lastElementChild
+    settledInBox = box.childElementCount
+    sliceUnits = sliceUnitsFirst
   }
 
   function learn(defined: Links): void {
@@ -134,7 +161,7 @@ export function createMarkdownView(root: HTMLElement): MarkdownView {
     for (const { raw, element } of waiting) {
       const words = raw.toLowerCase().replaceAll(/\s+/g, ' ')
       if (!changed.some((name) => words.includes(`[${name}]`))) continue
-      const [tree] = lex(raw, known).tokens.flatMap((token) => blockElement(token) ?? [])
+      const [tree] = lex(raw, known).tokens.filter(isShown).map(blockElement)
       if (tree !== undefined && tree.tag === element.localName) patch(element, tree.children)
     }
   }
