@@ -52,9 +52,9 @@ function createWords(markdown: boolean): Pick<PartView, 'root' | 'show'> {
     show(part, { asWritten }) {
       const rendered = markdown && !asWritten
       if (rendered !== (view !== undefined) || !root.hasChildNodes()) {
-        view = rendered ? createMarkdownView(root) : undefined
         root.classList.toggle('markdown', rendered)
         root.replaceChildren(...(rendered ? [] : [text]))
+        view = rendered ? createMarkdownView(root) : undefined
       }
       if (view !== undefined) return view.show(part.text)
       showText(text, part.text)
