@@ -58,11 +58,16 @@ export function createTranscript(actions: MessageActions): Transcript {
     toEndButton.hidden = following
   })
   log.addEventListener('click', ({ target }) => {
-    const button = target instanceof Element ? target.closest('.copy-code') : null
+    if (!(target instanceof Element)) return
+    // Whoever opens a fold wants to see it, and not the end.
+    if (target.closest('summary') !== null) following = false
+    const button = target.closest('.copy-code')
     if (!(button instanceof HTMLButtonElement)) return
     void copyFrom(button, 'Copy code', button.parentElement?.querySelector('code')?.textContent ?? '')
   })
-  new ResizeObserver(scroll).observe(log)
+  // Text grows also when nobody draws: a picture arrives, or what was off the screen is laid out.
+  const sizes = new ResizeObserver(scroll)
+  sizes.observe(log)
   toEndButton.addEventListener('click', () => {
     toEnd()
     log.focus({ preventScroll: true })
@@ -72,7 +77,11 @@ export function createTranscript(actions: MessageActions): Transcript {
     if (fresh[0]?.message.id !== path[0]?.message.id) shownMax = messagesAtOnce
     path = fresh
     const kept = new Set(path.map(({ message }) => message.id))
-    for (const id of views.keys()) if (!kept.has(id)) views.delete(id)
+    for (const [id, view] of views) {
+      if (kept.has(id)) continue
+      sizes.unobserve(view.root)
+      views.delete(id)
+    }
     // A screen reader reads out what is added to a log, but a whole history is not news.
     log.setAttribute('aria-busy', 'true')
     clearTimeout(quiet)
@@ -98,8 +107,11 @@ export function createTranscript(actions: MessageActions): Transcript {
   }
 
   function viewOf(message: Shown): MessageView {
-    const view = views.get(message.id) ?? createMessageView(message.role, actions)
+    const there = views.get(message.id)
+    if (there !== undefined) return there
+    const view = createMessageView(message.role, actions)
     views.set(message.id, view)
+    sizes.observe(view.root)
     return view
   }
 
