@@ -56,7 +56,8 @@ export function createConversation(sessionId: string | null) {
 
 export function readMessage(message: Message): Shown {
   const text = { kind: 'text', text: message.content } as const
-  return { ...message, parts: message.parts.length > 0 || message.content === '' ? message.parts : [text] }
+  // What a gateway of another version does not say is not known.
+  return { ...blank, ...message, parts: message.parts.length > 0 || message.content === '' ? message.parts : [text] }
 }
 
 export function userMessage(id: string, parentId: string | null, seq: number, text: string): Shown {
