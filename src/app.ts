@@ -36,14 +36,17 @@ import { readCheckpoint } from './runs/checkpoint.ts'
 import { createModels } from './runs/models.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
+import { createResume } from './runs/resume.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
+import { createShow } from './runs/show.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
 import type { ServerTool } from './runs/tools.ts'
+import { createApiKeys } from './sessions/api-keys.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
 import { createArtifactStore } from './sessions/artifacts.ts'
 import { createSessionChanges } from './sessions/changes.ts'
@@ -72,7 +75,11 @@ import { createExportReader } from './sessions/transfer-export.ts'
 import { createImporter } from './sessions/transfer-import.ts'
 import { registerTransfer } from './sessions/transfer-routes.ts'
 import { createUsers } from './sessions/users.ts'
+import { registerAiSdk, registerAiSdkMissing } from './surfaces/ai-sdk-routes.ts'
 import { registerNative } from './surfaces/native-routes.ts'
+import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
+import { registerResponses } from './surfaces/openai-responses-routes.ts'
+import { type DeliveryLimits, registerOpenaiErrors, usualDelivery } from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 import { demoProvider } from './upstream/providers.ts'
@@ -95,6 +102,7 @@ export interface Overrides {
   readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
   readonly counters?: SharedCounters
+  readonly openai?: Partial<DeliveryLimits>
   readonly countCacheRead?: CountCacheRead
 }
 
@@ -112,6 +120,7 @@ export interface App {
 
 const startPauseFirstMs = 250
 const startPauseMaxMs = 2000
+const aiSdkPrefix = '/api/chat'
 /** At the end of a shutdown, what an answer under way may still take. */
 const lastAnswersMs = 2000
 
@@ -119,10 +128,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const instanceId = uuidv7()
   const db = await openDatabase(config)
   const server = createServer({ logLevel: config.logLevel, trustedProxies: config.trustedProxies, ...overrides })
-  const { log, control, description: logDescription } = openLog(config, instanceId, server.log)
+  const { log, control, description: logDescription } = await openLog(config, instanceId, server.log)
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
-  const store = openStore(config, server.log)
+  const store = await openStore(config, server.log)
   const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams })
   if (catalog.unpriced.length > 0) {
     server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
@@ -204,6 +213,8 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     plansFor: catalog.plansFor,
   })
 
+  const show = createShow({ follow, owned, logger: server.log })
+
   const metrics = createMetrics()
   metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
   metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
@@ -261,7 +272,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
   await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
-  await registerOpenapi(server, readVersion())
+  registerOpenapi(server, readVersion())
   registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {
@@ -269,6 +280,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     pingDatabase: () => db.rows(sql`select 1`),
   })
   await server.register(
+    // Every surface asks who it is and how much of it there may be in the same way; each says its refusals in its own.
     async (api) => {
       // Before a credential is looked at: a ticket cannot be read in a database without the schema.
       api.addHook('onRequest', async (_request, reply) => {
@@ -286,36 +298,77 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
+        readApiKey: createApiKeys(db).readSubject,
         keys,
         noteUser: createUsers(db).note,
         admitVisitor: limits.admitVisitor,
       })
       api.addHook('onRequest', limits.spend)
-      registerClaim(api as Server, { db, changes })
-      registerSessions(api as Server, {
-        sessions,
-        list: createSessionList(db),
-        messages,
-        history,
-        live,
-        snapshots,
-        readPartial,
-        listArtifacts: artifacts.listArtifacts,
-      })
-      registerArtifacts(api as Server, { artifacts, maker })
-      registerRuns(api as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
-      registerBudgets(api as Server, models.budgets)
-      const answerWithStream = registerNative(api as Server, { chat, runs, owned, follow, edge, tickets })
-      registerBranches(api as Server, { chat, runs, messages, answerWithStream })
-      registerMessages(api as Server, { messages, feedback: createFeedback(db, changes) })
-      registerRemoval(api as Server, removal)
-      registerTransfer(api as Server, {
-        reader: createExportReader({ db, readPartial }),
-        importer: createImporter(db, changes),
-      })
+      await api.register(
+        async (native) => {
+          registerClaim(native as Server, { db, changes })
+          registerSessions(native as Server, {
+            sessions,
+            list: createSessionList(db),
+            messages,
+            history,
+            live,
+            snapshots,
+            readPartial,
+            listArtifacts: artifacts.listArtifacts,
+          })
+          registerArtifacts(native as Server, { artifacts, maker })
+          registerRuns(native as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
+          registerBudgets(native as Server, models.budgets)
+          const answerWithStream = registerNative(native as Server, { chat, runs, follow, show, edge, tickets })
+          registerBranches(native as Server, { chat, runs, messages, answerWithStream })
+          registerMessages(native as Server, { messages, feedback: createFeedback(db, changes) })
+          registerRemoval(native as Server, removal)
+          registerTransfer(native as Server, {
+            reader: createExportReader({ db, readPartial }),
+            importer: createImporter(db, changes),
+          })
+        },
+        { prefix: '/api/v1' },
+      )
+      await api.register(
+        async (openai) => {
+          registerOpenaiErrors(openai as Server)
+          const delivery = { ...usualDelivery, ...overrides.openai }
+          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog, delivery })
+          registerResponses(openai as Server, {
+            chat,
+            runs,
+            messages,
+            owned,
+            follow,
+            show,
+            edge,
+            stop,
+            catalog,
+            delivery,
+          })
+        },
+        { prefix: '/v1' },
+      )
+      await api.register(
+        async (ui) =>
+          registerAiSdk(ui as Server, {
+            chat,
+            runs,
+            resume: createResume(db),
+            messages,
+            log,
+            show,
+            edge,
+            stopSession,
+            ownTools: new Set((overrides.tools ?? []).map(({ name }) => name)),
+          }),
+        { prefix: aiSdkPrefix },
+      )
     },
-    { prefix: '/api/v1' },
   )
+  await server.register(async (ui) => registerAiSdkMissing(ui as Server), { prefix: aiSdkPrefix })
 
   server.addHook('preClose', async () => {
     closing.abort()

@@ -99,12 +99,14 @@ export function inFile(path: string): string {
   return `${path} of the config file`
 }
 
+// As in config.ts, whether a schema of ours is one is not asked at a start; and it is compiled with the first file.
+const ajv = new Ajv({ coerceTypes: false, strict: false, meta: false, validateSchema: false })
+
 /**
  * @param value what a file holds, or anything else
  * @throws ConfigError naming the place that is wrong
  */
 export function checkConfigFile(value: unknown): ConfigFile {
-  const ajv = new Ajv({ coerceTypes: false, removeAdditional: false, strict: false })
   if (ajv.validate(ConfigFile, value)) return value as ConfigFile
   const [fault] = ajv.errors ?? []
   throw new ConfigError(fault === undefined ? 'The config file cannot be used' : describeFault(fault))

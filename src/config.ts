@@ -4,7 +4,7 @@
  * the file, and never the value: it may be a secret.
  */
 import { isIP } from 'node:net'
-import { envSchema } from 'env-schema'
+import { Ajv, type ErrorObject } from 'ajv'
 import { type Static, Type } from 'typebox'
 import {
   type Budgets,
@@ -198,26 +198,24 @@ export function readConfig(env: Variables, fileContents?: unknown): Config {
   })
 }
 
+// The schema is ours: whether it is one is a matter of the tests. To ask takes longer than to compile and to use it.
+const ajv = new Ajv({ useDefaults: true, coerceTypes: true, strict: false, meta: false, validateSchema: false })
+
 function readEnvironment(env: Variables): Environment {
   const data: Record<string, string> = {}
   for (const name of Object.keys(environmentSchema.properties)) {
     const value = readVariable(env, name)
     if (value !== undefined) data[name] = value
   }
-  try {
-    return envSchema<Environment>({ schema: environmentSchema, data, env: false })
-  } catch (error) {
-    throw new ConfigError(describeEnvironmentError(error), { cause: error })
-  }
+  if (ajv.validate<Environment>(environmentSchema, data)) return data
+  throw new ConfigError(describeFault(ajv.errors?.[0]))
 }
 
-function describeEnvironmentError(error: unknown): string {
-  const failures = (error as { errors?: { instancePath?: string; keyword?: string; message?: string }[] }).errors
-  const first = failures?.[0]
-  if (first?.instancePath === undefined) return 'The environment cannot be read'
-  const variable = first.instancePath.slice(1)
+function describeFault(fault: ErrorObject | undefined): string {
+  if (fault === undefined) return 'The environment cannot be read'
+  const variable = fault.instancePath.slice(1)
   const schema = (environmentSchema.properties as Record<string, { description?: string }>)[variable]
-  const problem = first.keyword === 'pattern' ? undefined : first.message
+  const problem = fault.keyword === 'pattern' ? undefined : fault.message
   return `${variable} ${problem ?? 'is not valid'} (${schema?.description ?? 'see the README'})`
 }
 

@@ -4,6 +4,7 @@
  */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Ajv } from 'ajv'
 import t from 'tap'
 import { environmentSchema, readConfig } from '../src/config.ts'
 import { extensionsOf, readConfigFile, type VerbatimConfig } from '../src/config-file.ts'
@@ -48,6 +49,10 @@ t.test('without any variable the gateway runs by itself: embedded database, demo
     drainMs: 25_000,
     logLevel: 'info',
   })
+})
+
+t.test('the schema of the environment is one', async (t) => {
+  t.ok(new Ajv({ strict: false }).validateSchema(environmentSchema))
 })
 
 t.test('an empty or blank value is the same as none', async (t) => {

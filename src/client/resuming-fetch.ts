@@ -17,7 +17,7 @@ import { ConnectionError, passes, refuse, retryAfterOf } from './errors.ts'
 import { randomKey } from './random.ts'
 import { createSseParser } from './sse.ts'
 import { createTransport, type Init, type Transport } from './transport.ts'
-import { type Cut, createPassedOn } from './ui-stream.ts'
+import { createPassedOn, type Taking } from './ui-stream.ts'
 import { type BackOff, type ClientLimits, createBackOff, defaultLimits, linkAbort, pause } from './waiting.ts'
 
 export interface ResumingFetchOptions extends ClientOptions {
@@ -150,29 +150,27 @@ function resume({ first, ask, backOff, limits, signal }: ResumeOptions): Readabl
     if (!isStream(response)) throw new ConnectionError('The answer is not a stream.')
     const decoder = new TextDecoder()
     const parser = createSseParser(limits.eventCharsMax, backOff.setFirstMs)
-    let take: Cut = passed.pass
-    let isFirst = true
+    let taking: Taking | undefined
     /** Chunks of an event whose last one has not come. */
     let held: string[] = []
     let connectionId = ''
     for (let bytes = await connection.read(); bytes !== undefined; bytes = await connection.read()) {
       for (const { data, id } of parser.push(decoder.decode(bytes, { stream: true }))) {
-        if (isFirst) take = passed.takeFrom(data)
-        isFirst = false
+        taking ??= passed.takeFrom(data)
         held.push(data)
         const isEnd = data === doneMark
         if (id === connectionId && !isEnd) continue
         connectionId = id
-        yield* flush()
+        yield* flush(taking)
         if (isEnd) return true
-        lastId = id
+        if (!taking.isBehind) lastId = id
       }
       // Of a server that gives no ids: nothing can be asked for behind them.
-      if (connectionId === '' && lastId === '') yield* flush()
+      if (taking !== undefined && connectionId === '' && lastId === '') yield* flush(taking)
     }
     return false
 
-    function* flush(): Generator<string, void, void> {
+    function* flush({ take }: Taking): Generator<string, void, void> {
       const fresh = held.map(take).filter((data) => data !== undefined)
       held = []
       if (fresh.length === 0) return

@@ -137,9 +137,11 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
 
   async function open(url: string, init: Init, signal: AbortSignal): Promise<Response> {
     const named = new Headers(init.headers)
-    if (named.has('authorization') || named.has(visitorHeader)) return exchange(url, init, undefined, signal)
-    const token = await readToken()
-    if (token === undefined) return exchangeAsVisitor(url, init, signal)
+    const token = named.has('authorization') ? undefined : await readToken()
+    if (token === undefined) {
+      const isNamed = named.has('authorization') || named.has(visitorHeader)
+      return isNamed ? exchange(url, init, undefined, signal) : exchangeAsVisitor(url, init, signal)
+    }
     const response = await exchange(url, init, token, signal)
     if (response.status !== 401 || typeof options.token !== 'function') return response
     const fresh = await readToken(token)

@@ -16,19 +16,22 @@ interface Chunk {
   readonly inputTextDelta?: unknown
 }
 
-/** @returns the chunk without what was passed on already, as it goes over the wire; undefined when nothing of it is new */
-export type Cut = (data: string) => string | undefined
+/** How the chunks of one connection are taken. */
+export interface Taking {
+  /** @returns the chunk without what was passed on already, as it goes over the wire; undefined when nothing is new */
+  take(data: string): string | undefined
+  /** Whether something that was passed on has not come again yet: its ids are of places that were left behind long ago. */
+  readonly isBehind: boolean
+}
 
 export interface PassedOn {
   /** Whether what was passed on is all of a reply. */
   readonly isOver: boolean
-  /** For a connection that goes on where the last one broke. */
-  pass(data: string): string
   /**
-   * How to take the chunks of another connection, by its first one.
+   * @param first chunk of a connection: it begins at the beginning, or goes on where the last one broke
    * @throws Error when it begins another message than the one that was begun
    */
-  takeFrom(first: string): Cut
+  takeFrom(first: string): Taking
 }
 
 /** What can be the last chunk before `[DONE]`. */
@@ -50,30 +53,36 @@ export function createPassedOn(): PassedOn {
     return data
   }
 
-  function cutReplay(): Cut {
+  function cutReplay(): Taking {
     const seenLengths = new Map<string, number>()
     const seenCounts = new Map<string, number>()
-    return (data) => {
-      const chunk = parse(data)
-      const delta = readDelta(chunk)
-      if (delta === undefined) {
-        return add(seenCounts, data, 1) > (counts.get(data) ?? 0) ? pass(data) : undefined
-      }
-      const { key, field, text } = delta
-      const fresh = add(seenLengths, key, text.length) - (lengths.get(key) ?? 0)
-      if (fresh <= 0) return undefined
-      return pass(fresh >= text.length ? data : JSON.stringify({ ...chunk, [field]: text.slice(-fresh) }))
+    const holds = (seen: typeof counts, all: typeof counts) =>
+      [...all].every(([key, sum]) => (seen.get(key) ?? 0) >= sum)
+    return {
+      take(data) {
+        const chunk = parse(data)
+        const delta = readDelta(chunk)
+        if (delta === undefined) {
+          return add(seenCounts, data, 1) > (counts.get(data) ?? 0) ? pass(data) : undefined
+        }
+        const { key, field, text } = delta
+        const fresh = add(seenLengths, key, text.length) - (lengths.get(key) ?? 0)
+        if (fresh <= 0) return undefined
+        return pass(fresh >= text.length ? data : JSON.stringify({ ...chunk, [field]: text.slice(-fresh) }))
+      },
+      get isBehind() {
+        return !holds(seenLengths, lengths) || !holds(seenCounts, counts)
+      },
     }
   }
 
   return {
-    pass,
     get isOver() {
       return isOver
     },
     takeFrom(first) {
       const chunk = parse(first)
-      if (chunk?.type !== 'start' || start === undefined) return pass
+      if (chunk?.type !== 'start' || start === undefined) return { take: pass, isBehind: false }
       if (chunk.messageId !== start.messageId) throw new Error('Another reply has begun. Load the chat again.')
       return cutReplay()
     },

@@ -208,6 +208,8 @@ export const chatRuns = pgTable(
     check('chat_runs_on_disconnect', sql`${table.onDisconnect} in ('continue', 'stop')`),
     index('chat_runs_session').on(table.sessionId, table.createdAt),
     index('chat_runs_session_queued').on(table.sessionId).where(sql`${table.status} = 'queued'`),
+    // For a repeat by a client that has no key.
+    index('chat_runs_owner_hash').on(table.owner, table.requestHash, table.createdAt.desc().nullsFirst()),
     index('chat_runs_owner_active').on(table.owner).where(sql`${table.status} in ('queued', 'running')`),
     index('chat_runs_instance_active').on(table.instanceId).where(sql`${table.status} in ('queued', 'running')`),
   ],
@@ -268,6 +270,27 @@ export const users = pgTable(
     createdAt: time('created_at').notNull().defaultNow(),
   },
   (table) => [unique('users_subject_issuer').on(table.subject, table.issuer)],
+)
+
+/**
+ * Keys of this gateway, for clients that cannot get a JWT: whoever holds one is its user. Of the key itself only the SHA-256
+ * is kept. A key that was revoked stays as a row, so that a list can tell.
+ */
+export const apiKeys = pgTable(
+  'api_keys',
+  {
+    id: uuid('id').primaryKey(),
+    keyHash: text('key_hash').notNull().unique('api_keys_key_hash'),
+    /** Whose it is: `sub`, as in the tokens of the user. */
+    subject: text('subject').notNull(),
+    name: text('name').notNull().default(''),
+    createdAt: time('created_at').notNull().defaultNow(),
+    expiresAt: time('expires_at'),
+    revokedAt: time('revoked_at'),
+    /** To within a few minutes: a write for each request would be more work than most requests. */
+    lastUsedAt: time('last_used_at'),
+  },
+  (table) => [index('api_keys_subject').on(table.subject)],
 )
 
 /**

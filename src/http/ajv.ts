@@ -5,9 +5,26 @@
 import { Ajv, type ErrorObject, type ValidateFunction } from 'ajv'
 import ajvFormats from 'ajv-formats'
 
-/** @param coerceTypes whether "5" may be read as 5 */
-export function createAjv(coerceTypes: boolean): Ajv {
-  const ajv = new Ajv({ coerceTypes, removeAdditional: false, useDefaults: false, allErrors: false, strict: false })
+export interface AjvOptions {
+  /** Whether "5" may be read as 5. */
+  readonly coerceTypes?: boolean
+  /**
+   * Whether each schema is checked before it is used. Ours are checked by tests, with the document of the API: to make the
+   * validator of schemas takes longer than most processes have to do with the validators it is for.
+   */
+  readonly foreignSchemas?: boolean
+}
+
+export function createAjv({ coerceTypes = false, foreignSchemas = false }: AjvOptions = {}): Ajv {
+  const ajv = new Ajv({
+    coerceTypes,
+    removeAdditional: false,
+    useDefaults: false,
+    allErrors: false,
+    strict: false,
+    meta: foreignSchemas,
+    validateSchema: foreignSchemas,
+  })
   ajvFormats.default(ajv)
   // The library's own takes a `urn:uuid:` prefix, which Postgres does not.
   ajv.addFormat('uuid', /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i)

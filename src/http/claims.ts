@@ -82,7 +82,7 @@ const Claims = Type.Object({
 })
 type Claims = Static<typeof Claims> & { readonly app_metadata?: { readonly role?: unknown } | null }
 
-const ajv = new Ajv({ coerceTypes: false, strict: false, strictNumbers: true })
+const ajv = new Ajv({ coerceTypes: false, strict: false, strictNumbers: true, meta: false, validateSchema: false })
 ajv.addFormat('subject', (text: string) => text !== '' && isStorable(text, subjectUnitsMax))
 ajv.addFormat('issuer', (text: string) => isStorable(text, issuerUnitsMax))
 // Compiled with the first token.

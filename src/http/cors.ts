@@ -5,7 +5,8 @@
 import cors from '@fastify/cors'
 import type { Server } from './server.ts'
 
-const allowedHeaders = [
+/** Of the surfaces under /api. */
+const ownHeaders = [
   'Authorization',
   'Content-Type',
   'Last-Event-ID',
@@ -15,6 +16,31 @@ const allowedHeaders = [
   'If-None-Match',
   'Accept',
   'Cache-Control',
+  'X-Session-Id',
+  'X-On-Disconnect',
+  'X-On-Busy',
+  // The AI SDK names itself in it.
+  'User-Agent',
+]
+/** What the OpenAI clients send with every request, without being asked; one that is missing fails the preflight. */
+const openaiHeaders = [
+  'OpenAI-Beta',
+  'OpenAI-Organization',
+  'OpenAI-Project',
+  ...[
+    'Arch',
+    'Async',
+    'Custom-Poll-Interval',
+    'Helper-Method',
+    'Lang',
+    'OS',
+    'Package-Version',
+    'Poll-Helper',
+    'Retry-Count',
+    'Runtime',
+    'Runtime-Version',
+    'Timeout',
+  ].map((name) => `X-Stainless-${name}`),
 ]
 const exposedHeaders = [
   'X-Session-Id',
@@ -27,6 +53,10 @@ const exposedHeaders = [
   'ETag',
   'Content-Disposition',
   'WWW-Authenticate',
+  'X-Should-Retry',
+  'X-Error-Code',
+  'X-Resumable-Stream-Id',
+  'X-Vercel-AI-UI-Message-Stream',
 ]
 const preflightSeconds = 7200
 
@@ -37,7 +67,7 @@ export async function registerCors(app: Server, origins: readonly string[]): Pro
     origin: origins.length === 0 ? false : open ? '*' : [...origins],
     credentials: !open,
     methods: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
-    allowedHeaders,
+    allowedHeaders: [...ownHeaders, ...openaiHeaders],
     exposedHeaders,
     maxAge: preflightSeconds,
     // An OPTIONS that is no preflight is harmless; the strict answer would be the one error that is no problem document.

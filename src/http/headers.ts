@@ -7,7 +7,7 @@ import type { Server } from './server.ts'
 
 const hstsSeconds = 365 * 24 * 3600
 
-/** @param crossOrigin whether frontends of other origins may use what is under /api */
+/** @param crossOrigin whether frontends of other origins may use what is under /api and /v1 */
 export async function registerHeaders(app: Server, { crossOrigin }: { readonly crossOrigin: boolean }): Promise<void> {
   await app.register(helmet, {
     contentSecurityPolicy: {
@@ -30,6 +30,6 @@ export async function registerHeaders(app: Server, { crossOrigin }: { readonly c
   if (!crossOrigin) return
   app.addHook('onRequest', async (request, reply) => {
     // CORS decides who may read; a page that isolates itself could otherwise not even ask.
-    if (request.url.startsWith('/api/')) reply.header('Cross-Origin-Resource-Policy', 'cross-origin')
+    if (/^\/(api|v1)\//.test(request.url)) reply.header('Cross-Origin-Resource-Policy', 'cross-origin')
   })
 }

@@ -1,5 +1,5 @@
 /**
- * Who a request comes from: a user, by a verified JWT, or a visitor, by a random token that only its holder knows.
+ * Who a request comes from: a user, by a verified JWT or a key of the gateway, or a visitor, by a random token that only its holder knows.
  * A request with neither is a new visitor and gets a token. A credential that is present but unusable is 401: taking
  * it for anonymous would hide bugs and leave data that belongs to nobody.
  *
@@ -16,12 +16,13 @@
  * A browser sends cookies whoever asks it to. So a request that carries nothing else is believed only when it comes from
  * the gateway's own pages, from an origin on the list, or from no browser.
  *
- * At each await nothing is half done: when the keys cannot be had the request is 503, when the database does not answer a
- * ticket's question it is 503 too, and a user that could not be noted is noted the next time.
+ * At each await nothing is half done: when the keys cannot be had the request is 503, when the database does not answer the
+ * question for a ticket or a key of the gateway it is 503 too, and a user that could not be noted is noted the next time.
  */
 import { createHash, randomBytes } from 'node:crypto'
 import fastifyCookie from '@fastify/cookie'
-import fastifyJwt from '@fastify/jwt'
+// For the type of `app.jwt`.
+import type {} from '@fastify/jwt'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../config.ts'
@@ -58,6 +59,8 @@ export interface IdentityOptions {
   readonly auth: Config['auth']
   readonly corsOrigins: readonly string[]
   readonly readTicket: TicketReader
+  /** @returns `sub` of the user whose key of the gateway this is; undefined when it cannot be used */
+  readonly readApiKey: (key: string) => Promise<string | undefined>
   /** Undefined when none is configured: then no token with a public key's algorithm is good. */
   readonly keys: KeySet | undefined
   /** Told of every request that a user makes, and waited for. Never rejects. */
@@ -70,14 +73,18 @@ const visitorTokenPattern = /^vst_[A-Za-z0-9_-]{43}$/
 const visitorCookie = 'visitor_token'
 const cookieSeconds = 400 * 24 * 3600 // the longest that browsers keep one
 const tokenUnitsMax = 8192
+const apiKeyPrefix = 'vk_'
 
 /** Decorates every request of the scope it is registered in with its owner, or refuses the request. */
 export const identity = fastifyPlugin(async (app: FastifyInstance, options: IdentityOptions) => {
-  const { auth, corsOrigins, readTicket, keys, noteUser, admitVisitor } = options
+  const { auth, corsOrigins, readTicket, readApiKey, keys, noteUser, admitVisitor } = options
   const secrets = [auth.jwtSecret, auth.supabaseJwtSecret].filter((secret) => secret !== undefined)
-  // The plugin wants a secret even when none is configured; one that nobody knows verifies nothing.
-  await app.register(fastifyJwt, { secret: secrets[0] ?? randomBytes(32).toString('hex') })
-
+  if (secrets.length > 0 || keys !== undefined) {
+    // Loaded here, because without a secret and without keys no token is ever verified.
+    const { default: fastifyJwt } = await import('@fastify/jwt')
+    // The plugin wants a secret even when none is configured; one that nobody knows verifies nothing.
+    await app.register(fastifyJwt, { secret: secrets[0] ?? randomBytes(32).toString('hex') })
+  }
   await app.register(fastifyCookie)
 
   app.decorateRequest('owner', null as never)
@@ -102,7 +109,11 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
   async function authenticate(request: FastifyRequest, reply: FastifyReply): Promise<Owner> {
     const { authorization } = request.headers
     if (authorization !== undefined) {
-      const bearer = await readBearer(authorization)
+      const text = /^bearer +(\S+)$/i.exec(authorization)?.[1]
+      if (text === undefined || text.length > tokenUnitsMax) throw invalidToken()
+      // No JWT begins so: its first characters are those of a brace.
+      if (text.startsWith(apiKeyPrefix)) return readKeyHolder(text)
+      const bearer = await readBearer(text)
       if (bearer.kind === 'user') {
         await noteUser(bearer.issuer, bearer.subject)
         return userNamed(bearer.subject)
@@ -119,9 +130,13 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
     return issueVisitor(request, reply)
   }
 
-  async function readBearer(authorization: string): Promise<Bearer> {
-    const text = /^bearer +(\S+)$/i.exec(authorization)?.[1]
-    if (text === undefined || text.length > tokenUnitsMax) throw invalidToken()
+  async function readKeyHolder(key: string): Promise<Owner> {
+    const subject = await readApiKey(key)
+    if (subject === undefined) throw invalidToken()
+    return userNamed(subject)
+  }
+
+  async function readBearer(text: string): Promise<Bearer> {
     const token = readToken(text)
     const bearer = token === undefined ? undefined : readClaims(token.claims, auth, Date.now() / 1000)
     if (token === undefined || bearer === undefined) throw invalidToken()

@@ -15,7 +15,6 @@
  */
 import { createPublicKey, type JsonWebKey } from 'node:crypto'
 import type { FastifyBaseLogger } from 'fastify'
-import { Agent, request } from 'undici'
 import { Problem } from '../errors.ts'
 
 export type KeyAlgorithm = 'RS256' | 'ES256' | 'EdDSA'
@@ -61,8 +60,11 @@ const rsaBits = { min: 2048, max: 8192 } as const
 /** Returns at once; the first fetch has begun then. */
 export function openKeySet(options: KeySetOptions): KeySet {
   const { url, logger, now = () => performance.now(), fetchMs = fetchMsDefault } = options
-  // undici follows no redirect unless it is told to.
-  const agent = new Agent({ connections: 1, maxResponseSize: setBytesMax })
+  // Loaded here, because most gateways have no key server. undici follows no redirect unless it is told to.
+  const client = import('undici').then(({ Agent, request }) => ({
+    agent: new Agent({ connections: 1, maxResponseSize: setBytesMax }),
+    request,
+  }))
   const closing = new AbortController()
   let keys: ReadonlyMap<string, VerifyingKey> | undefined
   let keysFrom = 0
@@ -84,6 +86,7 @@ export function openKeySet(options: KeySetOptions): KeySet {
   async function fetchKeys(): Promise<void> {
     const begunAt = now()
     try {
+      const { agent, request } = await client
       const { statusCode, body } = await request(url, {
         dispatcher: agent,
         headers: { accept: 'application/json' },
@@ -129,7 +132,7 @@ export function openKeySet(options: KeySetOptions): KeySet {
     async close() {
       closing.abort()
       await fetching
-      await agent.destroy()
+      await (await client).agent.destroy()
     },
   }
 }

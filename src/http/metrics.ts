@@ -6,16 +6,24 @@
  * be looked at is looked at when it is asked for. The counts are lost with the process, which Prometheus expects.
  */
 // For the type of a route's `hide` and `tags`.
+
+import { createRequire } from 'node:module'
 import type {} from '@fastify/swagger'
-import { Counter, Gauge, Registry } from 'prom-client'
 import { Type } from 'typebox'
 import type { Server } from './server.ts'
+
+// The three files by their names: the package as a whole brings along collectors, a gateway to push to and OpenTelemetry,
+// eighty modules that each start would load.
+const require = createRequire(import.meta.url)
+const Counter: typeof import('prom-client').Counter = require('prom-client/lib/counter.js')
+const Gauge: typeof import('prom-client').Gauge = require('prom-client/lib/gauge.js')
+const Registry: typeof import('prom-client').Registry = require('prom-client/lib/registry.js')
 
 export type Cache = 'history' | 'sessions'
 export type CacheResult = 'hit' | 'miss' | 'stale' | 'error'
 
 export interface Metrics {
-  readonly registry: Registry
+  readonly registry: InstanceType<typeof Registry>
   countCacheRead(cache: Cache, result: CacheResult): void
   countRateLimited(budget: string): void
   /** @param route the pattern, not the path */

@@ -27,27 +27,37 @@ export const ProblemDocument = Type.Object(
 
 export const problems = fastifyPlugin(async (app: FastifyInstance) => {
   app.setErrorHandler((error: FastifyError, request, reply) => {
-    const problem = toProblem(error, request.routeOptions.bodyLimit)
-    if (problem.code === 'internal') request.log.error({ err: error }, 'a request failed in a way nobody expected')
-    else if (problem.status >= 500) request.log.warn({ code: problem.code }, 'a request failed')
-    return sendProblem(problem, request, reply)
+    return sendProblem(readProblem(error, request), request, reply)
   })
   app.setNotFoundHandler((request, reply) =>
     sendProblem(new Problem('not_found', 'There is no such route.'), request, reply),
   )
 })
 
+/** What an error of a request is to its client; what the operator has to know of it is logged. */
+export function readProblem(error: FastifyError, request: FastifyRequest): Problem {
+  const problem = toProblem(error, request.routeOptions.bodyLimit)
+  if (problem.code === 'internal') request.log.error({ err: error }, 'a request failed in a way nobody expected')
+  else if (problem.status >= 500) request.log.warn({ code: problem.code }, 'a request failed')
+  return problem
+}
+
 export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  return beginProblem(problem, request, reply)
+    .type(problemType)
+    .send({ ...toDocument(problem), request_id: request.id })
+}
+
+/** Status and headers of a refusal, whatever the body looks like. */
+export function beginProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   if (problem.retryAfterSeconds !== undefined) reply.header('Retry-After', problem.retryAfterSeconds)
   if (problem.code === 'invalid_token') reply.header('WWW-Authenticate', 'Bearer error="invalid_token"')
   return (
     reply
       .code(problem.status)
-      .type(problemType)
       .header('Cache-Control', 'no-store')
       // A URL that cannot be read never comes to the hook that sets it.
       .header('X-Request-Id', request.id)
-      .send({ ...toDocument(problem), request_id: request.id })
   )
 }
 

@@ -68,9 +68,9 @@ export function createServer({ logLevel, trustedProxies = [], logStream }: Serve
       sendProblem(new Problem('invalid_request', 'The URL cannot be read.'), request, reply as never),
   }).withTypeProvider<TypeBoxTypeProvider>()
 
-  const strict = createAjv(false)
+  const strict = createAjv()
   // Everything in a URL is text, so there, and only there, "5" may be read as 5.
-  const lenient = createAjv(true)
+  const lenient = createAjv({ coerceTypes: true })
   app.setValidatorCompiler(({ schema, httpPart }) =>
     compileLater(httpPart === 'body' ? strict : lenient, schema as object),
   )

@@ -1,10 +1,12 @@
 /**
- * One viewer's connection: headers, bytes, heartbeat, backpressure, and the ways it can end. It knows bytes, not events.
+ * One viewer's connection: headers, bytes, heartbeat, backpressure, and the ways it can end. It knows bytes, not events;
+ * what a surface writes between its events is given with the connection (`SseFraming`).
  *
  * A body ends cleanly only when whoever feeds it says so (`end`), which it does after a terminal event; or with the
  * farewell, which tells the client to come back: when the connection is older than edges allow, and when the process
  * shuts down. In every other case the socket is destroyed, because fetch clients take a clean end for success (P8).
- * That includes a farewell that would come in the middle of a block: it would garble the block's data.
+ * That includes a farewell that would come in the middle of a block: it would garble the block's data; and the farewell of
+ * a surface whose clients know none. Theirs are not ended for their age either: nobody would come back.
  *
  * Backpressure: large writes are cut into slices, and a slice waits until the socket has taken the one before. So a
  * viewer never has more than about a slice in this process, whatever it does not read; after `drainWaitMs` without
@@ -23,6 +25,16 @@ export interface SseOptions {
   /** Edges cut a response after 15 minutes; ours ends a little earlier, in a way the client understands. */
   readonly connectionMs?: number
   readonly drainWaitMs?: number
+}
+
+/** What goes over the wire of one surface beside its events. */
+export interface SseFraming {
+  /** The first bytes of a body, at once. */
+  readonly opening: string
+  /** Written after each silence of `heartbeatMs`. It has to be harmless between any two blocks. */
+  readonly heartbeat: string
+  /** The last words to a client that is to come back; absent where clients of the surface would not understand any. */
+  readonly farewell?: (retryMs: number, code?: string) => string
 }
 
 export interface SseConnection {
@@ -47,7 +59,12 @@ export interface SseEdge {
    * Takes the response over and sends its headers at once. A connection that is one too many, because several passed
    * the limit at the same time, or that comes after `close`, gets the farewell and is aborted on return.
    */
-  open(request: FastifyRequest, reply: FastifyReply, headers: Readonly<Record<string, string>>): SseConnection
+  open(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    headers: Readonly<Record<string, string>>,
+    framing?: SseFraming,
+  ): SseConnection
   /** Tells a client that only has to come back later: for a native EventSource any other answer would be its end. */
   turnAway(reply: FastifyReply, retryMs: number): void
   readonly size: number
@@ -63,6 +80,7 @@ const farewellWaitMs = 5000
 
 interface Open {
   readonly response: ServerResponse
+  readonly framing: SseFraming
   readonly openedAt: number
   lastWriteAt: number
   sayFarewell(code?: string): void
@@ -70,6 +88,9 @@ interface Open {
 
 const farewell = (ms: number, code?: string) =>
   `event: reconnect\ndata: ${JSON.stringify({ retry_ms: ms, ...(code === undefined ? {} : { code }) })}\n\n`
+
+/** Of docs/protocol.md: what every client that can come back understands. */
+export const nativeFraming: SseFraming = { opening: `retry: ${retryMs}\n`, heartbeat: ': hb\n', farewell }
 
 // Lower case, so that they take the place of what hooks have set under the same name.
 const streamHeaders = {
@@ -91,10 +112,11 @@ export function createSseEdge(options: SseOptions): SseEdge {
     () => {
       const now = performance.now()
       for (const connection of connections) {
-        if (now - connection.openedAt >= connectionMs) connection.sayFarewell()
-        else if (now - connection.lastWriteAt >= heartbeatMs && !connection.response.writableNeedDrain) {
+        const { framing, response } = connection
+        if (framing.farewell !== undefined && now - connection.openedAt >= connectionMs) connection.sayFarewell()
+        else if (now - connection.lastWriteAt >= heartbeatMs && !response.writableNeedDrain) {
           connection.lastWriteAt = now
-          connection.response.write(': hb\n')
+          response.write(framing.heartbeat)
         }
       }
     },
@@ -112,8 +134,9 @@ export function createSseEdge(options: SseOptions): SseEdge {
     request: FastifyRequest,
     reply: FastifyReply,
     headers: Readonly<Record<string, string>>,
-    ownerKey: string,
+    framing: SseFraming,
   ): SseConnection {
+    const { key: ownerKey } = request.owner
     const response = reply.raw
     const abort = new AbortController()
     const now = performance.now()
@@ -124,17 +147,20 @@ export function createSseEdge(options: SseOptions): SseEdge {
     // Headers that plugins have set (CORS, cookies) are lost with hijack unless they are handed on.
     reply.hijack()
     response.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), ...streamHeaders, ...headers })
-    response.write(`retry: ${retryMs}\n`)
+    // Headers alone would wait for the first words.
+    if (framing.opening === '') response.flushHeaders()
+    else response.write(framing.opening)
     // Tokens are small and late: Nagle's algorithm would hold them back.
     request.raw.socket.setNoDelay(true)
 
     const connection: Open = {
       response,
+      framing,
       openedAt: now,
       lastWriteAt: now,
       sayFarewell(code) {
-        if (inBlock) destroy()
-        else finish(farewell(retryMs, code))
+        if (inBlock || framing.farewell === undefined) destroy()
+        else finish(framing.farewell(retryMs, code))
       },
     }
     connections.add(connection)
@@ -228,7 +254,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
       if (!isAtLimit(ownerKey)) return
       throw new Problem('rate_limited', `At most ${viewersPerOwnerMax} streams at once.`, { retryAfterSeconds: 5 })
     },
-    open: (request, reply, headers) => open(request, reply, headers, request.owner.key),
+    open: (request, reply, headers, framing = nativeFraming) => open(request, reply, headers, framing),
     turnAway(reply, ms) {
       reply.hijack()
       reply.raw.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), ...streamHeaders })

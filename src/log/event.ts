@@ -103,6 +103,7 @@ export const RunStarted = Type.Object({
   mode: Mode,
   created_at: Type.String(),
 })
+export type RunStarted = Static<typeof RunStarted>
 
 /** Opens a part of another kind than text, or a second text part. Part 0 needs none when it is text. */
 export const PartOpened = Type.Object({

@@ -30,15 +30,25 @@
  */
 import { v7 as uuidv7 } from 'uuid'
 import { checkViolation, type Db, DbError, uniqueViolation } from '../db/db.ts'
-import { sql } from '../db/drizzle.ts'
+import { type SQL, sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
 import { titleFrom } from '../sessions/model.ts'
-import { isoTime } from '../sessions/store.ts'
+import { findSessionByName, isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
-import { type Asked, cleanAsked, hashAsked, type Plan, planOf, sessionBusy, type Wishes } from './asked.ts'
+import {
+  type Asked,
+  type ChatAsked,
+  cleanAsked,
+  hashAsked,
+  type PlacedMessage,
+  type Plan,
+  planOf,
+  sessionBusy,
+  type Wishes,
+} from './asked.ts'
 import { type Budgets, budgetConstraint, type Hold } from './budgets.ts'
 import type { RunFacts, RunRecord, RunRequest } from './model.ts'
 import type { RunStore } from './store.ts'
@@ -89,10 +99,26 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
     if (asked.client_message_id === undefined) return undefined
     const prior = await runs.findByKey(owner, asked.client_message_id)
     if (prior === undefined) return undefined
-    const sessionId = 'session_id' in asked ? asked.session_id : undefined
-    const otherSession = sessionId !== undefined && sessionId.toLowerCase() !== prior.session_id
-    if (prior.request_hash !== hash || otherSession) throw new Problem('idempotency_mismatch')
+    if (prior.request_hash !== hash || !(await isOfSession(owner, asked, prior))) {
+      throw new Problem('idempotency_mismatch')
+    }
     return prior
+  }
+
+  /** The run that a client without a key means, which asks once more because it has heard nothing. */
+  async function findRepeated(owner: Owner, asked: Asked, hash: string): Promise<RunRecord | undefined> {
+    const { repeats_within_ms: withinMs, client_message_id: key }: Partial<ChatAsked> = asked
+    if (withinMs === undefined || key !== undefined) return undefined
+    const run = await runs.findRepeated(owner, hash, withinMs)
+    return run !== undefined && (await isOfSession(owner, asked, run)) ? run : undefined
+  }
+
+  async function isOfSession(owner: Owner, asked: Asked, run: RunRecord): Promise<boolean> {
+    const { session_id, external_id }: Partial<ChatAsked> = asked
+    if ((session_id ?? external_id) === undefined) return true
+    const named =
+      external_id === undefined ? session_id?.toLowerCase() : await findSessionByName(db, owner, external_id)
+    return named === run.session_id
   }
 
   /**
@@ -104,14 +130,22 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   async function accept(owner: Owner, raw: Asked, plansFor: PlansFor): Promise<Acceptance> {
     const asked = cleanAsked(raw)
     const hash = hashAsked(asked)
-    const plan = await planOf(db, owner, asked, uuidv7())
+    const repeated = await findRepeated(owner, asked, hash)
+    if (repeated !== undefined) return { run: repeated, isNew: false }
+    let plan = await planOf(db, owner, asked, uuidv7())
     const named: Wishes = asked
     const continued = named.mode === undefined && named.model === undefined ? plan.continued : undefined
     const wishes: Wishes = continued === undefined ? named : { ...named, mode: continued.mode }
     const plans = continued?.plans ?? plansFor(plan.text)
     const tools = named.tools ?? plan.request?.tools
-    const prompt = tools === undefined ? plan.text : `${plan.text}${JSON.stringify(tools)}`
-    const hold = budgets?.holdFor(owner, prompt, named.model !== undefined, plans)
+    const { instructions = plan.request?.instructions ?? '', settings = plan.request?.settings } = named
+    const prompt = `${plan.text}${instructions}${tools === undefined ? '' : JSON.stringify(tools)}`
+    const hold = budgets?.holdFor(owner, plans, {
+      text: prompt,
+      isNamed: named.model !== undefined,
+      brought: plan.brought?.map(({ parts }) => JSON.stringify(parts)).join(''),
+      outputTokensMax: settings?.max_output_tokens,
+    })
     for (let attempt = 1; ; attempt += 1) {
       const ids = { run: uuidv7(), userMessage: plan.answered ?? uuidv7(), message: uuidv7() }
       try {
@@ -138,6 +172,9 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
         if (prior !== undefined) return { run: prior, isNew: false }
         if (isOverBudget) throw (await budgets?.refusalFor(owner)) ?? error
       }
+      // Somebody may just have made the session of this name, or the one that these answers were to begin.
+      if (plan.externalId !== undefined || (plan.brought && plan.toolParts))
+        plan = await planOf(db, owner, asked, uuidv7())
       if (attempt === attemptsMax) throw new Problem('internal', 'The message could not be placed in its session.')
     }
   }
@@ -152,7 +189,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   ): Promise<AcceptRow> {
     const hold = 'reservation' in planned ? planned : undefined
     const plans = 'reservation' in planned ? planned.plans : planned
-    const { sessionId, sessionExists, message, toolParts } = plan
+    const { sessionId, sessionExists, message, toolParts, brought = [] } = plan
     const answersCalls = toolParts !== undefined
     const key = wishes.client_message_id ?? null
     const mode = wishes.mode ?? null
@@ -162,7 +199,8 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
     const onBusy = wishes.on_busy ?? 'reject'
     const metadata = JSON.stringify(wishes.metadata ?? {})
     const parts = JSON.stringify(toolParts ?? [{ kind: 'text', text: message }])
-    const title = message === undefined || answersCalls ? null : titleFrom(message)
+    const named = brought.find(({ role }) => role === 'user')?.content ?? (answersCalls ? undefined : message)
+    const title = named === undefined ? null : titleFrom(named)
     const titleSource = title === null ? null : 'message'
     const written = message === undefined ? 1 : 2
     const mayWrite = sql`
@@ -183,8 +221,11 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
       and ((select started_run_id from request) is null and not ${answersCalls}::boolean or s.version = (select version from request))`
     const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode`
     const agent = wishes.agent_id ?? plan.request?.agent
-    const { tools = plan.request?.tools, tool_choice = plan.request?.tool_choice } = wishes
-    const more = JSON.stringify({ agent, tools, tool_choice })
+    const before = plan.request ?? {}
+    const { tools = before.tools, tool_choice = before.tool_choice, linger_ms } = wishes
+    const { instructions = before.instructions, settings = before.settings } = wishes
+    const { messages_max } = before
+    const more = JSON.stringify({ agent, tools, tool_choice, instructions, settings, messages_max, linger_ms })
     const picked = sql`(case
       when session.message_count - ${written}::int >= (choice.value -> 'later' ->> 'from')::int then choice.value -> 'later'
       else choice.value
@@ -197,11 +238,11 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
         returning ${returned}`
       : sql`
         insert into chat_sessions as s (
-          id, user_id, visitor_hash, status, mode, title, title_source, message_count, active_run_id
+          id, external_id, user_id, visitor_hash, status, mode, title, title_source, message_count, active_run_id
         )
         select
-          ${sessionId}::uuid, ${owner.userId}::text, ${owner.visitorHash}::text, 'running', coalesce(${mode}::text, 'balanced'),
-          ${title}::text, ${titleSource}::text, ${written}::int, started_run_id
+          ${sessionId}::uuid, ${plan.externalId ?? null}::text, ${owner.userId}::text, ${owner.visitorHash}::text, 'running', coalesce(${mode}::text, 'balanced'),
+          ${title}::text, ${titleSource}::text, ${written + brought.length}::int, started_run_id
         from request where ${mayWrite}
         on conflict (id) do update set ${change} where ${asSeen}
         returning ${returned}`
@@ -230,7 +271,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           ${answersCalls}::boolean and exists (
             select 1 from chat_messages where parent_id = ${parentId}::uuid and role = 'tool'
           ) as answered_twice,
-          case when ${isPlaced}::boolean then ${parentId}::uuid else (
+          case when ${isPlaced}::boolean then ${parentId}::uuid when seen.version is null then ${brought.at(-1)?.id ?? null}::uuid else (
             select id from chat_messages
             where session_id = ${sessionId}::uuid and seen.active_run_id is null
             order by seq desc limit 1
@@ -258,7 +299,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           case when request.started_run_id is not null then clock_timestamp() end
         from request, session, choice
         returning session_id, status, mode, provider, model, request, reservation, created_at
-      ),${hold === undefined ? sql`` : sql` ${hold.taken},`} user_message as (
+      ),${hold === undefined ? sql`` : sql` ${hold.taken},`}${brought.length === 0 ? sql`` : firstMessages(owner, brought)} user_message as (
         insert into chat_messages (
           id, session_id, owner, seq, parent_id, run_id, role, content, parts, status, client_message_id, metadata,
           completed_at
@@ -308,12 +349,25 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
 
   return {
     accept,
-    findPrior: (owner: Owner, raw: Asked) => {
+    findPrior: async (owner: Owner, raw: Asked) => {
       const asked = cleanAsked(raw)
-      return findPrior(owner, asked, hashAsked(asked))
+      const hash = hashAsked(asked)
+      return (await findPrior(owner, asked, hash)) ?? findRepeated(owner, asked, hash)
     },
   }
 }
+
+/** A part of a `with`: the first messages of a session that is made by this statement. */
+const firstMessages = (owner: Owner, brought: readonly PlacedMessage[]): SQL => sql` brought as (
+        insert into chat_messages (id, session_id, owner, seq, parent_id, role, content, parts, status, completed_at)
+        select
+          said.id, session.id, ${owner.key}, said.place, said.parent_id, said.role, said.content, said.parts, 'completed', now()
+        from session, request, rows from (
+          jsonb_to_recordset(${JSON.stringify(brought)}::jsonb)
+          as (id uuid, parent_id uuid, role text, content text, parts jsonb)
+        ) with ordinality as said (id, parent_id, role, content, parts, place)
+        where request.version is null
+      ),`
 
 interface NewIds {
   readonly run: string

@@ -68,7 +68,8 @@ export function createAskModel({
   random = Math.random,
 }: AskModelOptions): AskModel {
   return ({ runId, ledger, plan, settings, messages, tools = [], toolChoice }, signal) => {
-    const { temperature, effort, maxOutputTokens } = settings
+    const { temperature, topP, frequencyPenalty, presencePenalty, stop, effort, maxOutputTokens } = settings
+    const { format, parallelToolCalls } = settings
     return ask(
       {
         ...limits,
@@ -83,6 +84,12 @@ export function createAskModel({
           model,
           messages,
           ...(temperature === undefined ? {} : { temperature }),
+          ...(topP === undefined ? {} : { topP }),
+          ...(frequencyPenalty === undefined ? {} : { frequencyPenalty }),
+          ...(presencePenalty === undefined ? {} : { presencePenalty }),
+          ...(stop === undefined || stop.length === 0 ? {} : { stop }),
+          ...(format === undefined ? {} : { format }),
+          ...(parallelToolCalls === undefined ? {} : { parallelToolCalls }),
           ...(effort === undefined ? {} : { effort }),
           ...(maxOutputTokens === undefined ? {} : { maxOutputTokens }),
           ...(tools.length === 0 ? {} : { tools }),

@@ -12,29 +12,71 @@
  * that statement: if the session is gone, deleted or another owner's by then, the statement writes nothing.
  */
 import { createHash } from 'node:crypto'
+import { v7 as uuidv7 } from 'uuid'
 import { type Db, exactText } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
-import type { Mode, Part } from '../log/event.ts'
+import { contentOf, type Mode, type Part } from '../log/event.ts'
 import { openCallsOf } from '../sessions/context.ts'
 import { parentOf } from '../sessions/messages.ts'
-import { metadataBytesMax } from '../sessions/model.ts'
+import { externalIdUnitsMax, metadataBytesMax } from '../sessions/model.ts'
+import { findSessionByName } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
 import {
   type BranchBody,
+  broughtBytesMax,
+  broughtMessagesMax,
   type ChatBody,
   type EditBody,
+  instructionsBytesMax,
   type RunRequest,
+  type RunSettings,
   type StartBody,
+  settingsBytesMax,
   type ToolResult,
   toolResultsBytesMax,
   toolsBytesMax,
 } from './model.ts'
 
+/** A message, with what only surfaces say that are not the native one. */
+export type ChatAsked = ChatBody & {
+  /** The name that its sender has for the session, in place of `session_id`. A session with it is made when there is none. */
+  readonly external_id?: string
+  /** Said to the model in front of the conversation, with this reply and those that go on from it. No message. */
+  readonly instructions?: string
+  /**
+   * What was said before, of a sender who keeps the conversation itself. It becomes the first messages of the session when
+   * this request makes it, and counts for nothing when there is one: then what is stored is what was said. With
+   * `tool_results` the last of them is the reply whose calls they answer.
+   */
+  readonly before?: readonly BroughtMessage[]
+  readonly settings?: RunSettings
+  /** With `on_disconnect: stop`: how long nobody may be there. */
+  readonly linger_ms?: number
+  /** A repeat by a client that has no key: the newest run of this owner with the same request is meant, if it is not older. */
+  readonly repeats_within_ms?: number
+}
+
+/**
+ * A message that was said elsewhere, as it is stored. Parts of a `tool` message are the answers to the calls of the message
+ * before it, all of them in one message: tool calls with `output` or `error`.
+ */
+export interface BroughtMessage {
+  readonly role: 'system' | 'user' | 'assistant' | 'tool'
+  readonly parts: readonly Part[]
+}
+
+/** One that is to be written. */
+export interface PlacedMessage extends BroughtMessage {
+  readonly id: string
+  readonly parent_id: string | null
+  readonly content: string
+}
+
 export type Asked =
-  | ChatBody
+  | ChatAsked
   | (EditBody & { readonly edit: string })
   | (BranchBody & { readonly regenerate: string })
   | (StartBody & { readonly start: string })
@@ -44,6 +86,8 @@ export interface Plan {
   readonly sessionId: string
   /** A message makes its session when there is none; nothing else does. */
   readonly sessionExists: boolean
+  /** Of a session that is to be made. Another request with the same name may be faster: then this plan is to be made anew. */
+  readonly externalId?: string
   readonly kind: 'chat' | 'background'
   /** Text of the new message; undefined when there is none, because one that is there is answered once more. */
   readonly message: string | undefined
@@ -55,24 +99,35 @@ export interface Plan {
   readonly text: string
   /** What the new message follows; null is nothing, undefined the session's newest message. */
   readonly parentId: string | null | undefined
+  /** The first messages of the session, if it is made now; the new message follows the last one. */
+  readonly brought?: readonly PlacedMessage[]
   /** Where the request does not say so: what goes with the run. */
-  readonly request?: Pick<RunRequest, 'agent' | 'tools' | 'tool_choice'>
+  readonly request?: Pick<RunRequest, 'agent' | 'tools' | 'tool_choice' | 'instructions' | 'settings' | 'messages_max'>
   /** Where the request names neither mode nor model: as the reply before was made. */
   readonly continued?: { readonly mode: Mode; readonly plans: PlansByMode }
 }
 
 /** All that a request may say besides what it is; a field that its route does not know is never there. */
-export type Wishes = Partial<Omit<ChatBody, 'message' | 'tool_results' | 'session_id' | 'parent_id'>>
+export type Wishes = Partial<
+  Omit<ChatAsked, 'message' | 'tool_results' | 'session_id' | 'external_id' | 'parent_id' | 'before'>
+>
 
 /** @throws Problem `invalid_request` `too_large` */
 export function cleanAsked<T extends Asked>(raw: T): T {
   const asked = cleanJson(raw)
-  const { message, tool_results }: Partial<ChatBody> = asked
+  const { message, tool_results, session_id, external_id }: Partial<ChatAsked> = asked
   if (message !== undefined && message.trim() === '') throw new Problem('invalid_request', 'message is empty.')
   if (!('regenerate' in asked || 'start' in asked) && (message === undefined) === (tool_results === undefined)) {
     throw new Problem('invalid_request', 'One of message and tool_results is required.')
   }
-  if (tool_results !== undefined) checkToolResults(asked as ChatBody, tool_results)
+  if (session_id !== undefined && external_id !== undefined) {
+    throw new Problem('invalid_request', 'A session is named by its id or by its external_id, not by both.')
+  }
+  if (external_id !== undefined && (external_id === '' || external_id.length > externalIdUnitsMax)) {
+    throw new Problem('invalid_request', `external_id must have 1 to ${externalIdUnitsMax} characters.`)
+  }
+  if (tool_results !== undefined) checkToolResults(asked as ChatAsked, tool_results)
+  checkBrought(asked as Partial<ChatAsked>)
   const { metadata, tools = [] }: Wishes = asked
   limitJson('metadata', metadata, metadataBytesMax)
   limitJson('tools', tools, toolsBytesMax)
@@ -82,9 +137,20 @@ export function cleanAsked<T extends Asked>(raw: T): T {
   return asked
 }
 
-function checkToolResults({ session_id }: ChatBody, results: readonly ToolResult[]): void {
+function checkBrought({ before = [], instructions, settings }: Partial<ChatAsked>): void {
+  limitJson('instructions', instructions, instructionsBytesMax)
+  limitJson('settings', settings, settingsBytesMax)
+  if (before.length > broughtMessagesMax) {
+    throw new Problem('too_large', `A conversation may come with ${broughtMessagesMax} messages at most.`)
+  }
+  limitJson('The messages before the new one', before, broughtBytesMax)
+}
+
+function checkToolResults({ session_id, external_id, before }: ChatAsked, results: readonly ToolResult[]): void {
   limitJson('tool_results', results, toolResultsBytesMax)
-  if (session_id === undefined) throw new Problem('invalid_request', 'session_id is required with tool_results.')
+  if ((session_id ?? external_id ?? before) === undefined) {
+    throw new Problem('invalid_request', 'session_id is required with tool_results.')
+  }
   if (results.some(({ output, error }) => (output === undefined) === (error === undefined))) {
     throw new Problem('invalid_request', 'tool_results: each has either output or error.')
   }
@@ -105,10 +171,12 @@ export function hashAsked(asked: Asked): string {
 }
 
 function identityOf(asked: Asked): readonly unknown[] {
-  const { tools, tool_choice }: Wishes = asked
-  const own = tools === undefined && tool_choice === undefined ? [] : [{ tools, tool_choice }]
-  return [...kindOf(asked), ...own]
+  const { tools, tool_choice, instructions, before, settings } = asked as Partial<ChatAsked>
+  return [...kindOf(asked), ...whatIsSaid({ tools, tool_choice }), ...whatIsSaid({ instructions, before, settings })]
 }
+
+const whatIsSaid = (members: object): readonly object[] =>
+  Object.values(members).every((value) => value === undefined) ? [] : [members]
 
 function kindOf(asked: Asked): readonly unknown[] {
   const { mode, model, agent_id, metadata } = asked as Wishes
@@ -128,17 +196,52 @@ export async function planOf(db: Db, owner: Owner, asked: Asked, newSessionId: s
   if ('start' in asked) return planStart(db, owner, asked.start)
   if ('edit' in asked) return planEdit(await readTarget(db, owner, asked.edit), asked.message)
   if ('regenerate' in asked) return planRegenerate(await readTarget(db, owner, asked.regenerate))
-  const { message = '', tool_results, session_id = newSessionId, parent_id } = asked
-  if (tool_results !== undefined) return planToolResults(db, owner, session_id, parent_id, tool_results)
+  const plan = await planChat(db, owner, asked, newSessionId)
+  if (asked.before === undefined) return plan
+  // What its sender has sent itself is not left out for its number.
+  return { ...plan, request: { ...plan.request, messages_max: asked.before.length + 1 } }
+}
+
+async function planChat(db: Db, owner: Owner, asked: ChatAsked, newSessionId: string): Promise<Plan> {
+  const { message = '', tool_results, session_id, external_id, parent_id, before } = asked
+  const named = external_id === undefined ? session_id : await findSessionByName(db, owner, external_id)
+  const sessionId = named ?? newSessionId
+  if (
+    tool_results !== undefined &&
+    (before === undefined || (named !== undefined && (await isThere(db, owner, named))))
+  ) {
+    return planToolResults(db, owner, sessionId, parent_id, tool_results)
+  }
+  const called = before?.at(-1)
+  const toolParts =
+    tool_results && toAnswers(called?.role === 'assistant' ? openCallsOf(called.parts) : [], tool_results)
   return {
-    sessionId: session_id.toLowerCase(),
-    sessionExists: false,
+    sessionId: sessionId.toLowerCase(),
+    sessionExists: external_id !== undefined && named !== undefined,
+    ...(external_id !== undefined && named === undefined && { externalId: external_id }),
     kind: 'chat',
     message,
+    ...(toolParts && { toolParts }),
     answered: undefined,
-    text: message,
+    text: toolParts === undefined ? message : JSON.stringify(toolParts),
     parentId: parent_id,
+    ...(before && { brought: place(before) }),
   }
+}
+
+/** Each behind the one before it. */
+function place(messages: readonly BroughtMessage[]): readonly PlacedMessage[] {
+  const placed: PlacedMessage[] = []
+  for (const { role, parts } of messages) {
+    placed.push({ id: uuidv7(), parent_id: placed.at(-1)?.id ?? null, role, content: contentOf(parts), parts })
+  }
+  return placed
+}
+
+async function isThere(db: Db, owner: Owner, sessionId: string): Promise<boolean> {
+  const found = await db.rows(sql`
+    select 1 from chat_sessions where id = ${sessionId}::uuid and owner = ${owner.key} and deleted_at is null`)
+  return found.length > 0
 }
 
 interface Target {
@@ -201,7 +304,7 @@ function planRegenerate({ id, session_id, role, parent_id, parent_role, text, re
     answered,
     text,
     parentId: null,
-    request: { ...(tools && { tools }), ...(tool_choice && { tool_choice }) },
+    request: { ...(tools && { tools }), ...(tool_choice && { tool_choice }), ...saidBeside(request) },
   }
 }
 
@@ -247,21 +350,7 @@ async function planToolResults(
   if ((called.id === null || called.status === 'streaming') && called.active_run_id !== null) {
     throw sessionBusy(called.active_run_id)
   }
-  const calls = called.status === 'completed' ? openCallsOf(called.parts) : []
-  const given = new Map(results.map((result) => [result.call_id, result]))
-  if (called.id === null || calls.length === 0 || calls.some(({ call_id = '' }) => !given.has(call_id))) {
-    throw new Problem(
-      'invalid_request',
-      'tool_results: they have to answer all the calls with which a reply has ended.',
-    )
-  }
-  const toolParts = calls.map(({ call_id = '', name = '' }): Part => {
-    const { output, error } = given.get(call_id) as ToolResult
-    return { kind: 'tool_call', text: '', call_id, name, ...(error === undefined ? { output } : { error }) }
-  })
-  if (toolParts.length < results.length) {
-    throw new Problem('invalid_request', 'tool_results: one of them answers no call of that reply.')
-  }
+  const toolParts = toAnswers(called.status === 'completed' ? openCallsOf(called.parts) : [], results)
   const { mode, request } = called
   const { agent, tools, candidates, profile, reasons } = request ?? {}
   const plan = candidates && profile && { plan: { candidates, profile, ...(reasons && { reasons }) } }
@@ -274,8 +363,37 @@ async function planToolResults(
     answered: undefined,
     text: JSON.stringify(toolParts),
     parentId: called.id,
-    request: { ...(agent && { agent }), ...(tools && { tools }) },
+    request: { ...(agent && { agent }), ...(tools && { tools }), ...saidBeside(request) },
     ...(mode && plan && { continued: { mode, plans: { fast: plan, balanced: plan, quality: plan, adaptive: plan } } }),
+  }
+}
+
+/** @throws Problem `invalid_request` when they do not answer just these calls */
+function toAnswers(calls: readonly Part[], results: readonly ToolResult[]): readonly Part[] {
+  const given = new Map(results.map((result) => [result.call_id, result]))
+  if (calls.length === 0 || calls.some(({ call_id = '' }) => !given.has(call_id))) {
+    throw new Problem(
+      'invalid_request',
+      'tool_results: they have to answer all the calls with which a reply has ended.',
+    )
+  }
+  const toolParts = calls.map(({ call_id = '', name = '' }): Part => {
+    const { output, error } = given.get(call_id) as ToolResult
+    return { kind: 'tool_call', text: '', call_id, name, ...(error === undefined ? { output } : { error }) }
+  })
+  if (toolParts.length < results.length) {
+    throw new Problem('invalid_request', 'tool_results: one of them answers no call of that reply.')
+  }
+  return toolParts
+}
+
+/** What was said with the reply before, and holds for the one that goes on from it or takes its place. */
+function saidBeside(request: RunRequest | null): Pick<RunRequest, 'instructions' | 'settings' | 'messages_max'> {
+  const { instructions, settings, messages_max } = request ?? {}
+  return {
+    ...(instructions !== undefined && { instructions }),
+    ...(settings && { settings }),
+    ...(messages_max !== undefined && { messages_max }),
   }
 }
 

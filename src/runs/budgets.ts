@@ -67,6 +67,18 @@ export interface BudgetsOptions {
   readonly logger: Pick<FastifyBaseLogger, 'warn'>
 }
 
+/** What is to be paid for. */
+export interface Asking {
+  /** All that is new in the prompt. */
+  readonly text: string
+  /** What was said before and is not stored yet. */
+  readonly brought?: string | undefined
+  /** Whether the request names its model itself. */
+  readonly isNamed: boolean
+  /** The longest reply that the request wants. */
+  readonly outputTokensMax?: number | undefined
+}
+
 /** Of one message, for the statement that accepts it. */
 export interface Hold {
   /** The plans as they are stored, each with what it holds back. */
@@ -150,10 +162,14 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
     return { input, output }
   }
 
-  function hold(plan: RunPlan, textUnits: number, isPriced: boolean, isNamed: boolean): HeldPlan {
-    const { contextTokens, maxOutputTokens = outputTokensDefault, systemPrompt = '' } = profileOf(plan.profile)
-    const units = textUnits + unitsOf(systemPrompt)
-    const promptTokens = frameTokens + Math.max(...plan.candidates.map((choice) => estimator.tokensOf(choice, units)))
+  function hold(plan: RunPlan, { text, brought = '', isNamed, outputTokensMax }: Asking, isPriced: boolean): HeldPlan {
+    const settings = profileOf(plan.profile)
+    const { contextTokens, systemPrompt = '' } = settings
+    const maxOutputTokens = Math.min(settings.maxOutputTokens ?? outputTokensDefault, outputTokensMax ?? Infinity)
+    const tokensOf = (units: number) => Math.max(...plan.candidates.map((choice) => estimator.tokensOf(choice, units)))
+    const newTokens = frameTokens + tokensOf(unitsOf(text) + unitsOf(systemPrompt))
+    // Of what was said before, no more goes upstream than the context holds.
+    const promptTokens = Math.max(newTokens, Math.min(contextTokens, newTokens + tokensOf(unitsOf(brought))))
     const inputTokens = Math.max(contextTokens, promptTokens)
     const price = isPriced ? priceOfPlan(plan, inputTokens, isNamed) : { input: '0', output: '0' }
     return {
@@ -170,16 +186,13 @@ export function createBudgets({ db, limits, pricing, estimator, profileOf, logge
 
   return {
     /**
-     * @param text all that is new in the prompt
-     * @param named whether the request names its model itself
      * @returns undefined when no budget applies to this owner: nothing is held back, and nothing written
      * @throws Problem `invalid_request` for a model that is asked for by name, has no price, and would be paid by nobody
      */
-    holdFor(owner: Owner, text: string, named: boolean, plans: PlansByMode): Hold | undefined {
+    holdFor(owner: Owner, plans: PlansByMode, asking: Asking): Hold | undefined {
       const own = limitsOf(owner)
       if (own === undefined) return undefined
-      const units = unitsOf(text)
-      const held = (plan: RunPlan) => hold(plan, units, own.isPriced, named)
+      const held = (plan: RunPlan) => hold(plan, asking, own.isPriced)
       const heldByMode = (mode: Mode) => {
         const { plan, later } = plans[mode]
         return { ...held(plan), ...(later === undefined ? {} : { later: { from: later.from, ...held(later.plan) } }) }

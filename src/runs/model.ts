@@ -12,7 +12,7 @@ import { type Static, Type } from 'typebox'
 import { Mode, RunErrorSchema, RunStatus, type ToolError, Usage } from '../log/event.ts'
 import { Message, nullable, Session, Time, Uuid } from '../sessions/model.ts'
 import type { RunPlan } from '../upstream/plan.ts'
-import type { ToolChoice, ToolDefinition } from '../upstream/upstream.ts'
+import type { Effort, ReplyFormat, ToolChoice, ToolDefinition } from '../upstream/upstream.ts'
 
 /** One time that a provider was asked for a run. */
 export const UpstreamCall = Type.Object({
@@ -38,6 +38,27 @@ export interface RunRequest extends RunPlan {
   readonly max_output_tokens?: number
   readonly tools?: readonly ToolDefinition[]
   readonly tool_choice?: ToolChoice
+  /** Said to the model as it is, in front of the conversation and behind the profile's own words. */
+  readonly instructions?: string
+  readonly settings?: RunSettings
+  /** Messages that may be looked at for it, where that is more than for others. */
+  readonly messages_max?: number
+  /** How long after the last viewer has left it is stopped, where `on_disconnect` is `stop`. Absent: at once. */
+  readonly linger_ms?: number
+}
+
+/** How one reply is to be made, where its request says so. What is absent is as the profile has it. */
+export interface RunSettings {
+  readonly temperature?: number
+  readonly top_p?: number
+  readonly frequency_penalty?: number
+  readonly presence_penalty?: number
+  /** Of one call of the model. The profile's limit and the budget's stay upper limits. */
+  readonly max_output_tokens?: number
+  readonly stop?: readonly string[]
+  readonly effort?: Effort
+  readonly format?: ReplyFormat
+  readonly parallel_tool_calls?: boolean
 }
 
 export const Run = Type.Object({
@@ -109,7 +130,15 @@ export const toolsBytesMax = 64 * 1024
 export const toolResultsMax = 64
 /** Of all of a request together, as JSON. */
 export const toolResultsBytesMax = 256 * 1024
-const callIdUnitsMax = 256
+export const callIdUnitsMax = 256
+/** Of a conversation that comes with its first message here. */
+export const broughtMessagesMax = 2000
+/** Of all of them together, as JSON. */
+export const broughtBytesMax = 1024 * 1024
+/** As JSON, of what is said to the model beside the conversation. */
+export const instructionsBytesMax = 256 * 1024
+/** As JSON. */
+export const settingsBytesMax = 64 * 1024
 const toolErrorUnitsMax = 10_000
 
 const key = Type.String({ pattern: `^[A-Za-z0-9._:-]{1,${keyUnitsMax}}$` })

@@ -52,7 +52,8 @@ export function createModels(options: ModelsOptions) {
     logger.warn({ run_id: runId, tool, err: error }, 'a tool failed')
   })
   const openLedger = () => createLedger({ pricing, estimator })
-  const readRunHistory = ({ user_message_id }: RunFacts) => readHistory(runDb, user_message_id, messagesMax)
+  const readRunHistory = ({ user_message_id, request }: RunFacts) =>
+    readHistory(runDb, user_message_id, Math.max(messagesMax, request?.messages_max ?? 0))
   const askModel = createAskModel({
     limits,
     upstreamOf: catalog.upstreamOf,
@@ -103,7 +104,10 @@ export function createModels(options: ModelsOptions) {
       touch,
     }),
     /** Tokens of the prompt of a run whose process is gone. @throws Problem `db_unavailable` */
-    promptTokens: async (run: RunFacts) => estimator.estimateMessages(run, (await readRunHistory(run)).messages),
+    async promptTokens(run: RunFacts): Promise<number> {
+      const instructions = estimator.estimateText(run, run.request?.instructions ?? '')
+      return instructions + estimator.estimateMessages(run, (await readRunHistory(run)).messages)
+    },
     afterRun: summaries?.afterRun,
     /** @throws Problem `invalid_request` when there is no such agent */
     checkAgent(id: string): void {

@@ -12,6 +12,9 @@
  * `interrupted` with all their text, which is committed like any other end. What the database does not take by then is
  * left to the next process, with its text in checkpoints and in the log.
  *
+ * A run whose request said so is stopped when nobody watches it any more, at once or after a while. Who comes meanwhile, to
+ * any process, keeps it; when the database does not say whether somebody has, it goes on.
+ *
  * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
  * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown. Nor do the last
  * words when the log stops being shared: they may have reached nobody.
@@ -27,6 +30,7 @@ import { type CheckpointPlaces, clearCheckpoints, isStored, writeCheckpoints } f
 import type { RunFacts } from './model.ts'
 import { promote, stopQueued } from './queue.ts'
 import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
+import { isKept } from './store.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
   readonly instanceId: string
@@ -188,6 +192,25 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     } catch (error) {
       deps.onFault(facts.id, 'a message could not be taken out of the queue; it will be answered', error)
     }
+  }
+
+  /** The last viewer of a run that asked for it has left. */
+  function abandon(facts: RunFacts): void {
+    active.get(facts.id)?.run.stop('stop')
+    if (facts.status === 'queued' && !active.has(facts.id)) void arrive(() => leaveQueue(facts))
+  }
+
+  /** Whoever comes within the time keeps the run, here or, by saying so in its row, on another process. */
+  async function linger(facts: RunFacts, lingerMs: number): Promise<void> {
+    await pause(lingerMs, draining.signal)
+    if (viewers.has(facts.id) || draining.signal.aborted) return
+    try {
+      if (await isKept(db, facts)) return
+    } catch (error) {
+      deps.onFault(facts.id, 'whether somebody else watches a run could not be read; it goes on', error)
+      return
+    }
+    if (!viewers.has(facts.id)) abandon(facts)
   }
 
   async function writeCheckpointsNow(): Promise<void> {
@@ -352,8 +375,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
         }
         viewers.delete(facts.id)
         if (!clientLeft || facts.on_disconnect !== 'stop') return
-        active.get(facts.id)?.run.stop('stop')
-        if (facts.status === 'queued' && !active.has(facts.id)) void arrive(() => leaveQueue(facts))
+        const lingerMs = facts.request?.linger_ms ?? 0
+        if (lingerMs === 0) abandon(facts)
+        else void linger(facts, lingerMs)
       }
     },
 

@@ -54,6 +54,8 @@ const toolsAtOnceMax = 8
 const waitMs = 30_000
 const pauseFirstMs = 100
 const pauseMaxMs = 2000
+/** Of the window: what is kept free for a reply whose length the request alone says. */
+const wantedShareMax = 0.5
 /** Of the text that an agent asks a model for; the rest is left where it is. */
 const askedUnitsMax = 2_000_000
 
@@ -87,20 +89,39 @@ export function createReplies(options: ReplyOptions): MakeReply {
     // By the one that is asked first; the others are asked the same.
     const [choice] = plan.candidates
     const { messages, ...more } = history
-    const fitted = fitMessages([...systemMessage(settings), ...messages, ...said], {
+    const { instructions } = requestOf(run.facts)
+    const told = [...systemMessage(settings.systemPrompt), ...systemMessage(instructions), ...messages, ...said]
+    const fitted = fitMessages(told, {
       ...more,
-      budgetTokens: windowTokens(settings, estimateTools(estimator, choice, offered)),
+      budgetTokens: windowTokens(roomOf(plan, settings), estimateTools(estimator, choice, offered)),
       estimate: (message) => estimator.estimateMessages(choice, [message]),
     })
     run.fold ??= fitted.fold
     return fitted.messages
   }
 
-  /** With the longest reply that a budget has been asked for. */
+  /** Whoever asks for a very long reply does not ask that the conversation be forgotten for it. */
+  function roomOf({ profile }: RunPlan, settings: Profile): Pick<Profile, 'contextTokens' | 'maxOutputTokens'> {
+    const { contextTokens, maxOutputTokens } = settings
+    if (maxOutputTokens === undefined || options.profileOf(profile).maxOutputTokens !== undefined) return settings
+    return { contextTokens, maxOutputTokens: Math.min(maxOutputTokens, Math.floor(wantedShareMax * contextTokens)) }
+  }
+
+  /** The profile, with what the request says otherwise, within the longest reply that a budget has been asked for. */
   function settingsOf({ profile }: RunPlan, facts: RunFacts): Profile {
     const settings = options.profileOf(profile)
-    const limit = requestOf(facts).max_output_tokens
-    return limit === undefined ? settings : { ...settings, maxOutputTokens: limit }
+    const { max_output_tokens: held = settings.maxOutputTokens, settings: wanted = {} } = requestOf(facts)
+    const { top_p, frequency_penalty, presence_penalty, max_output_tokens, parallel_tool_calls, ...same } = wanted
+    const limits = [held, max_output_tokens].filter((limit) => limit !== undefined)
+    return {
+      ...settings,
+      ...same,
+      ...(top_p === undefined ? {} : { topP: top_p }),
+      ...(frequency_penalty === undefined ? {} : { frequencyPenalty: frequency_penalty }),
+      ...(presence_penalty === undefined ? {} : { presencePenalty: presence_penalty }),
+      ...(parallel_tool_calls === undefined ? {} : { parallelToolCalls: parallel_tool_calls }),
+      ...(limits.length === 0 ? {} : { maxOutputTokens: Math.min(...limits) }),
+    }
   }
 
   async function* replyOfModel(
@@ -190,7 +211,8 @@ export function createReplies(options: ReplyOptions): MakeReply {
     history: History,
   ): AsyncGenerator<AgentEvent, void, undefined> {
     const { id, session_id, message_id, user_message_id } = run.facts
-    const profile = settingsOf(plan, run.facts)
+    // What the whole reply is to look like is no rule for what the agent asks on its way.
+    const { stop: _stop, format: _format, ...profile } = settingsOf(plan, run.facts)
     const metadata = await patiently(() => desk.readMetadata(user_message_id), run.signal)
     const limit = limitTime(run.signal, options.totalMs)
     const context = contextOf(run, plan, profile, limit.signal)
@@ -235,7 +257,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
           ...askerOf(run),
           plan: question.model === undefined ? plan : options.planFor(question.model, plan.profile),
           settings: { ...profile, ...question },
-          messages: [...systemMessage(profile), ...question.messages],
+          messages: [...systemMessage(profile.systemPrompt), ...question.messages],
           ...(question.tools === undefined ? {} : { tools: question.tools }),
         },
         signal,
@@ -277,8 +299,8 @@ function choiceOf(name: string | undefined): ModelChoice | undefined {
   return rest.length === 0 ? undefined : { provider, model: rest.join(':') }
 }
 
-const systemMessage = ({ systemPrompt }: Profile): HistoryMessage[] =>
-  systemPrompt === undefined ? [] : [{ role: 'system', content: systemPrompt }]
+const systemMessage = (content: string | undefined): HistoryMessage[] =>
+  content === undefined || content === '' ? [] : [{ role: 'system', content }]
 
 /** The reply so far, as the model that goes on with it sees it. */
 function saidSoFar({ draft, ledger }: ActiveRun): HistoryMessage {

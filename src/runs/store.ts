@@ -94,6 +94,26 @@ export function createRunStore(db: Db) {
 
     findByKey: (owner: Owner, key: string) => findRun(owner, eq(chatRuns.idempotencyKey, key)),
 
+    /** The newest run of the same request that goes on, or has come to its own end: not one that somebody stopped, or that broke off. */
+    async findRepeated(owner: Owner, hash: string, withinMs: number): Promise<RunRecord | undefined> {
+      const [run] = await db.run((orm) =>
+        orm
+          .select(runColumns)
+          .from(chatRuns)
+          .where(
+            and(
+              eq(chatRuns.owner, owner.key),
+              eq(chatRuns.requestHash, hash),
+              sql`${chatRuns.createdAt} > now() - ${withinMs}::float8 * interval '1 millisecond'`,
+              sql`${chatRuns.status} not in ('stopped', 'interrupted') and ${chatRuns.stopRequestedAt} is null`,
+            ),
+          )
+          .orderBy(desc(chatRuns.createdAt))
+          .limit(1),
+      )
+      return run
+    },
+
     findActive: (owner: Owner, sessionId: string) => findRun(owner, and(eq(chatRuns.sessionId, sessionId), active)),
 
     /** The runs of this one's session whose replies come before its own, and that have not ended. */
@@ -116,6 +136,16 @@ export function createRunStore(db: Db) {
     async reread(id: string): Promise<RunRecord | undefined> {
       const [run] = await db.run((orm) => orm.select(runColumns).from(chatRuns).where(eq(chatRuns.id, id)))
       return run
+    },
+
+    /** A run that was to be stopped when nobody watches it goes on: it is watched on a process that does not make it. */
+    async keep(owner: Owner, id: string): Promise<void> {
+      await db.run((orm) =>
+        orm
+          .update(chatRuns)
+          .set({ onDisconnect: 'continue' })
+          .where(and(eq(chatRuns.id, id), eq(chatRuns.owner, owner.key), active)),
+      )
     },
 
     /**
@@ -148,4 +178,11 @@ export function createRunStore(db: Db) {
           .returning(runColumns),
       ),
   }
+}
+
+/** Whether somebody on another process has come to see the run since it was accepted. @throws Problem `db_unavailable` */
+export async function isKept(db: Db, { id }: RunFacts): Promise<boolean> {
+  const [run] = await db.rows<{ kept: boolean }>(sql`
+    select on_disconnect <> 'stop' as kept from chat_runs where id = ${id}::uuid`)
+  return run?.kept === true
 }

@@ -71,7 +71,7 @@ export function createTools(
   registered: readonly ServerTool[],
   onThrow: (name: string, context: ToolContext, error: unknown) => void,
 ): Tools {
-  const ajv = createAjv(false)
+  const ajv = createAjv({ foreignSchemas: true })
   const tools = new Map<string, { readonly tool: ServerTool; readonly validate: ValidateFunction }>()
   for (const tool of registered) {
     const { name, timeoutMs = timeoutDefaultMs } = tool

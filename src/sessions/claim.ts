@@ -34,7 +34,9 @@ export interface ClaimOptions {
   readonly changes: SessionChanges
 }
 
-export const Claimed = Type.Object({ claimed: Type.Integer({ description: 'sessions moved; deleted ones are not counted' }) })
+export const Claimed = Type.Object({
+  claimed: Type.Integer({ description: 'sessions moved; deleted ones are not counted' }),
+})
 
 // Each try that fails means that a session has just been written to. Only a visitor who goes on sending as fast as this
 // statement runs could keep it from moving anything.

@@ -56,6 +56,17 @@ export const sessionColumns = {
 /** The condition that stands in every statement about a session. */
 export const mine = (owner: Owner) => and(eq(chatSessions.owner, owner.key), isNull(chatSessions.deletedAt))
 
+/** @returns the id of the owner's session with this `external_id`, unless it is deleted */
+export async function findSessionByName(db: Db, owner: Owner, externalId: string): Promise<string | undefined> {
+  const [session] = await db.run((orm) =>
+    orm
+      .select({ id: chatSessions.id })
+      .from(chatSessions)
+      .where(and(eq(chatSessions.externalId, externalId), mine(owner))),
+  )
+  return session?.id
+}
+
 /** @param changes is told of what is written here */
 export function createSessionStore(db: Db, changes?: SessionChanges) {
   async function findSession(owner: Owner, id: string): Promise<Session | undefined> {

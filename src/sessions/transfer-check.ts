@@ -38,7 +38,7 @@ const Document = Type.Object(
   { additionalProperties: false },
 )
 const Line = Type.Object({ type: Type.Enum(Object.keys(lineSchemas) as (keyof typeof lineSchemas)[]) })
-const ajv = createAjv(false)
+const ajv = createAjv()
 
 /**
  * A file of one session.

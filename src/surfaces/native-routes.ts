@@ -14,14 +14,14 @@ import type { Owner } from '../http/identity.ts'
 import { eventStream, problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import type { SseConnection, SseEdge } from '../http/sse.ts'
-import { compareEventIds, type EventId, parseEventId } from '../log/event.ts'
+import { type EventId, parseEventId } from '../log/event.ts'
 import type { Acceptance } from '../runs/accept.ts'
 import type { AnswerWithStream } from '../runs/branches.ts'
 import type { Chat } from '../runs/chat.ts'
-import { type FollowDeps, followRun, terminalIdOf } from '../runs/follow.ts'
+import type { FollowDeps } from '../runs/follow.ts'
 import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
-import type { OwnedRuns } from '../runs/owned.ts'
 import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
+import { pastEnd, type ShowRun } from '../runs/show.ts'
 import type { RunStore } from '../runs/store.ts'
 import { StreamTicket, type Tickets } from '../runs/tickets.ts'
 import { IdParams, Uuid } from '../sessions/model.ts'
@@ -30,8 +30,8 @@ import { createNativeEncoder, readyBlock } from './native.ts'
 export interface NativeRoutesOptions {
   readonly chat: Chat
   readonly runs: RunStore
-  readonly owned: OwnedRuns
   readonly follow: FollowDeps
+  readonly show: ShowRun
   readonly edge: SseEdge
   readonly tickets: Tickets
 }
@@ -61,50 +61,12 @@ const responseToGet = { 204: Type.Null({ description: 'the cursor is at the end;
 
 /** @returns what answers a request that has another route with the stream of a run */
 export function registerNative(app: Server, options: NativeRoutesOptions): AnswerWithStream {
-  const { chat, runs, owned, follow, edge, tickets } = options
+  const { chat, runs, follow, show, edge, tickets } = options
   const encoder = createNativeEncoder()
+  const encoderWithReady = { ...encoder, ready: readyBlock }
 
-  /** Sends a run's events from the cursor on, until the end of the run or of the connection. */
-  async function show(connection: SseConnection, run: RunFacts, after: EventId | undefined, attached: boolean) {
-    const leave = owned.countViewer(run)
-    let toldReady = !attached
-    let ended = false
-    // Other processes' runs go on elsewhere, and so should their viewers; this process's own are seen to their end.
-    const moveOn = () => {
-      if (!owned.has(run.id)) connection.sayFarewell()
-    }
-    owned.draining.addEventListener('abort', moveOn)
-    if (owned.isDraining) moveOn()
-    try {
-      for await (const { entries, caughtUp, persistPending } of followRun(follow, run, after, connection.signal)) {
-        for (const entry of entries) {
-          const full = connection.write(encoder.encode(entry))
-          if (full !== undefined) await full
-          ended ||= entry.event.type === 'done'
-        }
-        if (caughtUp && !toldReady && !ended) {
-          toldReady = true
-          await connection.write(readyBlock)
-        }
-        if (persistPending === true) connection.sayFarewell('persist_pending')
-      }
-    } catch (error) {
-      app.log.error({ err: error, run_id: run.id }, 'a viewer was cut after a fault of the gateway')
-    } finally {
-      owned.draining.removeEventListener('abort', moveOn)
-      if (ended) connection.end()
-      else connection.destroy()
-      leave(connection.clientLeft)
-    }
-  }
-
-  /** Where the cursor stands to the terminal event: 0 at it, 1 behind it; undefined before it, or while there is none. */
-  function pastEnd(run: RunFacts, after: EventId | undefined): 0 | 1 | undefined {
-    const terminal = terminalIdOf(follow, run)
-    if (after === undefined || terminal?.generation !== after.generation) return undefined
-    const order = compareEventIds(after, terminal)
-    return order < 0 ? undefined : order === 0 ? 0 : 1
-  }
+  /** @param isAttached whether there may be something to catch up with */
+  const encoderFor = (isAttached: boolean) => (isAttached ? encoderWithReady : encoder)
 
   async function isGone(owner: Owner, key: string): Promise<boolean> {
     return (await runs.findByKey(owner, key)) === undefined
@@ -121,8 +83,8 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     const { run, isNew } = await accept()
     const connection = open(request, reply, run)
     // 204 would be an error to them: a stream that ends at once says the same.
-    if (pastEnd(run, after) === 0) connection.end()
-    else await show(connection, run, after, !isNew)
+    if (pastEnd(follow, run, after) === 0) connection.end()
+    else await show(connection, run, after, encoderFor(!isNew))
   }
 
   app.post(
@@ -150,8 +112,8 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
       }
       const { run, isNew } = await chat(request.owner, request.query)
       // At the end or beyond: whatever else an EventSource is told, it would ask the same again.
-      if (pastEnd(run, after) !== undefined) return reply.headers(runHeaders(run)).code(204).send(null)
-      await show(open(request, reply, run), run, after, !isNew)
+      if (pastEnd(follow, run, after) !== undefined) return reply.headers(runHeaders(run)).code(204).send(null)
+      await show(open(request, reply, run), run, after, encoderFor(!isNew))
     },
   )
 
@@ -175,8 +137,8 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
       edge.refuseAtLimit(request.owner.key)
       const run = await runs.getRun(request.owner, request.params.id)
       // Beyond the end is a cursor from the future, and is answered with `reset`.
-      if (pastEnd(run, after) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
-      await show(open(request, reply, run), run, after, true)
+      if (pastEnd(follow, run, after) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
+      await show(open(request, reply, run), run, after, encoderFor(true))
     },
   )
 

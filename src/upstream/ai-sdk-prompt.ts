@@ -10,7 +10,7 @@ import type { Part } from '../log/event.ts'
 import { memberOf, parse } from './reader.ts'
 import { isRecord } from './refusal.ts'
 import { type Answer, inputOf, isBlank, toConversation } from './turns.ts'
-import type { Effort, ToolChoice, UpstreamMessage, UpstreamRequest } from './upstream.ts'
+import type { Effort, ReplyFormat, ToolChoice, UpstreamMessage, UpstreamRequest } from './upstream.ts'
 
 export type Json = null | string | number | boolean | Json[] | { [key: string]: Json }
 /** By the name of the provider that it is for; others do not read it. */
@@ -47,6 +47,11 @@ export interface AiSdkCall {
   prompt: AiSdkMessage[]
   maxOutputTokens?: number
   temperature?: number
+  topP?: number
+  frequencyPenalty?: number
+  presencePenalty?: number
+  stopSequences?: string[]
+  responseFormat?: { type: 'text' } | { type: 'json'; schema?: object; name?: string; description?: string }
   tools?: { type: 'function'; name: string; description?: string; inputSchema: object }[]
   toolChoice?: { type: 'auto' | 'none' | 'required' } | { type: 'tool'; toolName: string }
   /** Since v4. */
@@ -70,9 +75,15 @@ export function toAiSdkCall(
   signal: AbortSignal,
 ): AiSdkCall {
   const { messages, temperature, effort, maxOutputTokens, tools = [], toolChoice } = request
+  const { topP, frequencyPenalty, presencePenalty, stop, format } = request
   return {
     prompt: toPrompt(messages, provider),
     ...(temperature === undefined ? {} : { temperature }),
+    ...(topP === undefined ? {} : { topP }),
+    ...(frequencyPenalty === undefined ? {} : { frequencyPenalty }),
+    ...(presencePenalty === undefined ? {} : { presencePenalty }),
+    ...(stop === undefined ? {} : { stopSequences: [...stop] }),
+    ...(format === undefined ? {} : { responseFormat: toFormat(format) }),
     ...(maxOutputTokens === undefined ? {} : { maxOutputTokens }),
     ...(effort === undefined ? {} : askEffort(model, effort)),
     ...(tools.length === 0
@@ -88,6 +99,13 @@ export function toAiSdkCall(
         }),
     abortSignal: signal,
   }
+}
+
+function toFormat(format: ReplyFormat): NonNullable<AiSdkCall['responseFormat']> {
+  if (format.type === 'text') return { type: 'text' }
+  if (format.type === 'json_object') return { type: 'json' }
+  const { schema, name, description } = format
+  return { type: 'json', schema, name, ...(description === undefined ? {} : { description }) }
 }
 
 function toPrompt(messages: readonly UpstreamMessage[], provider: string): AiSdkMessage[] {

@@ -4,6 +4,7 @@
  * of a message, a temperature beside thinking. All of that is mended or left out here, and nothing is ever refused.
  */
 import { type ClaudeTraits, traitsOf } from './claude-models.ts'
+import { describeFormat } from './formats.ts'
 import { type Answer, type Conversation, inputOf, isBlank, type Turn, toConversation } from './turns.ts'
 import type { Effort, ToolChoice, UpstreamRequest } from './upstream.ts'
 
@@ -60,17 +61,16 @@ export function toAnthropicRequest(request: UpstreamRequest, provider: string): 
     messages = toMessages(withoutOpenThinking(conversation.turns))
   }
   const isBound = traits.bindsThinking && messages.some(({ content }) => content.some(isThinking))
-  const { temperature } = request
+  const system = [conversation.system, describeFormat(request.format) ?? ''].filter((text) => text !== '').join('\n\n')
   return {
     body: {
       model: request.model,
       max_tokens: thinking.maxTokens,
       stream: true,
-      ...(conversation.system === '' ? {} : { system: conversation.system }),
+      ...(system === '' ? {} : { system }),
       messages,
-      ...(temperature === undefined || thinking.thinking !== undefined || !traits.takesTemperature
-        ? {}
-        : { temperature: Math.min(temperature, temperatureMax) }),
+      ...(thinking.thinking !== undefined || !traits.takesTemperature ? {} : samplingOf(request)),
+      ...stopSequencesOf(request),
       ...(thinking.thinking === undefined
         ? {}
         : {
@@ -84,6 +84,18 @@ export function toAnthropicRequest(request: UpstreamRequest, provider: string): 
     },
     betas: isBound ? [bindingBeta] : [],
   }
+}
+
+/** One of the two: the newer models refuse both together. */
+function samplingOf({ temperature, topP }: UpstreamRequest) {
+  if (temperature !== undefined) return { temperature: Math.min(temperature, temperatureMax) }
+  return topP === undefined ? {} : { top_p: topP }
+}
+
+/** Those of nothing but white space are refused. */
+function stopSequencesOf({ stop = [] }: UpstreamRequest) {
+  const sequences = stop.filter((text) => !isBlank(text))
+  return sequences.length === 0 ? {} : { stop_sequences: sequences }
 }
 
 interface Thinking {
@@ -196,26 +208,28 @@ function isText(block: Block): boolean {
   return block.type === 'text'
 }
 
-type Choice = { readonly type: string; readonly name?: string }
+type Choice = { readonly type: string; readonly name?: string; readonly disable_parallel_tool_use?: true }
 
 function isForced(choice: Choice | undefined): boolean {
   return choice?.type === 'any' || choice?.type === 'tool'
 }
 
 function toolsOf(
-  { tools = [], toolChoice }: UpstreamRequest,
+  { tools = [], toolChoice, parallelToolCalls }: UpstreamRequest,
   { turns }: Conversation,
   traits: ClaudeTraits,
 ): { readonly tools?: readonly object[]; readonly tool_choice?: Choice } {
   if (tools.length > 0) {
-    const choice = toChoice(toolChoice)
+    const wanted = toChoice(toolChoice)
+    const taken = wanted !== undefined && isForced(wanted) && !traits.takesForcedTools ? undefined : wanted
+    const choice = parallelToolCalls === false ? oneAtATime(taken ?? { type: 'auto' }) : taken
     return {
       tools: tools.map(({ name, description, parameters }) => ({
         name,
         ...(description === undefined ? {} : { description }),
         input_schema: { type: 'object', ...parameters },
       })),
-      ...(choice === undefined || (isForced(choice) && !traits.takesForcedTools) ? {} : { tool_choice: choice }),
+      ...(choice === undefined ? {} : { tool_choice: choice }),
     }
   }
   // Calls in the history want their tools defined, even where none may be called any more.
@@ -226,6 +240,9 @@ function toolsOf(
     tool_choice: { type: 'none' },
   }
 }
+
+const oneAtATime = (choice: Choice): Choice =>
+  choice.type === 'none' ? choice : { ...choice, disable_parallel_tool_use: true }
 
 function toChoice(choice: ToolChoice | undefined): Choice | undefined {
   if (choice === undefined) return undefined

@@ -62,6 +62,8 @@ export interface Catalog {
   readonly prices: Prices
   /** Every configured `provider:model`, each once, the balanced ones first. */
   names(): string[]
+  /** Those that a request may name: of `names`, and of `modelsAllowed` what is a name and no pattern. */
+  listed(): string[]
   /** For the start line: the providers and where they are, without keys. */
   readonly providers: readonly string[]
   /** Those of `names` whose price is not known: what they cost will be null. */
@@ -149,6 +151,12 @@ export function createCatalog(options: CatalogOptions): Catalog {
     },
     prices,
     names,
+    listed() {
+      const isAllowed = (name: string) =>
+        modelsAllowed === undefined || modelsAllowed.some((pattern) => fitsPattern(pattern, name))
+      const named = (modelsAllowed ?? []).filter((name) => !name.includes('*') && upstreams.has(split(name).provider))
+      return [...new Set([...names().filter(isAllowed), ...named])]
+    },
     providers: [
       // The host only: a base URL may hold a password or a token in its path.
       ...madeHere.map(({ name, baseUrl }) => `${name} (${new URL(baseUrl).host})`),

@@ -9,7 +9,7 @@ import type { Part } from '../log/event.ts'
 import { parse } from './reader.ts'
 import { openSeal } from './reasoning-details.ts'
 import { isRecord } from './refusal.ts'
-import type { Effort, ToolChoice, ToolDefinition, UpstreamMessage, UpstreamRequest } from './upstream.ts'
+import type { Effort, ReplyFormat, ToolChoice, ToolDefinition, UpstreamMessage, UpstreamRequest } from './upstream.ts'
 
 /** Where the speakers of one dialect do not agree. */
 export interface ChatDialect {
@@ -80,8 +80,8 @@ export function toChatBody(
   provider: string,
   dialect: ChatDialect,
 ): Readonly<Record<string, unknown>> {
-  const { model, tools = [], toolChoice, maxOutputTokens } = request
-  const { temperature, effort } = settingsFor(request, dialect)
+  const { model, tools = [], toolChoice, maxOutputTokens, format, parallelToolCalls } = request
+  const { temperature, effort, sampling } = settingsFor(request, dialect)
   return {
     model,
     messages: toChatMessages(request, provider, dialect),
@@ -90,23 +90,51 @@ export function toChatBody(
     // An empty list is refused, and so is a choice without a list.
     ...(tools.length === 0 ? {} : { tools: tools.map(toChatTool) }),
     ...(tools.length === 0 || toolChoice === undefined ? {} : { tool_choice: toChatToolChoice(toolChoice) }),
+    ...(tools.length === 0 || parallelToolCalls === undefined ? {} : { parallel_tool_calls: parallelToolCalls }),
     ...(temperature === undefined ? {} : { temperature }),
+    ...sampling,
+    ...(format === undefined ? {} : { response_format: toChatFormat(format) }),
     ...(effort === undefined ? {} : { reasoning_effort: effort }),
     ...(maxOutputTokens === undefined ? {} : { [dialect.maxTokensField]: maxOutputTokens }),
   }
 }
 
-function settingsFor({ model, temperature, effort }: UpstreamRequest, dialect: ChatDialect) {
+function settingsFor(request: UpstreamRequest, dialect: ChatDialect) {
+  const { model, temperature, effort } = request
   // Fine-tuned models are `ft:gpt-4o:…`.
   const name = dialect.openaiModels ? model.replace(/^ft:/, '') : ''
   const known = openaiModels.find(([pattern]) => pattern.test(name))
   if (known !== undefined) {
-    const [, takesTemperature, taken] = known
-    return { temperature: takesTemperature ? temperature : undefined, effort: leastFrom(effort, taken) }
+    const [, isFree, taken] = known
+    // What reasons decides for itself how its words are chosen, and refuses to be told.
+    return {
+      temperature: isFree ? temperature : undefined,
+      sampling: isFree ? samplingOf(request) : {},
+      effort: leastFrom(effort, taken),
+    }
   }
   // A model that cannot reason may refuse every effort, and this one is asked for such models.
   const leaveOut = effort === 'none' && !dialect.efforts.includes(effort)
-  return { temperature, effort: leaveOut ? undefined : leastFrom(effort, dialect.efforts) }
+  return {
+    temperature,
+    sampling: samplingOf(request),
+    effort: leaveOut ? undefined : leastFrom(effort, dialect.efforts),
+  }
+}
+
+function samplingOf({ topP, frequencyPenalty, presencePenalty, stop }: UpstreamRequest) {
+  return {
+    ...(topP === undefined ? {} : { top_p: topP }),
+    ...(frequencyPenalty === undefined ? {} : { frequency_penalty: frequencyPenalty }),
+    ...(presencePenalty === undefined ? {} : { presence_penalty: presencePenalty }),
+    ...(stop === undefined ? {} : { stop }),
+  }
+}
+
+function toChatFormat(format: ReplyFormat): unknown {
+  if (format.type !== 'json_schema') return { type: format.type }
+  const { type, ...json_schema } = format
+  return { type, json_schema }
 }
 
 /** @returns the effort, or the least above it that is taken */

@@ -4,9 +4,10 @@
  * seal (`thoughtSignature`) is given back with it. Nothing is ever refused.
  */
 import type { Part } from '../log/event.ts'
+import { describeFormat } from './formats.ts'
 import { parse } from './reader.ts'
 import { type Answer, inputOf, isBlank, type Turn, toConversation } from './turns.ts'
-import type { Effort, ToolChoice, ToolDefinition, UpstreamRequest } from './upstream.ts'
+import type { Effort, ReplyFormat, ToolChoice, ToolDefinition, UpstreamRequest } from './upstream.ts'
 
 /** Tokens to think with, for 2.5: within the range of each of its models, but Pro cannot do without. */
 const budgetTokens: Readonly<Record<Effort, number>> = {
@@ -25,6 +26,8 @@ const levels: Readonly<Record<Effort, string>> = {
   medium: 'MEDIUM',
   high: 'HIGH',
 }
+/** More are refused. */
+const stopSequencesMax = 5
 /** Google's word for a call that it did not make itself, and so never sealed. Without it 3 and later refuse the request. */
 const foreignSeal = 'skip_thought_signature_validator'
 
@@ -37,12 +40,18 @@ interface Content {
 
 /** @param provider signatures of other providers are left out */
 export function toGeminiRequest(request: UpstreamRequest, provider: string): Readonly<Record<string, unknown>> {
-  const { model, messages, tools = [], toolChoice, temperature, maxOutputTokens } = request
+  const { model, messages, tools = [], toolChoice, maxOutputTokens, format } = request
   const version = versionOf(model)
-  const { system, turns } = toConversation(messages, provider, isKept)
+  // Beside tools only the newest take a format.
+  const takesFormat = version >= (tools.length === 0 ? 2.5 : 3)
+  const conversation = toConversation(messages, provider, isKept)
+  const { turns } = conversation
+  const words = takesFormat ? '' : (describeFormat(format) ?? '')
+  const system = [conversation.system, words].filter((text) => text !== '').join('\n\n')
   const thinkingConfig = toThinkingConfig(request, version)
   const config = {
-    ...(temperature === undefined ? {} : { temperature }),
+    ...samplingOf(request),
+    ...(takesFormat ? toMimeType(format) : {}),
     ...(maxOutputTokens === undefined ? {} : { maxOutputTokens }),
     ...(thinkingConfig === undefined ? {} : { thinkingConfig }),
   }
@@ -55,6 +64,22 @@ export function toGeminiRequest(request: UpstreamRequest, provider: string): Rea
       : { toolConfig: { functionCallingConfig: toCallingConfig(toolChoice) } }),
     ...(Object.keys(config).length === 0 ? {} : { generationConfig: config }),
   }
+}
+
+function samplingOf({ temperature, topP, frequencyPenalty, presencePenalty, stop }: UpstreamRequest): Piece {
+  return {
+    ...(temperature === undefined ? {} : { temperature }),
+    ...(topP === undefined ? {} : { topP }),
+    ...(frequencyPenalty === undefined ? {} : { frequencyPenalty }),
+    ...(presencePenalty === undefined ? {} : { presencePenalty }),
+    ...(stop === undefined ? {} : { stopSequences: stop.slice(0, stopSequencesMax) }),
+  }
+}
+
+function toMimeType(format: ReplyFormat | undefined): Piece {
+  if (format === undefined || format.type === 'text') return {}
+  const responseMimeType = 'application/json'
+  return format.type === 'json_object' ? { responseMimeType } : { responseMimeType, responseJsonSchema: format.schema }
 }
 
 function isKept(part: Part, isOwn: boolean): boolean {

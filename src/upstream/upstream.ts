@@ -44,12 +44,32 @@ export type ToolChoice = 'auto' | 'none' | 'required' | { readonly name: string 
 
 export type Effort = 'none' | 'minimal' | 'low' | 'medium' | 'high'
 
+/** What the words of a reply have to be. A provider that cannot be held to it is told so in words (formats.ts). */
+export type ReplyFormat =
+  | { readonly type: 'text' }
+  | { readonly type: 'json_object' }
+  | {
+      readonly type: 'json_schema'
+      readonly name: string
+      readonly description?: string
+      readonly schema: Readonly<Record<string, unknown>>
+      readonly strict?: boolean
+    }
+
 /** How a reply is to be made. Absent: as the provider sees fit. */
 export interface ModelSettings {
   readonly temperature?: number
+  readonly topP?: number
+  readonly frequencyPenalty?: number
+  readonly presencePenalty?: number
+  /** Texts before which the reply ends. */
+  readonly stop?: readonly string[]
   /** How much a model that reasons may do so. */
   readonly effort?: Effort
   readonly maxOutputTokens?: number
+  readonly format?: ReplyFormat
+  /** False: one call of a tool at a time. */
+  readonly parallelToolCalls?: boolean
 }
 
 export interface UpstreamRequest extends ModelSettings {

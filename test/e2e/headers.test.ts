@@ -104,6 +104,7 @@ test('headers of a gateway', async (t) => {
       'authorization,if-match,if-none-match',
       'Content-Type, Last-Event-ID,\tIdempotency-Key',
       'x-visitor-token ,accept',
+      'authorization,content-type,openai-beta,x-session-id,x-stainless-arch,x-stainless-lang,x-stainless-retry-count,user-agent',
     ]) {
       for (const method of ['GET', 'POST', 'PUT', 'PATCH', 'DELETE']) {
         const answer = await fetch(`${url}${sessions}/x`, {
@@ -131,6 +132,8 @@ test('headers of a gateway', async (t) => {
       'x-visitor-token',
       'x-run-id',
       'content-disposition',
+      'x-should-retry',
+      'x-resumable-stream-id',
     ]) {
       t.ok(exposed.includes(header), header)
     }

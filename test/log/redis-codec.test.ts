@@ -1,6 +1,7 @@
 /** What a stream's entry means, and that nothing in Redis can be read as what it is not. */
+import { Ajv } from 'ajv'
 import t from 'tap'
-import type { LogEntry, RunEvent } from '../../src/log/event.ts'
+import { eventSchemas, type LogEntry, type RunEvent } from '../../src/log/event.ts'
 import { createKeys, decodeCommand, decodeEntry, encodeCommand, encodeEntry } from '../../src/log/redis-codec.ts'
 
 const events: readonly RunEvent[] = [
@@ -22,6 +23,11 @@ const events: readonly RunEvent[] = [
   { type: 'reset', data: { message_id: 'm', parts: [{ kind: 'text', text: 'x' }], cursor: '1-4' } },
   { type: 'done', data: { status: 'failed', message_id: 'm', error: { code: 'c', message: 'm', retryable: true } } },
 ]
+
+t.test('the schemas of events are schemas', async (t) => {
+  const ajv = new Ajv({ strict: false })
+  for (const [type, schema] of Object.entries(eventSchemas)) t.ok(ajv.validateSchema(schema), type)
+})
 
 t.test('every event comes back as it was', async (t) => {
   for (const [index, event] of events.entries()) {

@@ -74,6 +74,33 @@ for (const kind of databases()) {
       t.same(await count(owner), { sessions: 1, runs: 1, messages: 2 }, 'those refused left nothing')
     })
 
+    await t.test(
+      'P5 messages to a session by a name that nobody has used are one session, also at the same time',
+      async (t) => {
+        const [owner, other] = [createOwner(), createOwner()]
+        const results = await acceptMany((index, by) =>
+          by.accept(owner, { message: `Take ${index}`, external_id: 'my chat', on_busy: 'queue' }, plansFor),
+        )
+        const runs = results.flatMap((result) =>
+          result.status === 'fulfilled' ? [(result.value as { run: RunFacts }).run] : [],
+        )
+        t.equal(runs.length, requests)
+        t.equal(new Set(runs.map(({ session_id }) => session_id)).size, 1)
+        t.same(await count(owner), { sessions: 1, runs: requests, messages: 2 * requests })
+        const elsewhere = await acceptOn(db).accept(other, { message: 'Hello', external_id: 'my chat' }, plansFor)
+        t.not(elsewhere.run.session_id, runs[0]?.session_id, 'a name is its owner’s')
+      },
+    )
+
+    await t.test('a key that was used in a session of another name is refused there', async (t) => {
+      const owner = createOwner()
+      const ask = (external_id: string) =>
+        acceptOn(db).accept(owner, { message: 'Hello', external_id, client_message_id: 'key' }, plansFor)
+      const [first, again] = [await ask('one'), await ask('one')]
+      t.equal(again.run.id, first.run.id)
+      await t.rejects(ask('two'), { code: 'idempotency_mismatch' })
+    })
+
     await t.test('a session’s messages are numbered without a hole, whoever wrote them', async (t) => {
       const owner = createOwner()
       const session_id = randomUUID()

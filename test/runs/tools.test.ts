@@ -103,6 +103,8 @@ test('a tool that cannot be registered stops the start', async (t) => {
     t.throws(() => create({ ...add, name }), { message: /name must/ })
   for (const timeoutMs of [0, -1, Number.NaN, 600_001]) t.throws(() => create({ ...add, timeoutMs }))
   t.throws(() => create({ ...add, parameters: Type.String() }), { message: /schema of an object/ })
+  const broken = Type.Object({ a: Type.Unsafe({ minLength: 'long' }) })
+  t.throws(() => create({ ...add, parameters: broken }), { message: /schema is invalid/ })
   const tools = create(add)
   t.match(tools.definitions(), [{ name: 'add' }])
   t.match(tools.definitions(['add', 'other']), [{ name: 'add', parameters: { type: 'object', required: ['a', 'b'] } }])

@@ -76,6 +76,8 @@ export function createClient(url: string, headers: Record<string, string> = {}) 
     put: (path: string, body?: unknown, extra?: Record<string, string>) => request('PUT', path, body, extra),
     patch: (path: string, body?: unknown, extra?: Record<string, string>) => request('PATCH', path, body, extra),
     delete: (path: string, extra?: Record<string, string>) => request('DELETE', path, undefined, extra),
+    /** Opens a stream of any kind. */
+    open,
     /** Sends a message and reads the reply's stream. */
     send: (body: unknown, extra?: Record<string, string>) => open('POST', '/api/v1/chat/stream', body, extra),
     /** Opens a stream with GET. */

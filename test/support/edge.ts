@@ -35,6 +35,7 @@ export async function startEdge(
       auth,
       corsOrigins,
       readTicket: async () => undefined,
+      readApiKey: async () => undefined,
       keys,
       noteUser: async (issuer, subject) => void noted.push([issuer, subject]),
       admitVisitor: async () => undefined,

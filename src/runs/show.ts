@@ -1,0 +1,106 @@
+/**
+ * Showing a run to one viewer: a cursor (follow.ts), a surface's encoder and a connection, until the run's terminal event or
+ * the end of the connection, whichever comes first. Every surface shows runs this way and no other; what makes them
+ * different is the encoder.
+ *
+ * The body ends cleanly only behind the terminal event. A viewer whose surface cannot express what comes next (it has no
+ * word for "forget what I said") is cut, so that it comes back and gets the whole.
+ *
+ * At each await: when the connection goes, the loop ends and the run does not. When the log or the database goes, the
+ * follower waits and asks again. When this process is to end, viewers of other processes' runs are told to go there.
+ */
+import type { FastifyBaseLogger } from 'fastify'
+import type { SseConnection } from '../http/sse.ts'
+import { compareEventIds, type EventId, type LogEntry } from '../log/event.ts'
+import type { EventLog } from '../log/log.ts'
+import { type FollowDeps, followRun, terminalIdOf } from './follow.ts'
+import type { RunFacts } from './model.ts'
+import type { OwnedRuns } from './owned.ts'
+
+/** One viewer's way from events to bytes; it is given every event once, in order. */
+export interface ViewerEncoder {
+  /** @returns `lost` when the surface cannot say it: what the viewer holds cannot be taken back. Undefined: nothing to say. */
+  encode(entry: LogEntry): Buffer | 'lost' | undefined
+  /** Said once when the replay has caught up with the run as it is made. */
+  readonly ready?: Buffer
+}
+
+export interface ShowOptions {
+  readonly follow: FollowDeps
+  readonly owned: OwnedRuns
+  readonly logger: FastifyBaseLogger
+}
+
+export type ShowRun = ReturnType<typeof createShow>
+
+export function createShow({ follow, owned, logger }: ShowOptions) {
+  /**
+   * Resolves when the connection has ended.
+   * @param after undefined shows the run from its beginning
+   */
+  return async function show(
+    connection: SseConnection,
+    run: RunFacts,
+    after: EventId | undefined,
+    encoder: ViewerEncoder,
+  ): Promise<void> {
+    const leave = owned.countViewer(run)
+    let ready = encoder.ready
+    let ended = false
+    // Other processes' runs go on elsewhere, and so should their viewers; this process's own are seen to their end.
+    const moveOn = () => {
+      if (!owned.has(run.id)) connection.sayFarewell()
+    }
+    owned.draining.addEventListener('abort', moveOn)
+    if (owned.isDraining) moveOn()
+    try {
+      for await (const { entries, caughtUp, persistPending } of followRun(follow, run, after, connection.signal)) {
+        for (const entry of entries) {
+          const bytes = encoder.encode(entry)
+          if (bytes === 'lost') return
+          const full = bytes === undefined ? undefined : connection.write(bytes)
+          if (full !== undefined) await full
+          ended ||= entry.event.type === 'done'
+        }
+        if (caughtUp && ready !== undefined && !ended) {
+          const bytes = ready
+          ready = undefined
+          await connection.write(bytes)
+        }
+        if (persistPending === true) connection.sayFarewell('persist_pending')
+      }
+    } catch (error) {
+      logger.error({ err: error, run_id: run.id }, 'a viewer was cut after a fault of the gateway')
+    } finally {
+      owned.draining.removeEventListener('abort', moveOn)
+      if (ended) connection.end()
+      else connection.destroy()
+      leave(connection.clientLeft)
+    }
+  }
+}
+
+/** Where a cursor stands to the terminal event: 0 at it, 1 behind it; undefined before it, or while there is none. */
+export function pastEnd(deps: Pick<FollowDeps, 'log'>, run: RunFacts, after: EventId | undefined): 0 | 1 | undefined {
+  const terminal = terminalIdOf(deps, run)
+  if (after === undefined || terminal?.generation !== after.generation) return undefined
+  const order = compareEventIds(after, terminal)
+  return order < 0 ? undefined : order === 0 ? 0 : 1
+}
+
+/**
+ * The events of a run up to a cursor, for an encoder that has to know what its viewer holds before it goes on from there.
+ * @returns undefined when the log does not hold them all, or does not have that event
+ */
+export async function readUpTo(
+  log: EventLog,
+  run: RunFacts,
+  cursor: EventId,
+): Promise<readonly LogEntry[] | undefined> {
+  const page = await log.read(run.id, undefined, Number.MAX_SAFE_INTEGER)
+  const known = page.kind === 'entries' ? page.entries : await log.load(run.id)
+  if (known === 'unanswered') return undefined
+  const end = known.findIndex((entry) => compareEventIds(entry, cursor) === 0)
+  const first = known[0]?.event.type
+  return end === -1 || (first !== 'run' && first !== 'reset') ? undefined : known.slice(0, end + 1)
+}
