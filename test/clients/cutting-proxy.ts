@@ -101,11 +101,15 @@ export async function startCuttingProxy(
   }
 }
 
+/** How the block of a delta begins: natively, and for the AI SDK. */
+const deltas: readonly string[] = ['event: delta\n', 'data: {"type":"text-delta"']
+
 /** @returns where the first delta of an event stream begins, and where behind its blank line it ends, once that is there */
 function findDelta(bytes: Buffer): { readonly start: number; readonly end: number | undefined } | undefined {
   const head = bytes.indexOf('content-type: text/event-stream')
-  const start = head < 0 ? -1 : bytes.indexOf('event: delta\n', head)
-  if (start < 0) return undefined
+  const found = deltas.map((text) => (head < 0 ? -1 : bytes.indexOf(text, head))).filter((start) => start >= 0)
+  const [start] = found
+  if (start === undefined) return undefined
   const end = bytes.indexOf('\n\n', start)
   return { start, end: end < 0 ? undefined : end + 2 }
 }

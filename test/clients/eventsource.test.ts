@@ -3,10 +3,11 @@
  * and inside them: each shows the stored text and no other, the provider is asked once, and each is still at the end.
  */
 import { fetchEventSource } from '@microsoft/fetch-event-source'
+import { DefaultChatTransport } from 'ai6'
 import { EventSource } from 'eventsource'
 import { createEventSource } from 'eventsource-client'
 import t from 'tap'
-import { createClient } from '../../src/client/index.ts'
+import { createClient, createResumingFetch } from '../../src/client/index.ts'
 import { type Received, shownText } from '../support/client.ts'
 import { startGateway } from '../support/gateway.ts'
 import { createRandom } from '../support/random.ts'
@@ -68,7 +69,9 @@ const showWithFetchEventSource: Show = async (proxy, message, visitorToken) => {
 }
 
 const showWithOurs: Show = async (proxy, message, visitorToken) => {
-  const reply = createClient({ baseUrl: proxy.url, visitorToken }).chat.send({ message })
+  // No connection here brings a whole event, so its waits would grow.
+  const limits = { backOffMaxMs: 500 }
+  const reply = createClient({ baseUrl: proxy.url, visitorToken, limits }).chat.send({ message })
   let joined = ''
   for await (const event of reply) {
     if (event.type === 'reset') joined = event.data.parts.map(({ text }) => text).join('')
@@ -76,6 +79,34 @@ const showWithOurs: Show = async (proxy, message, visitorToken) => {
   }
   if (joined !== reply.text) throw new Error('its events say something else than its parts')
   return joined
+}
+
+/** The transport of useChat. */
+const showWithResumingFetch: Show = async (proxy, message, visitorToken) => {
+  const limits = { backOffMaxMs: 500 }
+  const transport = new DefaultChatTransport({
+    api: `${proxy.url}/api/chat`,
+    fetch: createResumingFetch({ visitorToken, limits }),
+  })
+  const stream = await transport.sendMessages({
+    trigger: 'submit-message',
+    chatId: message,
+    messageId: undefined,
+    messages: [{ id: keyOf(message), role: 'user', parts: [{ type: 'text', text: message }] }],
+    abortSignal: undefined,
+  })
+  const types = new Map<string, number>()
+  let text = ''
+  for (const reader = stream.getReader(); ; ) {
+    const { done, value } = await reader.read()
+    if (done) break
+    types.set(value.type, (types.get(value.type) ?? 0) + 1)
+    if (value.type === 'text-delta') text += value.delta
+  }
+  for (const once of ['start', 'text-start', 'text-end', 'finish']) {
+    if (types.get(once) !== 1) throw new Error(`${once} came ${types.get(once)} times`)
+  }
+  return text
 }
 
 const keyOf = (message: string) => message.replaceAll(/[^\w.]/g, '-')
@@ -87,6 +118,7 @@ const clients: readonly (readonly [name: string, show: Show, places: readonly Cu
   ['eventsource-client', showWithEventsourceClient, [...inside, 'blank']],
   ['fetch-event-source', showWithFetchEventSource, inside],
   ['verbatim/client', showWithOurs, [...inside, 'blank']],
+  ['createResumingFetch', showWithResumingFetch, [...inside, 'blank']],
 ]
 
 const trials = trialsOf(1)

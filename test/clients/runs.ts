@@ -3,12 +3,12 @@
  * words that are being said, and the question whether what a client has shown is what is stored.
  */
 import type { Test } from 'tap'
-import { chunk, doneMarker, type FakeUpstream, type Steps, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { chunk, doneMarker, type FakeUpstream, type Script, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { createClient } from '../support/client.ts'
 import type { CuttingProxy } from './cutting-proxy.ts'
 
 export interface WaitingUpstream extends FakeUpstream {
-  /** The reply to this message says one piece more each time that the proxy has cut. */
+  /** The reply to this message says one piece more each time that the proxy has cut. All others are left to `answer`. */
   follow(message: string, proxy: CuttingProxy, cuts: number): void
 }
 
@@ -17,20 +17,29 @@ const piece = (index: number) => `piece ${index}: Ñandú 漢字 🎈\u2028\r\n`
 
 export async function startWaitingUpstream(t: Pick<Test, 'teardown'>): Promise<WaitingUpstream> {
   const followed = new Map<string, { readonly proxy: CuttingProxy; readonly cuts: number }>()
+  let otherwise: Script = () => [doneMarker]
+
+  async function* speak(proxy: CuttingProxy, cuts: number) {
+    for (let index = 0; index < cuts; index += 1) {
+      yield chunk({ content: piece(index) })
+      await proxy.cut(index + 1)
+    }
+    yield chunk({ content: 'and the end.' }, 'stop')
+    yield doneMarker
+  }
+
   const upstream = await startFakeUpstream({
-    script: async function* ({ message }): Steps & AsyncGenerator<string> {
-      const { proxy, cuts } = followed.get(message) ?? {}
-      for (let index = 0; index < (cuts ?? 0); index += 1) {
-        yield chunk({ content: piece(index) })
-        await proxy?.cut(index + 1)
-      }
-      yield chunk({ content: 'and the end.' }, 'stop')
-      yield doneMarker
+    script(call) {
+      const { proxy, cuts = 0 } = followed.get(call.message) ?? {}
+      return proxy === undefined ? otherwise(call) : speak(proxy, cuts)
     },
   })
   t.teardown(() => upstream.close())
   return {
     ...upstream,
+    answer(script) {
+      otherwise = script
+    },
     follow(message, proxy, cuts) {
       followed.set(message, { proxy, cuts })
     },
