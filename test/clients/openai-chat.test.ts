@@ -75,7 +75,9 @@ for (const kind of kinds) {
         MODEL_BALANCED: 'openai:fake-1',
         UPSTREAM_RETRIES: '0',
       },
-      tools: [defineTool({ name: 'own', description: 'Own.', parameters: Type.Object({}), execute: async () => 'found' })],
+      tools: [
+        defineTool({ name: 'own', description: 'Own.', parameters: Type.Object({}), execute: async () => 'found' }),
+      ],
       openai: { lingerMs: 20 },
     })
     const { key } = await createApiKeys(gateway.app.db).createKey({ subject: 'ada' })

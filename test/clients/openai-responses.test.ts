@@ -322,7 +322,7 @@ test('the official clients', async (t) => {
     }
     t.match(await refusalOf(client.responses.create({ model: 'fast', input: 'Go', tools: [{ type: 'web_search' }] })), {
       status: 400,
-      param: 'tools[0].type',
+      param: 'tools.0.type',
     })
     t.match(
       await refusalOf(new OpenAI({ ...options, apiKey: 'wrong' }).responses.create({ model: 'fast', input: 'Go' })),

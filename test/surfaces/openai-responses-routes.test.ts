@@ -151,27 +151,27 @@ test('the routes', async (t) => {
     const { id } = (await create({ input: 'Hello' })).body
     const wrong: [object, string | null][] = [
       [{}, null],
-      [{ input: 5 }, null],
+      [{ input: 5 }, 'input'],
       [{ input: [] }, 'input'],
-      [{ input: [5] }, 'input[0]'],
-      [{ input: [{}] }, 'input[0].type'],
-      [{ input: [{ type: 'computer_call' }] }, 'input[0].type'],
-      [{ input: [{ ...user, role: 'critic' }] }, 'input[0].role'],
-      [{ input: [user, { ...user, content: 5 }] }, 'input[1].content'],
-      [{ input: [image] }, 'input[0].content[0]'],
-      [{ input: [{ ...call, arguments: 5 }, answer] }, 'input[0].arguments'],
-      [{ input: [call, { ...answer, output: null }] }, 'input[1].output'],
-      [{ input: [user, { role: 'assistant', content: 'Hi' }] }, 'input[1]'],
-      [{ input: [{ type: 'item_reference', id: 'msg_1' }, user] }, 'input[0].id'],
-      [{ input: [call], previous_response_id: id }, 'input[0]'],
+      [{ input: [5] }, 'input.0'],
+      [{ input: [{}] }, 'input.0.type'],
+      [{ input: [{ type: 'computer_call' }] }, 'input.0.type'],
+      [{ input: [{ ...user, role: 'critic' }] }, 'input.0.role'],
+      [{ input: [user, { ...user, content: 5 }] }, 'input.1.content'],
+      [{ input: [image] }, 'input.0.content.0'],
+      [{ input: [{ ...call, arguments: 5 }, answer] }, 'input.0.arguments'],
+      [{ input: [call, { ...answer, output: null }] }, 'input.1.output'],
+      [{ input: [user, { role: 'assistant', content: 'Hi' }] }, 'input.1'],
+      [{ input: [{ type: 'item_reference', id: 'msg_1' }, user] }, 'input.0.id'],
+      [{ input: [call], previous_response_id: id }, 'input.0'],
       [{ input: [user, answer], previous_response_id: id }, 'input'],
       [{ input: [answer], previous_response_id: id }, null],
       [{ input: [answer] }, null],
       [{ input: 'Hello', previous_response_id: id, conversation: 'a' }, 'conversation'],
       [{ input: 'Hello', model: 'nobody:knows' }, null],
-      [{ input: 'Hello', tools: [{ type: 'function', name: 'a b' }] }, 'tools[0].name'],
+      [{ input: 'Hello', tools: [{ type: 'function', name: 'a b' }] }, 'tools.0.name'],
       [{ input: 'Hello', tool_choice: { type: 'file_search' } }, 'tool_choice'],
-      [{ input: 'Hello', text: { format: { type: 'grammar' } } }, 'text.format.type'],
+      [{ input: 'Hello', text: { format: { type: 'grammar' } } }, 'text.format'],
       [{ input: 'Hello', reasoning: { effort: 'huge' } }, 'reasoning.effort'],
       [{ input: 'Hello', prompt: { id: 'pmpt_1' } }, null],
     ]
@@ -185,7 +185,7 @@ test('the routes', async (t) => {
       t.equal(headers.get('x-should-retry'), 'false')
     }
     const foreign = { type: 'item_reference', id: 'msg_00000000000000000000000000000000_0' }
-    t.match(await create({ input: [foreign, user] }), { status: 404, body: { error: { param: 'input[0].id' } } })
+    t.match(await create({ input: [foreign, user] }), { status: 404, body: { error: { param: 'input.0.id' } } })
   })
 
   // Two processes cannot have the embedded database open; what it stores is shown alike (openai-responses.test.ts).
