@@ -27,7 +27,8 @@ test('the routes', async (t) => {
   t.teardown(() => upstream.close())
   const database = databases().at(-1) ?? 'pglite'
   const store = await databaseEnv(t, database)
-  const start = () => startGateway(t, { env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', ...store } })
+  const start = () =>
+    startGateway(t, { env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', ...store }, openai: { lingerMs: 20 } })
   const gateway = await start()
   const client = createClient(gateway.url)
   await client.post('/api/v1/sessions', {})
@@ -79,6 +80,36 @@ test('the routes', async (t) => {
     t.equal(await wishOf({}), 'stop')
     t.equal(await wishOf({ background: true }), 'continue')
     t.equal(await wishOf({}, { 'X-On-Disconnect': 'continue' }), 'continue')
+  })
+
+  await t.test('it is stopped a while after the last one has left, and goes on for who comes back', async (t) => {
+    const gates = [createGate(), createGate()]
+    upstream.answer(async function* () {
+      yield* begin({ text: 'Is anybody ' })
+      await gates.shift()?.opened
+      yield* say({ text: 'there?' })
+    })
+    const [gate] = gates
+    const before = upstream.calls.length
+    const first = await stream({ input: 'Hello' })
+    await first.until(({ event }) => event === 'response.output_text.delta')
+    const id = idOf(first.received)
+    const second = await watch(id, `&starting_after=${first.received.at(-1)?.data.sequence_number}`)
+    first.close()
+    gate?.open()
+    t.equal(await second.ended, 'clean')
+    t.match((await client.get(`${url}/${id}`)).body, {
+      status: 'completed',
+      output: [{ content: [{ text: 'Is anybody there?' }] }],
+    })
+
+    const left = await stream({ input: 'Hello' })
+    await left.until(({ event }) => event === 'response.output_text.delta')
+    left.close()
+    await (await upstream.call(before + 1)).aborted
+    const whole = await client.post(`${url}/${idOf(left.received)}/cancel`)
+    t.match(whole.body, { status: 'cancelled', incomplete_details: { reason: 'cancelled' } })
+    upstream.answer(() => say({ text: 'One two three.' }))
   })
 
   await t.test('a response that waits for another one of its conversation is queued, and says so', async (t) => {
