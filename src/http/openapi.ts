@@ -22,7 +22,7 @@ export async function registerOpenapi(app: Server, version: string): Promise<voi
     openapi: {
       openapi: '3.1.0',
       info: { title: 'Verbatim', version, description: 'The chat gateway that never loses a word.' },
-      tags: [{ name: 'chat' }, { name: 'runs' }, { name: 'sessions' }, { name: 'health' }],
+      tags: [{ name: 'chat' }, { name: 'runs' }, { name: 'sessions' }, { name: 'openai' }, { name: 'health' }],
       components: {
         securitySchemes: {
           bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' },

@@ -158,18 +158,17 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
     data: [...modes, ...catalog.listed()].map(toModel),
   }))
 
-  // The names of some models have slashes in them.
   app.get(
-    '/models/*',
+    '/models/:id',
     {
       schema: {
         tags: ['openai'],
-        params: Type.Object({ '*': Type.String({ description: 'the name of a model' }) }),
+        params: Type.Object({ id: Type.String({ description: 'the name of a model; a slash in it as %2F' }) }),
         response: { 200: Model, ...openaiErrors },
       },
     },
     async (request) => {
-      const name = request.params['*']
+      const name = request.params.id
       try {
         modelNamed(catalog, name)
       } catch (error) {

@@ -69,6 +69,9 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'POST /v1/responses': ['200', '4XX', '5XX'],
   'GET /v1/responses/{id}': ['200', '4XX', '5XX'],
   'POST /v1/responses/{id}/cancel': ['200', '4XX', '5XX'],
+  'POST /v1/chat/completions': ['200', '4XX', '5XX'],
+  'GET /v1/models': ['200', '4XX', '5XX'],
+  'GET /v1/models/{id}': ['200', '4XX', '5XX'],
 }
 
 /** The page, the documents themselves and preflights are no part of the API. */
