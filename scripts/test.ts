@@ -12,6 +12,7 @@ import { deleteKeys, dropDatabases, endProcesses } from './leftovers.ts'
 import { type Prepared, prepareDatabases } from './prepared.ts'
 import { ServicesError } from './servers.ts'
 import { findInstalled, type Need, openServices, type Services } from './services.ts'
+import { stripFiles } from './strip.ts'
 import { createTapReport } from './tap-report.ts'
 import { runTestFiles } from './test-files.ts'
 
@@ -30,7 +31,9 @@ const nodeFlags = [
   '--min-semi-space-size=64',
   '--max-semi-space-size=64',
 ] as const
-/** Fewer test files than this are done sooner than it pays to prepare databases for them. */
+/** What only gateways load as processes, most of which are killed and leave nothing in the cache. */
+const startFiles = ['src/main.ts', 'src/config-file.ts'] as const
+/** Fewer test files than this are done sooner than it pays to prepare anything for them. */
 const preparedFilesMin = 10
 const root = join(import.meta.dirname, '..')
 
@@ -141,7 +144,14 @@ async function runOn(
   try {
     if (selection.files.length >= preparedFilesMin) {
       const postgresFolder = embeddedOnly ? undefined : findInstalled('postgres', process.env)
+      const stripped = stripFiles([...selection.files, ...startFiles], {
+        cwd: root,
+        cache: folder,
+        flags: nodeFlags,
+        signal,
+      })
       prepared = await prepareDatabases({ folder, run, databaseUrl: services.databaseUrl, postgresFolder, signal })
+      await stripped
     }
     await runTestFiles(
       selection.files,

@@ -335,19 +335,9 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         async (openai) => {
           registerOpenaiErrors(openai as Server)
           const delivery = { ...usualDelivery, ...overrides.openai }
-          registerOpenaiChat(openai as Server, { chat, runs, messages, owned, follow, show, edge, catalog, delivery })
-          registerResponses(openai as Server, {
-            chat,
-            runs,
-            messages,
-            owned,
-            follow,
-            show,
-            edge,
-            stop,
-            catalog,
-            delivery,
-          })
+          const parts = { chat, runs, messages, owned, follow, show, edge, catalog, delivery }
+          registerOpenaiChat(openai as Server, parts)
+          registerResponses(openai as Server, { ...parts, stop })
         },
         { prefix: '/v1' },
       )

@@ -107,7 +107,7 @@ export const chatMessages = pgTable(
       .notNull()
       .references(() => chatSessions.id, { onDelete: 'cascade' }),
     seq: integer('seq').notNull(),
-    /** Of its session, once more: search asks for owner and words in one index. */
+    /** Of its session, once more: search asks for owner and words in one index. Null of what search does not find. */
     owner: text('owner'),
     parentId: uuid('parent_id'),
     runId: uuid('run_id'),
@@ -145,9 +145,11 @@ export const chatMessages = pgTable(
     // search_text() takes no more than 200 000 characters, so that no message is too long for the index. With fastupdate the
     // commit of one reply in a hundred waited 1.2 s for the pending list of all the others; without, of 2000 characters
     // each takes 7 ms, Chinese ones 20.
+    // What a client has brought has no owner: a conversation that is sent again with each request would take seconds each time.
     index('chat_messages_search')
       .using('gin', table.owner, sql`search_text(${table.content}) gin_trgm_ops`)
-      .with({ fastupdate: false }),
+      .with({ fastupdate: false })
+      .where(sql`${table.owner} is not null`),
   ],
 )
 

@@ -69,7 +69,7 @@ async function openDocuments(routes: readonly RouteOptions[], version: string): 
     openapi: {
       openapi: '3.1.0',
       info: { title: 'Verbatim', version, description: 'The chat gateway that never loses a word.' },
-      tags: [{ name: 'chat' }, { name: 'runs' }, { name: 'sessions' }, { name: 'health' }],
+      tags: [{ name: 'chat' }, { name: 'runs' }, { name: 'sessions' }, { name: 'openai' }, { name: 'health' }],
       components: {
         securitySchemes: {
           bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' },

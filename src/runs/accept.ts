@@ -299,7 +299,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           case when request.started_run_id is not null then clock_timestamp() end
         from request, session, choice
         returning session_id, status, mode, provider, model, request, reservation, created_at
-      ),${hold === undefined ? sql`` : sql` ${hold.taken},`}${brought.length === 0 ? sql`` : firstMessages(owner, brought)} user_message as (
+      ),${hold === undefined ? sql`` : sql` ${hold.taken},`}${brought.length === 0 ? sql`` : firstMessages(brought)} user_message as (
         insert into chat_messages (
           id, session_id, owner, seq, parent_id, run_id, role, content, parts, status, client_message_id, metadata,
           completed_at
@@ -357,11 +357,14 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   }
 }
 
-/** A part of a `with`: the first messages of a session that is made by this statement. */
-const firstMessages = (owner: Owner, brought: readonly PlacedMessage[]): SQL => sql` brought as (
-        insert into chat_messages (id, session_id, owner, seq, parent_id, role, content, parts, status, completed_at)
+/**
+ * A part of a `with`: the first messages of a session that is made by this statement. They have no owner, and so are not
+ * searched: they were said elsewhere, some of them with each request, and the index takes longer for them than all the rest.
+ */
+const firstMessages = (brought: readonly PlacedMessage[]): SQL => sql` brought as (
+        insert into chat_messages (id, session_id, seq, parent_id, role, content, parts, status, completed_at)
         select
-          said.id, session.id, ${owner.key}, said.place, said.parent_id, said.role, said.content, said.parts, 'completed', now()
+          said.id, session.id, said.place, said.parent_id, said.role, said.content, said.parts, 'completed', now()
         from session, request, rows from (
           jsonb_to_recordset(${JSON.stringify(brought)}::jsonb)
           as (id uuid, parent_id uuid, role text, content text, parts jsonb)

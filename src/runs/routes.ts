@@ -10,7 +10,7 @@ import type { MessageStore } from '../sessions/messages.ts'
 import { IdParams, type Message, Session } from '../sessions/model.ts'
 import type { SessionStore } from '../sessions/store.ts'
 import type { Chat } from './chat.ts'
-import { type FollowDeps, followRun } from './follow.ts'
+import type { FollowDeps } from './follow.ts'
 import {
   ChatBody,
   isTerminal,
@@ -24,6 +24,7 @@ import {
   WholeReply,
 } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
+import { untilEnded } from './show.ts'
 import type { createStop, StopSession } from './stop.ts'
 import type { RunStore } from './store.ts'
 
@@ -164,18 +165,7 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
     async (request, reply) => {
       const body = withIdempotencyKey(request.body, request.headers['idempotency-key'])
       const { run } = await chat(request.owner, body)
-      const gone = new AbortController()
-      const leave = owned.countViewer(run)
-      const onClose = () => gone.abort()
-      reply.raw.on('close', onClose)
-      try {
-        for await (const { persistPending } of followRun(follow, run, undefined, gone.signal)) {
-          if (persistPending === true) throw new Problem('persist_pending', undefined, { retryAfterSeconds: 2 })
-        }
-      } finally {
-        reply.raw.off('close', onClose)
-        leave(gone.signal.aborted)
-      }
+      await untilEnded({ follow, owned }, run, reply.raw)
       reply.headers(runHeaders(run))
       return readWholeReply(request.owner, run)
     },

@@ -9,7 +9,9 @@
  * At each await: when the connection goes, the loop ends and the run does not. When the log or the database goes, the
  * follower waits and asks again. When this process is to end, viewers of other processes' runs are told to go there.
  */
+import type { ServerResponse } from 'node:http'
 import type { FastifyBaseLogger } from 'fastify'
+import { Problem } from '../errors.ts'
 import type { SseConnection } from '../http/sse.ts'
 import { compareEventIds, type EventId, type LogEntry } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
@@ -78,6 +80,32 @@ export function createShow({ follow, owned, logger }: ShowOptions) {
       leave(connection.clientLeft)
     }
   }
+}
+
+/**
+ * For whoever wants nothing but the whole reply: waits until the run has ended, or the client has left.
+ * @returns whether the client is still there
+ * @throws Problem `persist_pending` when the reply is made and cannot be stored for now
+ */
+export async function untilEnded(
+  { follow, owned }: Pick<ShowOptions, 'follow' | 'owned'>,
+  run: RunFacts,
+  response: ServerResponse,
+): Promise<boolean> {
+  const gone = new AbortController()
+  const leave = owned.countViewer(run)
+  const onClose = () => gone.abort()
+  response.on('close', onClose)
+  if (response.destroyed) onClose()
+  try {
+    for await (const { persistPending } of followRun(follow, run, undefined, gone.signal)) {
+      if (persistPending === true) throw new Problem('persist_pending', undefined, { retryAfterSeconds: 2 })
+    }
+  } finally {
+    response.off('close', onClose)
+    leave(gone.signal.aborted)
+  }
+  return !gone.signal.aborted
 }
 
 /** Where a cursor stands to the terminal event: 0 at it, 1 behind it; undefined before it, or while there is none. */

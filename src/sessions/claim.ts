@@ -130,7 +130,9 @@ function moveSessions(db: Db, user: Owner, visitor: Owner): Promise<MoveRow[]> {
       where s.id = place.id and found.steady
       returning s.id, s.deleted_at
     ), message as (
-      update chat_messages m set owner = ${user.key} from session where m.session_id = session.id
+      update chat_messages m set owner = ${user.key} from session
+      -- What was brought has neither, and stays out of the search.
+      where m.session_id = session.id and (m.owner is not null or m.run_id is not null)
     ), run as (
       update chat_runs r set
         owner = ${user.key},

@@ -1,6 +1,7 @@
 /**
  * Search: a session is found when each term of `q` occurs, also as a part of a word, in its title or in one of its messages;
  * different terms may be in different places. Capitals do not matter, and `%`, `_` and `\` are characters like others.
+ * Messages that a client has brought from elsewhere (runs/asked.ts) have no owner, and are not looked at.
  * Terms are compared as they were sent and in both forms of Unicode (NFC, NFD) in which one can be written; the texts are
  * compared as they are stored.
  *
@@ -99,7 +100,7 @@ export function createSearch(db: Db, searchMs = searchMsDefault) {
         from (
           select ${fold(sql`offered.title`)} as words
           union all
-          select ${fold(sql`content`)} from chat_messages where session_id = offered.id
+          select ${fold(sql`content`)} from chat_messages where session_id = offered.id and owner is not null
         ) said
       ) found
       where offered.texts - 1 - offered.message_count < ${step.texts}::int

@@ -8,11 +8,11 @@
 import { type Static, Type } from 'typebox'
 import type { Part } from '../log/event.ts'
 import { invalid, type Said } from './openai-conversation.ts'
+import { type Fields, isFields, readEffort, readFormat, readFunction, toCall } from './openai-fields.ts'
 
 const toolsMax = 128
 const stopsMax = 4
 const messagesMax = 4000
-const efforts = ['none', 'minimal', 'low', 'medium', 'high'] as const
 
 const nullable = <T extends Type.TSchema>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
 const open = { additionalProperties: true } as const
@@ -55,8 +55,6 @@ export const CompletionBody = Type.Object(
   open,
 )
 export type CompletionBody = Static<typeof CompletionBody>
-
-type Fields = Readonly<Record<string, unknown>>
 
 /** What would change a reply and is not to be had. */
 const refused: Readonly<Record<string, (value: unknown) => boolean>> = {
@@ -125,9 +123,7 @@ function readCall(call: Fields, place: string): Part {
   if (type !== 'function' || typeof id !== 'string' || !isFields(called) || typeof called.name !== 'string') {
     throw invalid(place, 'A call is of the type function, and has an id and a name.')
   }
-  const text = typeof called.arguments === 'string' ? called.arguments : ''
-  // A model is told of a call with its arguments as they are, or as none where they are no JSON.
-  return { kind: 'tool_call', text, call_id: id, name: called.name, input: parse(text) ?? {} }
+  return toCall(id, called.name, typeof called.arguments === 'string' ? called.arguments : '')
 }
 
 /** @throws Problem `invalid_request` */
@@ -143,15 +139,7 @@ export function readTools({ tools, tool_choice }: CompletionBody) {
 function readTool({ type, function: described }: Fields, place: string) {
   if (type !== 'function' || !isFields(described))
     throw invalid(place, 'Only tools of the type function can be called.')
-  const { name, description, parameters } = described
-  if (typeof name !== 'string' || !/^[A-Za-z0-9_-]{1,64}$/.test(name)) {
-    throw invalid(`${place}.function.name`, 'A name has 1 to 64 of A-Z a-z 0-9 _ -')
-  }
-  return {
-    name,
-    ...(typeof description === 'string' ? { description } : {}),
-    parameters: isFields(parameters) ? parameters : { type: 'object', properties: {} },
-  }
+  return readFunction(described, `${place}.function`)
 }
 
 function readChoice(choice: CompletionBody['tool_choice']) {
@@ -175,8 +163,8 @@ export function readSettings(body: CompletionBody) {
     presence_penalty,
     max_output_tokens: maxOutputTokens,
     stop: stop && stop.length === 0 ? undefined : stop,
-    effort: readEffort(body.reasoning_effort),
-    format: readFormat(body.response_format),
+    effort: readEffort(body.reasoning_effort, 'reasoning_effort'),
+    format: formatOf(body),
     parallel_tool_calls,
   }
   const said = Object.entries(settings).filter(([, value]) => value !== undefined && value !== null)
@@ -186,40 +174,7 @@ export function readSettings(body: CompletionBody) {
 /** Without what is not said. */
 type Given<T> = { readonly [K in keyof T]?: Exclude<T[K], null | undefined> }
 
-function readEffort(effort: string | null | undefined) {
-  if (effort === undefined || effort === null) return undefined
-  const known = efforts.find((one) => one === effort)
-  if (known !== undefined) return known
-  // More than there is a word for.
-  if (effort === 'xhigh' || effort === 'max') return 'high'
-  throw invalid('reasoning_effort', `reasoning_effort must be one of: ${efforts.join(', ')}.`)
-}
-
-function readFormat(format: CompletionBody['response_format']) {
+function formatOf({ response_format: format }: CompletionBody) {
   if (format === undefined || format === null) return undefined
-  if (format.type === 'text' || format.type === 'json_object') return { type: format.type } as const
-  const { json_schema: described } = format as Fields
-  if (format.type !== 'json_schema' || !isFields(described) || typeof described.name !== 'string') {
-    throw invalid('response_format', 'response_format must be text, json_object, or json_schema with a name.')
-  }
-  const { name, description, schema, strict } = described
-  return {
-    type: 'json_schema',
-    name,
-    ...(typeof description === 'string' ? { description } : {}),
-    schema: isFields(schema) ? schema : { type: 'object' },
-    ...(typeof strict === 'boolean' ? { strict } : {}),
-  } as const
-}
-
-function isFields(value: unknown): value is Fields {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
-function parse(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined // the caller's text stays as it is
-  }
+  return readFormat(format, (format as Fields).json_schema, 'response_format')
 }

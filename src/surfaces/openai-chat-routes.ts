@@ -16,11 +16,11 @@ import type { SseEdge } from '../http/sse.ts'
 import { Mode } from '../log/event.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import type { Chat } from '../runs/chat.ts'
-import { type FollowDeps, followRun } from '../runs/follow.ts'
+import type { FollowDeps } from '../runs/follow.ts'
 import type { RunFacts } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import type { ShowRun } from '../runs/show.ts'
+import { type ShowRun, untilEnded } from '../runs/show.ts'
 import type { RunStore } from '../runs/store.ts'
 import type { MessageStore } from '../sessions/messages.ts'
 import { type ChatView, createChatEncoder, toCompletion } from './openai-chat.ts'
@@ -126,7 +126,7 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
   async function answerWhole(request: FastifyRequest, reply: FastifyReply, run: RunFacts, view: ChatView) {
     reply.headers(runHeaders(run))
     // The client has left before the reply was whole: nobody reads what is answered.
-    if (!(await untilEnded(reply, run))) return reply.hijack()
+    if (!(await untilEnded({ follow, owned }, run, reply.raw))) return reply.hijack()
     const [ended, message] = await Promise.all([
       runs.getRun(request.owner, run.id),
       messages.getMessage(request.owner, run.message_id),
@@ -146,24 +146,6 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
     })
   }
 
-  /** Resolves when the run has ended, or the client has left. @returns whether it is still there */
-  async function untilEnded(reply: FastifyReply, run: RunFacts): Promise<boolean> {
-    const gone = new AbortController()
-    const leave = owned.countViewer(run)
-    const onClose = () => gone.abort()
-    reply.raw.on('close', onClose)
-    if (reply.raw.destroyed) onClose()
-    try {
-      for await (const { persistPending } of followRun(follow, run, undefined, gone.signal)) {
-        if (persistPending === true) throw new Problem('persist_pending', undefined, { retryAfterSeconds: 2 })
-      }
-    } finally {
-      reply.raw.off('close', onClose)
-      leave(gone.signal.aborted)
-    }
-    return !gone.signal.aborted
-  }
-
   const toModel = (id: string) => ({
     id,
     object: 'model' as const,
@@ -176,18 +158,17 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
     data: [...modes, ...catalog.listed()].map(toModel),
   }))
 
-  // The names of some models have slashes in them.
   app.get(
-    '/models/*',
+    '/models/:id',
     {
       schema: {
         tags: ['openai'],
-        params: Type.Object({ '*': Type.String({ description: 'the name of a model' }) }),
+        params: Type.Object({ id: Type.String({ description: 'the name of a model; a slash in it as %2F' }) }),
         response: { 200: Model, ...openaiErrors },
       },
     },
     async (request) => {
-      const name = request.params['*']
+      const name = request.params.id
       try {
         modelNamed(catalog, name)
       } catch (error) {

@@ -7,6 +7,7 @@
  */
 import type { Part } from '../log/event.ts'
 import { type Conversation, invalid, type Said, toConversation } from './openai-conversation.ts'
+import { type Fields, isFields, readFunction, toCall } from './openai-fields.ts'
 
 /** An item of an earlier response, named by its id alone. */
 export interface Reference {
@@ -17,18 +18,16 @@ export interface Reference {
   readonly part: number
 }
 
-type Json = Readonly<Record<string, unknown>>
-
 const itemIdPattern = /^(?:msg|rs|fc)_([0-9a-f]{8})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{4})([0-9a-f]{12})_(\d{1,6})$/
 
 /** @throws Problem `invalid_request` with the item's place */
 export function readInput(input: string | readonly unknown[]): (Said | Reference)[] {
   if (typeof input === 'string') return [{ place: 'input', role: 'user', text: input }]
-  return input.flatMap((item, index) => readItem(item, `input[${index}]`))
+  return input.flatMap((item, index) => readItem(item, `input.${index}`))
 }
 
 function readItem(item: unknown, place: string): (Said | Reference)[] {
-  if (!isJson(item)) throw invalid(place, 'It must be an object.')
+  if (!isFields(item)) throw invalid(place, 'It must be an object.')
   const type = item.type ?? ('role' in item ? 'message' : 'id' in item ? 'item_reference' : undefined)
   switch (type) {
     case 'message':
@@ -46,7 +45,7 @@ function readItem(item: unknown, place: string): (Said | Reference)[] {
   }
 }
 
-function readMessage({ role, content }: Json, place: string): Said {
+function readMessage({ role, content }: Fields, place: string): Said {
   const text = readContent(content, `${place}.content`)
   if (role === 'user') return { place, role, text }
   if (role === 'system' || role === 'developer') return { place, role: 'system', text }
@@ -59,31 +58,22 @@ function readContent(content: unknown, place: string): string {
   if (!Array.isArray(content)) throw invalid(place, 'It must be text, or a list of texts.')
   return content
     .map((piece: unknown, index) => {
-      const { type, text, refusal } = isJson(piece) ? piece : {}
+      const { type, text, refusal } = isFields(piece) ? piece : {}
       const words = type === 'refusal' ? refusal : text
       const isText = type === 'input_text' || type === 'output_text' || type === 'text' || type === 'refusal'
       if (isText && typeof words === 'string') return words
-      throw invalid(
-        `${place}[${index}]`,
-        'It must be input_text or output_text: images, files and audio are not taken.',
-      )
+      throw invalid(`${place}.${index}`, 'It must be input_text or output_text: images, files and audio are not taken.')
     })
     .join('')
 }
 
-function readCall(item: Json, place: string): Part {
-  const text = wordOf(item, 'arguments', place, 0)
-  const part: Part = {
-    kind: 'tool_call',
-    text,
-    call_id: wordOf(item, 'call_id', place),
-    name: wordOf(item, 'name', place),
-  }
-  try {
-    return { ...part, input: text === '' ? {} : JSON.parse(text) }
-  } catch {
-    return part // a call that broke off: it is kept as it is, and told to no model
-  }
+function readCall(item: Fields, place: string): Part {
+  const [callId, name, text] = [
+    wordOf(item, 'call_id', place),
+    wordOf(item, 'name', place),
+    wordOf(item, 'arguments', place, 0),
+  ]
+  return toCall(callId, name, text)
 }
 
 function readOutput(output: unknown, place: string): string {
@@ -91,7 +81,7 @@ function readOutput(output: unknown, place: string): string {
   return readContent(output, `${place}.output`)
 }
 
-function readReference({ id }: Json, place: string): Reference {
+function readReference({ id }: Fields, place: string): Reference {
   const match = typeof id === 'string' ? itemIdPattern.exec(id) : null
   if (match === null) throw invalid(`${place}.id`, 'It must be the id of an item of a response of this gateway.')
   return { place, role: 'reference', runId: match.slice(1, 6).join('-'), part: Number(match[6]) }
@@ -128,76 +118,24 @@ export function toAskedOf(said: readonly Said[], followsResponse: boolean): Part
   }
 }
 
-export interface ReadTool {
-  readonly name: string
-  readonly description?: string
-  readonly parameters: Json
-}
-
 /** @throws Problem `invalid_request` for a tool that is not a function */
-export function readTools(tools: readonly unknown[]): ReadTool[] {
+export function readTools(tools: readonly Fields[]) {
   return tools.map((tool, index) => {
-    const place = `tools[${index}]`
-    if (!isJson(tool) || tool.type !== 'function') {
-      throw invalid(`${place}.type`, 'Only tools of the type function are taken.')
-    }
-    const { description, parameters } = tool
-    const name = wordOf(tool, 'name', place)
-    if (!/^[A-Za-z0-9_-]{1,64}$/.test(name)) throw invalid(`${place}.name`, 'It must be 1 to 64 of A-Z a-z 0-9 _ -')
-    if (description !== undefined && description !== null && typeof description !== 'string') {
-      throw invalid(`${place}.description`, 'It must be text.')
-    }
-    if (parameters !== undefined && parameters !== null && !isJson(parameters)) {
-      throw invalid(`${place}.parameters`, 'It must be a JSON Schema of an object.')
-    }
-    return {
-      name,
-      ...(typeof description === 'string' && { description }),
-      parameters: isJson(parameters) ? parameters : { type: 'object', properties: {} },
-    }
+    const place = `tools.${index}`
+    if (tool.type !== 'function') throw invalid(`${place}.type`, 'Only tools of the type function are taken.')
+    return readFunction(tool, place)
   })
 }
 
 /** @throws Problem `invalid_request` */
 export function readToolChoice(choice: unknown): 'auto' | 'none' | 'required' | { readonly name: string } {
   if (choice === 'auto' || choice === 'none' || choice === 'required') return choice
-  if (isJson(choice) && choice.type === 'function') return { name: wordOf(choice, 'name', 'tool_choice') }
+  if (isFields(choice) && choice.type === 'function') return { name: wordOf(choice, 'name', 'tool_choice') }
   throw invalid('tool_choice', 'It must be auto, none, required, or a function by its name.')
 }
 
-export type ReadFormat =
-  | { readonly type: 'text' }
-  | { readonly type: 'json_object' }
-  | {
-      readonly type: 'json_schema'
-      readonly name: string
-      readonly description?: string
-      readonly schema: Json
-      readonly strict?: boolean
-    }
-
-/** @throws Problem `invalid_request` */
-export function readFormat(format: unknown): ReadFormat {
-  const place = 'text.format'
-  if (isJson(format) && (format.type === 'text' || format.type === 'json_object')) return { type: format.type }
-  if (!isJson(format) || format.type !== 'json_schema') {
-    throw invalid(`${place}.type`, 'It must be text, json_object or json_schema.')
-  }
-  const { description, schema, strict } = format
-  if (!isJson(schema)) throw invalid(`${place}.schema`, 'It must be a JSON Schema.')
-  return {
-    type: 'json_schema',
-    name: wordOf(format, 'name', place),
-    ...(typeof description === 'string' && { description }),
-    schema,
-    ...(typeof strict === 'boolean' && { strict }),
-  }
-}
-
-function wordOf(item: Json, name: string, place: string, unitsMin = 1): string {
+function wordOf(item: Fields, name: string, place: string, unitsMin = 1): string {
   const word = item[name]
   if (typeof word === 'string' && word.length >= unitsMin) return word
   throw invalid(`${place}.${name}`, 'It must be text.')
 }
-
-const isJson = (value: unknown): value is Json => typeof value === 'object' && value !== null && !Array.isArray(value)

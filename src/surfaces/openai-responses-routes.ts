@@ -19,22 +19,22 @@ import type { Server } from '../http/server.ts'
 import type { SseEdge } from '../http/sse.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import type { Chat } from '../runs/chat.ts'
-import { type FollowDeps, followRun } from '../runs/follow.ts'
+import type { FollowDeps } from '../runs/follow.ts'
 import { isTerminal, modelUnitsMax, type RunFacts, type RunRecord } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import type { ShowRun } from '../runs/show.ts'
+import { type ShowRun, untilEnded } from '../runs/show.ts'
 import type { createStop } from '../runs/stop.ts'
 import type { RunStore } from '../runs/store.ts'
 import { openCallsOf } from '../sessions/context.ts'
 import type { MessageStore } from '../sessions/messages.ts'
 import { nullable } from '../sessions/model.ts'
 import { invalid, type Said } from './openai-conversation.ts'
+import { readEffort, readFormat } from './openai-fields.ts'
 import { createResponsesEncoder } from './openai-responses.ts'
 import {
   fromReference,
   type Reference,
-  readFormat,
   readInput,
   readToolChoice,
   readTools,
@@ -80,7 +80,7 @@ const itemsMax = 4000
 const referencedRunsMax = 200
 
 const optional = <T extends Type.TSchema>(schema: T) => Type.Optional(nullable(schema))
-const Json = Type.Record(Type.String(), Type.Unknown())
+const JsonObject = Type.Record(Type.String(), Type.Unknown())
 
 const ResponseBody = Type.Object({
   model: optional(Type.String({ minLength: 1, maxLength: modelUnitsMax })),
@@ -92,11 +92,11 @@ const ResponseBody = Type.Object({
   stream: optional(Type.Boolean()),
   background: optional(Type.Boolean()),
   store: optional(Type.Boolean()),
-  tools: optional(Type.Array(Json, { maxItems: toolsMax })),
-  tool_choice: optional(Type.Union([Type.String(), Json])),
+  tools: optional(Type.Array(JsonObject, { maxItems: toolsMax })),
+  tool_choice: optional(Type.Union([Type.String(), JsonObject])),
   parallel_tool_calls: optional(Type.Boolean()),
   reasoning: optional(Type.Object({ effort: optional(Type.String()) })),
-  text: optional(Type.Object({ format: optional(Json) })),
+  text: optional(Type.Object({ format: optional(JsonObject) })),
   max_output_tokens: optional(Type.Integer({ minimum: 1 })),
   temperature: optional(Type.Number({ minimum: 0, maximum: 2 })),
   top_p: optional(Type.Number({ minimum: 0, maximum: 1 })),
@@ -117,7 +117,10 @@ const RetrieveQuery = Type.Object({
   ),
 })
 
-const wholeResponse = { description: 'A response, as OpenAI has it', content: { 'application/json': { schema: Json } } }
+const wholeResponse = {
+  description: 'A response, as OpenAI has it',
+  content: { 'application/json': { schema: JsonObject } },
+}
 const response = { 200: wholeResponse, ...openaiErrors }
 const responseOrStream = {
   200: { description: wholeResponse.description, content: { ...wholeResponse.content, ...eventStream.content } },
@@ -181,24 +184,6 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     const viewer = encoder.createViewer({ ...shown, isQueued: run.status === 'queued', after })
     // Numbers count from the first event, so every viewer is led from there, and is told what is behind its cursor.
     await show(connection, run, undefined, viewer)
-  }
-
-  /** Resolves when the run has ended, or the client has left. @returns whether it is still there */
-  async function untilEnded(run: RunFacts, reply: FastifyReply): Promise<boolean> {
-    const gone = new AbortController()
-    const leave = owned.countViewer(run)
-    const onClose = () => gone.abort()
-    reply.raw.on('close', onClose)
-    if (reply.raw.destroyed) onClose()
-    try {
-      for await (const { persistPending } of followRun(follow, run, undefined, gone.signal)) {
-        if (persistPending === true) throw new Problem('persist_pending', undefined, { retryAfterSeconds: 2 })
-      }
-    } finally {
-      reply.raw.off('close', onClose)
-      leave(gone.signal.aborted)
-    }
-    return !gone.signal.aborted
   }
 
   /** Whoever makes a run does not see who watches it here. */
@@ -285,7 +270,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
       if (!isNew) await keepWatched(owner, run)
       if (body.stream === true) return showResponse(request, reply, run, undefined)
       // The client has left before the reply was whole: nobody reads what is answered.
-      if (body.background !== true && !(await untilEnded(run, reply))) return reply.hijack()
+      if (body.background !== true && !(await untilEnded({ follow, owned }, run, reply.raw))) return reply.hijack()
       reply.headers(runHeaders(run))
       const whole = await readResponse(owner, run.id)
       // A reply of which nothing came is an error to whoever waits for it.
@@ -345,27 +330,15 @@ function sessionOf(request: FastifyRequest, { conversation, metadata }: Response
   return sessionNamed(request, name ? { ...metadata, session_id: name } : metadata)
 }
 
-const efforts = ['none', 'minimal', 'low', 'medium', 'high'] as const
-
-function effortOf({ reasoning }: ResponseBody): (typeof efforts)[number] | undefined {
-  const effort = reasoning?.effort ?? undefined
-  if (effort === undefined) return undefined
-  // Of newer models only.
-  if (effort === 'xhigh' || effort === 'max') return 'high'
-  const known = efforts.find((name) => name === effort)
-  if (known === undefined) throw invalid('reasoning.effort', `It must be one of: ${efforts.join(', ')}, xhigh, max.`)
-  return known
-}
-
 function settingsOf(body: ResponseBody): NonNullable<ChatAsked['settings']> {
   const { temperature, top_p, max_output_tokens, parallel_tool_calls, text } = body
-  const effort = effortOf(body)
+  const effort = readEffort(body.reasoning?.effort, 'reasoning.effort')
   return {
     ...(typeof temperature === 'number' && { temperature }),
     ...(typeof top_p === 'number' && { top_p }),
     ...(typeof max_output_tokens === 'number' && { max_output_tokens }),
     ...(effort && { effort }),
-    ...(text?.format && { format: readFormat(text.format) }),
+    ...(text?.format && { format: readFormat(text.format, text.format, 'text.format') }),
     ...(typeof parallel_tool_calls === 'boolean' && { parallel_tool_calls }),
   }
 }

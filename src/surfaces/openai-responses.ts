@@ -213,6 +213,11 @@ export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
     say(`response.${outcome.status === 'cancelled' ? 'incomplete' : outcome.status}`, { response })
   }
 
+  /** Of a run that was stopped before it said anything. */
+  function isEmptyEnd(done: Done | undefined): boolean {
+    return done?.status === 'stopped' && told.parts.length === 0
+  }
+
   return {
     get number() {
       return number
@@ -232,11 +237,6 @@ export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
       if (done !== undefined) sayEnd(done)
       return events
     },
-  }
-
-  /** Of a run that was stopped before it said anything. */
-  function isEmptyEnd(done: Done | undefined): boolean {
-    return done?.status === 'stopped' && told.parts.length === 0
   }
 }
 

@@ -24,6 +24,9 @@ const args = [
   '--disable-sync',
 ]
 
+// A document that is no page of ours, such as that of a connection that was refused, has no storage.
+const showAsWritten = `if (location.protocol === 'http:') localStorage.setItem('verbatim.as-written', 'yes')`
+
 /** @returns the browser, closed when `t` ends; undefined when there is none and that was allowed */
 export async function openChromium(t: Test): Promise<Browser | undefined> {
   if (!existsSync(executablePath)) {
@@ -52,17 +55,24 @@ export interface Reader {
 }
 
 /**
+ * Replies are shown as they are written, so that what is on the screen can be compared with what is stored to the letter.
  * @param options.script runs in each document before the page's own
+ * @param options.markdown shows replies as Markdown, as the page does until somebody wants it otherwise
  * @returns a new visitor with an empty profile, who has opened the page
  */
 export async function openPage(
   t: Test,
   browser: Browser,
   url: string,
-  options: { viewport?: { width: number; height: number }; script?: string } = {},
+  options: {
+    readonly viewport?: { readonly width: number; readonly height: number }
+    readonly script?: string
+    readonly markdown?: boolean
+  } = {},
 ): Promise<Reader> {
   const context = await browser.newContext({ viewport: options.viewport ?? { width: 1280, height: 800 } })
   if (options.script !== undefined) await context.addInitScript(options.script)
+  if (options.markdown !== true) await context.addInitScript(showAsWritten)
   t.teardown(() => context.close())
   context.setDefaultTimeout(stepMsMax)
   const complaints: string[] = []
@@ -97,7 +107,7 @@ export function lastReply(page: Page) {
   return page.getByRole('log').getByRole('article', { name: 'Reply' }).last()
 }
 
-/** @returns the words of the last reply as they are on the screen, without its labels */
+/** @returns the words of the last reply as they are on the screen, without labels and numbers beside them */
 export async function shownReply(page: Page): Promise<string> {
   return (await lastReply(page).locator('[dir=auto]').allTextContents()).join('')
 }

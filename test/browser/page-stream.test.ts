@@ -257,6 +257,57 @@ if (browser !== undefined) {
     t.same(complaints, [])
   })
 
+  t.test(
+    'tools are folded with what went in and came out, and links of a reply lead to the web or nowhere',
+    async (t) => {
+      const pixel =
+        'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='
+      const parts = [
+        { kind: 'tool_call', text: '{"q":"x"}', call_id: 'a', name: 'search', input: { q: 'x' }, output: { found: 3 } },
+        {
+          kind: 'tool_call',
+          text: '',
+          call_id: 'b',
+          name: 'send',
+          input: {},
+          error: { code: 'refused', message: 'Not today.' },
+        },
+        { kind: 'text', text: 'Found.' },
+        { kind: 'source', text: '', url: 'https://example.com/a', title: 'A' },
+        { kind: 'source', text: '', url: 'javascript:alert(1)', title: 'B' },
+        { kind: 'file', text: '', url: pixel, media_type: 'image/png' },
+        { kind: 'file', text: '', url: 'https://example.com/c.png', media_type: 'image/png' },
+      ]
+      const snapshot = {
+        id: messageId,
+        seq: 2,
+        parent_id: null,
+        role: 'assistant',
+        status: 'completed',
+        content: '',
+        parts,
+        run_id: runId,
+      }
+      const { url } = await startScript(t, [], Promise.resolve() as never, snapshot)
+      const { page, complaints, strayRequests } = await openPage(t, browser, `${url}/#/s/${sessionId}`)
+      const reply = lastReply(page)
+      await reply.getByText('Found.').waitFor()
+      t.equal(await reply.getByText('"found": 3').isVisible(), false, 'folded')
+      await reply.getByText('Tool: search').click()
+      t.equal(await reply.getByRole('group', { name: 'Input' }).first().textContent(), '{\n  "q": "x"\n}')
+      t.equal(await reply.getByRole('group', { name: 'Output' }).textContent(), '{\n  "found": 3\n}')
+      await reply.getByText('Tool: send').click()
+      t.equal(await reply.getByRole('group', { name: 'Error' }).textContent(), 'refused: Not today.')
+      const links = await reply
+        .locator('a')
+        .evaluateAll((all) => all.map((link) => `${(link as unknown as { href: string }).href}`))
+      t.same(links, ['https://example.com/a', '', pixel, 'https://example.com/c.png'])
+      t.equal(await reply.getByRole('img').count(), 1, 'a picture of the model itself is shown, none is loaded')
+      t.same(strayRequests, [])
+      t.same(complaints, [])
+    },
+  )
+
   for (const [status, label, alerts] of [
     ['interrupted', 'Interrupted', ['The reply broke off: The process ended.']],
     ['stopped', 'Stopped', []],

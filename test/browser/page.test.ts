@@ -88,7 +88,7 @@ if (browser !== undefined) {
   })
 
   t.test('the page comes with a policy that lets nothing in but its own files', async (t) => {
-    for (const path of ['/', '/page.js', '/page.css', '/favicon.svg']) {
+    for (const path of ['/', '/page/main.ts', '/client/index.ts', '/page/marked.js', '/page.css', '/favicon.svg']) {
       const answer = await fetch(gateway.url + path)
       const policy = answer.headers.get('content-security-policy') ?? ''
       t.equal(answer.status, 200, path)
@@ -102,7 +102,15 @@ if (browser !== undefined) {
       const headers = { 'if-none-match': tag, 'cache-control': 'max-age=0' }
       t.equal((await fetch(gateway.url + path, { headers })).status, 304, path)
     }
-    for (const path of ['/page/', '/page.ts', '/..%2fpage.ts', '/index.html/']) {
+    for (const path of [
+      '/page/',
+      '/page/index.html',
+      '/page/marked.d.ts',
+      '/client/react.ts',
+      '/page.ts',
+      '/..%2fpage.ts',
+      '/index.html/',
+    ]) {
       t.equal((await fetch(gateway.url + path)).status, 404, `${path} is not served`)
     }
   })

@@ -20,6 +20,7 @@ import {
   startFakeUpstream,
   usageChunk,
 } from '../../scripts/fake-upstream.ts'
+import { databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
 
@@ -59,11 +60,11 @@ const refusalOf = (asked: Promise<unknown>): Promise<unknown> =>
 const textOf = (events: readonly ResponseStreamEvent[]) =>
   events.map((event) => (event.type === 'response.output_text.delta' ? event.delta : '')).join('')
 
-// On the embedded database; the routes' own tests run on Postgres.
 test('the official clients', async (t) => {
   const upstream = await startFakeUpstream()
   t.teardown(() => upstream.close())
   const gateway = await startGateway(t, {
+    database: databases().at(-1),
     env: {
       OPENAI_BASE_URL: upstream.url,
       OPENAI_API_KEY: 'key',
@@ -247,10 +248,8 @@ test('the official clients', async (t) => {
       const after = events.at(-1)?.sequence_number ?? 0
       const resumed = await client.responses.retrieve(created.response.id, { stream: true, starting_after: after })
       const tail: ResponseStreamEvent[] = []
-      for await (const event of resumed) {
-        tail.push(event)
-        gate.open()
-      }
+      gate.open()
+      for await (const event of resumed) tail.push(event)
       t.equal(textOf([...events, ...tail]), words + words)
       t.equal(tail.at(-1)?.type, 'response.completed')
 
@@ -322,7 +321,7 @@ test('the official clients', async (t) => {
     }
     t.match(await refusalOf(client.responses.create({ model: 'fast', input: 'Go', tools: [{ type: 'web_search' }] })), {
       status: 400,
-      param: 'tools[0].type',
+      param: 'tools.0.type',
     })
     t.match(
       await refusalOf(new OpenAI({ ...options, apiKey: 'wrong' }).responses.create({ model: 'fast', input: 'Go' })),

@@ -13,6 +13,7 @@ import { planOf } from '../../src/runs/asked.ts'
 import { createBudgets } from '../../src/runs/budgets.ts'
 import { createEstimator } from '../../src/runs/estimate.ts'
 import { createRunStore } from '../../src/runs/store.ts'
+import { createApiKeys } from '../../src/sessions/api-keys.ts'
 import { createArtifactStore } from '../../src/sessions/artifacts.ts'
 import { createSessionChanges } from '../../src/sessions/changes.ts'
 import { readHistory } from '../../src/sessions/context.ts'
@@ -191,6 +192,9 @@ test('no list and no look-up reads a large table from beginning to end', { skip 
     },
     'a run': () => runs.getRun(owner, run.id),
     'a run by its key': () => runs.findByKey(owner, 'name-1 1'),
+    'a run by its request': () => runs.findRepeated(owner, 'hash', 60_000),
+    'a key of the gateway': () => createApiKeys(recorded).readSubject(`vk_${'A'.repeat(43)}`),
+    'the keys of a user': () => createApiKeys(recorded).listKeys('owner-0'),
     'the active run of a session': () => runs.findActive(owner, session),
     'active runs before another': () => runs.findActiveBefore(run),
     'a run again': () => runs.reread(run.id),

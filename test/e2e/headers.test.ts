@@ -87,7 +87,7 @@ test('headers of a gateway', async (t) => {
   })
 
   await t.test('the page and the documents may load what is theirs, and nothing else', async (t) => {
-    for (const path of ['/', '/page.js', '/page.css', '/docs/', '/docs/static/swagger-ui-bundle.js']) {
+    for (const path of ['/', '/page/main.ts', '/page.css', '/docs/', '/docs/static/swagger-ui-bundle.js']) {
       const answer = await fetch(`${url}${path}`)
       await answer.arrayBuffer()
       t.equal(answer.status, 200, path)

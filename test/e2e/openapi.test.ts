@@ -66,6 +66,12 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'GET /api/v1/runs/{id}/events': ['200', '204', '4XX', '5XX'],
   'POST /api/v1/runs/{id}/stop': ['200', '4XX', '5XX'],
   'POST /api/v1/stream-tickets': ['200', '4XX', '5XX'],
+  'POST /v1/responses': ['200', '4XX', '5XX'],
+  'GET /v1/responses/{id}': ['200', '4XX', '5XX'],
+  'POST /v1/responses/{id}/cancel': ['200', '4XX', '5XX'],
+  'POST /v1/chat/completions': ['200', '4XX', '5XX'],
+  'GET /v1/models': ['200', '4XX', '5XX'],
+  'GET /v1/models/{id}': ['200', '4XX', '5XX'],
 }
 
 /** The page, the documents themselves and preflights are no part of the API. */

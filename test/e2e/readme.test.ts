@@ -31,6 +31,7 @@ test('every file that a document links to is there', (t) => {
     'docs/deployment.md',
     'docs/errors.md',
     'docs/models.md',
+    'docs/responses.md',
   ]) {
     const base = new URL(name, root)
     const text = readFileSync(base, 'utf8')

@@ -11,6 +11,7 @@ import { createAccept } from '../../src/runs/accept.ts'
 import { type BroughtMessage, type ChatAsked, hashAsked } from '../../src/runs/asked.ts'
 import { broughtBytesMax, broughtMessagesMax, instructionsBytesMax } from '../../src/runs/model.ts'
 import { readHistory } from '../../src/sessions/context.ts'
+import { createSessionList } from '../../src/sessions/list.ts'
 import { databases } from '../support/database.ts'
 import { createOwner, openStore, plansFor } from '../support/runs.ts'
 
@@ -81,6 +82,17 @@ for (const kind of databases()) {
       t.equal(run.request?.instructions, 'Rhyme.')
       t.equal(run.request?.messages_max, before.length + 1, 'and all of it may be looked at')
       t.equal((await historyOf(run.user_message_id, 3)).length, 3, 'which fewer would not have shown')
+    })
+
+    await t.test('search finds what was said here, and not what was brought', async (t) => {
+      const own = createOwner()
+      const list = createSessionList(db)
+      await accept(own, { message: 'Zebras here', before: [text('user', 'Lions elsewhere')] }, plansFor)
+      const found = async (q: string) => (await list.listSessions(own, { q })).data.length
+      t.equal(await found('zebras'), 1)
+      t.equal(await found('elsewhere lions'), 1, 'its title is of here')
+      await db.rows(sql`update chat_sessions set title = null where owner = ${own.key}`)
+      t.equal(await found('lions'), 0)
     })
 
     await t.test('with a session that is there it counts for nothing, by id and by name', async (t) => {

@@ -312,7 +312,7 @@ const brokenPath = fc.constantFrom(
   ...[
     '/docs/../../package.json',
     '/docs/static/..%2f..%2f..%2fpackage.json',
-    '/page.js/..',
+    '/page/main.ts/..',
     '/index.html',
     '/.env',
     '/*',

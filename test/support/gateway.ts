@@ -95,8 +95,12 @@ export interface SpawnedGateway {
 }
 
 const startMs = 30_000
-/** As the tests themselves (scripts/test.ts): a start then collects hardly any garbage. */
-const youngSpace = ['--min-semi-space-size=64', '--max-semi-space-size=64'] as const
+/**
+ * As the tests themselves (scripts/test.ts): a start then collects hardly any garbage, the embedded database is not optimized
+ * longer than most of these processes live, and what the tests have compiled is good for the gateways. With flags of its
+ * own a gateway needs a compile cache of its own, and most end by a kill, which leaves nothing in one.
+ */
+const nodeFlags = ['--liftoff-only', '--min-semi-space-size=64', '--max-semi-space-size=64'] as const
 // What one process has compiled the next need not: a third of a gateway's start.
 const compileCache =
   process.env.NODE_COMPILE_CACHE === undefined ? {} : { NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE }
@@ -106,9 +110,7 @@ const compileCache =
  * @param env must name its database
  */
 export async function spawnGateway(t: Teardown, env: Readonly<Record<string, string>>): Promise<SpawnedGateway> {
-  // The embedded database is WebAssembly, and to optimize it takes longer than most of these processes live.
-  const flags = [...youngSpace, ...(env.DATA_DIR === undefined ? [] : ['--liftoff-only'])]
-  const child = spawn(process.execPath, [...flags, 'src/main.ts'], {
+  const child = spawn(process.execPath, [...nodeFlags, 'src/main.ts'], {
     cwd: new URL('../..', import.meta.url).pathname,
     env: {
       ...compileCache,

@@ -8,7 +8,7 @@ import type { LogEntry, Part, RunEvent } from '../../src/log/event.ts'
 import { type ChatStreamView, createChatEncoder, toCompletion } from '../../src/surfaces/openai-chat.ts'
 import { createRandom, type Random } from '../support/random.ts'
 import { trialsOf } from '../support/trials.ts'
-import { makeReply, messageId, retell, runId } from './replies.ts'
+import { answerWith, makeReply, messageId, retell, runId } from './replies.ts'
 
 const trials = trialsOf(60)
 
@@ -40,22 +40,6 @@ const chunksOf = (body: string) =>
     .split('\n\n')
     .filter((block) => block !== '')
     .map((block) => block.replace(/^data: /, ''))
-
-/** In pieces that end anywhere, also within a character. */
-function answerWith(body: string, random: Random): Response {
-  const bytes = Buffer.from(body)
-  const stream = new ReadableStream({
-    start(controller) {
-      for (let from = 0; from < bytes.length; ) {
-        const to = from + 1 + random.integer(200)
-        controller.enqueue(bytes.subarray(from, to))
-        from = to
-      }
-      controller.close()
-    },
-  })
-  return new Response(stream, { headers: { 'content-type': 'text/event-stream' } })
-}
 
 interface ReadMessage {
   content: string

@@ -27,7 +27,8 @@ test('the routes', async (t) => {
   t.teardown(() => upstream.close())
   const database = databases().at(-1) ?? 'pglite'
   const store = await databaseEnv(t, database)
-  const start = () => startGateway(t, { env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', ...store } })
+  const start = () =>
+    startGateway(t, { env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5', ...store }, openai: { lingerMs: 20 } })
   const gateway = await start()
   const client = createClient(gateway.url)
   await client.post('/api/v1/sessions', {})
@@ -79,6 +80,36 @@ test('the routes', async (t) => {
     t.equal(await wishOf({}), 'stop')
     t.equal(await wishOf({ background: true }), 'continue')
     t.equal(await wishOf({}, { 'X-On-Disconnect': 'continue' }), 'continue')
+  })
+
+  await t.test('it is stopped a while after the last one has left, and goes on for who comes back', async (t) => {
+    const gates = [createGate(), createGate()]
+    upstream.answer(async function* () {
+      yield* begin({ text: 'Is anybody ' })
+      await gates.shift()?.opened
+      yield* say({ text: 'there?' })
+    })
+    const [gate] = gates
+    const before = upstream.calls.length
+    const first = await stream({ input: 'Hello' })
+    await first.until(({ event }) => event === 'response.output_text.delta')
+    const id = idOf(first.received)
+    const second = await watch(id, `&starting_after=${first.received.at(-1)?.data.sequence_number}`)
+    first.close()
+    gate?.open()
+    t.equal(await second.ended, 'clean')
+    t.match((await client.get(`${url}/${id}`)).body, {
+      status: 'completed',
+      output: [{ content: [{ text: 'Is anybody there?' }] }],
+    })
+
+    const left = await stream({ input: 'Hello' })
+    await left.until(({ event }) => event === 'response.output_text.delta')
+    left.close()
+    await (await upstream.call(before + 1)).aborted
+    const whole = await client.post(`${url}/${idOf(left.received)}/cancel`)
+    t.match(whole.body, { status: 'cancelled', incomplete_details: { reason: 'cancelled' } })
+    upstream.answer(() => say({ text: 'One two three.' }))
   })
 
   await t.test('a response that waits for another one of its conversation is queued, and says so', async (t) => {
@@ -151,27 +182,27 @@ test('the routes', async (t) => {
     const { id } = (await create({ input: 'Hello' })).body
     const wrong: [object, string | null][] = [
       [{}, null],
-      [{ input: 5 }, null],
+      [{ input: 5 }, 'input'],
       [{ input: [] }, 'input'],
-      [{ input: [5] }, 'input[0]'],
-      [{ input: [{}] }, 'input[0].type'],
-      [{ input: [{ type: 'computer_call' }] }, 'input[0].type'],
-      [{ input: [{ ...user, role: 'critic' }] }, 'input[0].role'],
-      [{ input: [user, { ...user, content: 5 }] }, 'input[1].content'],
-      [{ input: [image] }, 'input[0].content[0]'],
-      [{ input: [{ ...call, arguments: 5 }, answer] }, 'input[0].arguments'],
-      [{ input: [call, { ...answer, output: null }] }, 'input[1].output'],
-      [{ input: [user, { role: 'assistant', content: 'Hi' }] }, 'input[1]'],
-      [{ input: [{ type: 'item_reference', id: 'msg_1' }, user] }, 'input[0].id'],
-      [{ input: [call], previous_response_id: id }, 'input[0]'],
+      [{ input: [5] }, 'input.0'],
+      [{ input: [{}] }, 'input.0.type'],
+      [{ input: [{ type: 'computer_call' }] }, 'input.0.type'],
+      [{ input: [{ ...user, role: 'critic' }] }, 'input.0.role'],
+      [{ input: [user, { ...user, content: 5 }] }, 'input.1.content'],
+      [{ input: [image] }, 'input.0.content.0'],
+      [{ input: [{ ...call, arguments: 5 }, answer] }, 'input.0.arguments'],
+      [{ input: [call, { ...answer, output: null }] }, 'input.1.output'],
+      [{ input: [user, { role: 'assistant', content: 'Hi' }] }, 'input.1'],
+      [{ input: [{ type: 'item_reference', id: 'msg_1' }, user] }, 'input.0.id'],
+      [{ input: [call], previous_response_id: id }, 'input.0'],
       [{ input: [user, answer], previous_response_id: id }, 'input'],
       [{ input: [answer], previous_response_id: id }, null],
       [{ input: [answer] }, null],
       [{ input: 'Hello', previous_response_id: id, conversation: 'a' }, 'conversation'],
       [{ input: 'Hello', model: 'nobody:knows' }, null],
-      [{ input: 'Hello', tools: [{ type: 'function', name: 'a b' }] }, 'tools[0].name'],
+      [{ input: 'Hello', tools: [{ type: 'function', name: 'a b' }] }, 'tools.0.name'],
       [{ input: 'Hello', tool_choice: { type: 'file_search' } }, 'tool_choice'],
-      [{ input: 'Hello', text: { format: { type: 'grammar' } } }, 'text.format.type'],
+      [{ input: 'Hello', text: { format: { type: 'grammar' } } }, 'text.format'],
       [{ input: 'Hello', reasoning: { effort: 'huge' } }, 'reasoning.effort'],
       [{ input: 'Hello', prompt: { id: 'pmpt_1' } }, null],
     ]
@@ -185,7 +216,7 @@ test('the routes', async (t) => {
       t.equal(headers.get('x-should-retry'), 'false')
     }
     const foreign = { type: 'item_reference', id: 'msg_00000000000000000000000000000000_0' }
-    t.match(await create({ input: [foreign, user] }), { status: 404, body: { error: { param: 'input[0].id' } } })
+    t.match(await create({ input: [foreign, user] }), { status: 404, body: { error: { param: 'input.0.id' } } })
   })
 
   // Two processes cannot have the embedded database open; what it stores is shown alike (openai-responses.test.ts).

@@ -2,8 +2,9 @@
  * Events of a run as events of an OpenAI response: which are told, in which order, and that their numbers are a function of
  * the message alone. Random replies are made by the draft that makes real ones.
  */
+import OpenAI from 'openai7'
 import t from 'tap'
-import type { Done, LogEntry, Part, RunEvent } from '../../src/log/event.ts'
+import { contentOf, type Done, type LogEntry, type Part, type RunEvent } from '../../src/log/event.ts'
 import { resetEntry } from '../../src/log/fold.ts'
 import { createResponsesEncoder, createTeller, cut, type ResponseEvent } from '../../src/surfaces/openai-responses.ts'
 import {
@@ -16,7 +17,7 @@ import {
 } from '../../src/surfaces/openai-responses-object.ts'
 import { createRandom, type Random } from '../support/random.ts'
 import { trialsOf } from '../support/trials.ts'
-import { makeReply, retell, runId } from './replies.ts'
+import { answerWith, makeReply, retell, runId } from './replies.ts'
 
 const hex = runId.replaceAll('-', '')
 const run: ShownRun = {
@@ -259,7 +260,7 @@ function isAnsweredEarly(entries: readonly LogEntry[]): boolean {
 t.test('numbers are those of the message, whatever pieces it came in, and a tail joins the head', async (t) => {
   const random = createRandom(20_261_128)
   let otherPieces = 0
-  for (let trial = 0; trial < trialsOf(100); trial += 1) {
+  for (let trial = 0; trial < trialsOf(60); trial += 1) {
     const reply = makeReply(random)
     // Calls of its one tool are the client's, or the gateway's own.
     const names = isAnsweredEarly(reply.entries) ? [] : random.pick([['look'], []])
@@ -281,5 +282,38 @@ t.test('numbers are those of the message, whatever pieces it came in, and a tail
       otherPieces += others.length === live.length ? 0 : 1
     }
   }
-  t.ok(otherPieces > trialsOf(100), 'by the count of its events, a viewer would have other numbers')
+  t.ok(otherPieces > trialsOf(60), 'by the count of its events, a viewer would have other numbers')
+})
+
+t.test('the official client makes of the bytes what a whole response holds, whatever they come in', async (t) => {
+  const random = createRandom(7)
+  const shown = { ...run, tools: new Set(['look']) }
+  let deltas = 0
+  for (let trial = 0; trial < trialsOf(12); trial += 1) {
+    const reply = makeReply(random)
+    if (isAnsweredEarly(reply.entries)) continue
+    const viewer = createResponsesEncoder().createViewer({
+      ...shown,
+      isQueued: random.integer(2) === 0,
+      after: undefined,
+    })
+    const body = retell(random, reply)
+      .map((entry) => String(viewer.encode(entry) ?? ''))
+      .join('')
+    const client = new OpenAI({ apiKey: 'x', baseURL: 'http://x.test', fetch: async () => answerWith(body, random) })
+    const stream = client.responses.stream({ model: 'fast', input: '' })
+    let text = ''
+    stream.on('response.output_text.delta', ({ delta: words }) => {
+      text += words
+      deltas += 1
+    })
+    const final = await stream.finalResponse()
+    const done = reply.entries.at(-1)?.event.data as Done
+    const output = toOutput(shown, reply.parts, done)
+    t.match(final, { id: run.head.id, status: toOutcome(done).status, output_text: text })
+    t.match(final.output, output)
+    t.equal(final.output.length, output.length)
+    t.equal(text, contentOf(reply.parts))
+  }
+  t.ok(deltas > 0)
 })

@@ -190,3 +190,19 @@ export function retell(random: Random, { entries, parts }: MadeReply): readonly 
       ]
   }
 }
+
+/** A body as a client gets it: in pieces that end anywhere, also within a character. */
+export function answerWith(body: string, random: Random): Response {
+  const bytes = Buffer.from(body)
+  const stream = new ReadableStream({
+    start(controller) {
+      for (let from = 0; from < bytes.length; ) {
+        const to = from + 1 + random.integer(200)
+        controller.enqueue(bytes.subarray(from, to))
+        from = to
+      }
+      controller.close()
+    },
+  })
+  return new Response(stream, { headers: { 'content-type': 'text/event-stream' } })
+}
