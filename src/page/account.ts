@@ -10,6 +10,7 @@ import { type Client, createClient, GatewayError } from '../client/index.ts'
 import { element, setText } from './dom.ts'
 import { findFault, type Identity } from './identity.ts'
 import { explain, type Notices } from './notices.ts'
+import { keyOf } from './storage.ts'
 
 export interface AccountOptions {
   readonly client: Client
@@ -17,8 +18,8 @@ export interface AccountOptions {
   readonly notices: Notices
   /** How many chats the list shows now. */
   readonly chats: () => number
-  /** Who this is has changed, or what is theirs. */
-  readonly onChange: () => void
+  /** Who this is has changed, or what is theirs. @param same the same person has another token */
+  readonly onChange: (same: boolean) => void
 }
 
 export interface Account {
@@ -57,7 +58,13 @@ export function createAccount({ client, identity, notices, chats, onChange }: Ac
     identity.signOut()
     show()
     notices.say('Signed out. The token is gone from this browser.')
-    onChange()
+    onChange(false)
+  })
+  // In another tab, where the token is kept for the device.
+  window.addEventListener('storage', ({ key }) => {
+    if (key !== null && key !== keyOf('token')) return
+    show()
+    onChange(false)
   })
   show()
 
@@ -81,10 +88,11 @@ export function createAccount({ client, identity, notices, chats, onChange }: Ac
     } finally {
       submit.disabled = false
     }
+    const before = identity.name()
     identity.signIn(token, keep.checked)
     dialog.close()
     show()
-    onChange()
+    onChange(before === identity.name())
     if (visitorChats > 0) offerClaim(visitorChats)
   }
 
@@ -104,7 +112,7 @@ export function createAccount({ client, identity, notices, chats, onChange }: Ac
       const { claimed } = await client.sessions.claim()
       claimDialog.close()
       notices.say(claimed === 1 ? 'One chat is yours now.' : `${claimed} chats are yours now.`)
-      onChange()
+      onChange(false)
     } catch (error) {
       setText(claimProblem, `Nothing was moved: ${explain(error)}`)
     } finally {

@@ -93,7 +93,7 @@ export function createChat(options: ChatOptions) {
     work.catch((error) => {
       if (error instanceof Left) return
       if (isStranger(error)) options.onStranger()
-      else notices.alert(explain(error))
+      else notices.alert(`Something went wrong: ${explain(error)}`)
     })
   }
 
@@ -244,7 +244,9 @@ export function createChat(options: ChatOptions) {
       const how = await follow(here, ask(), (ids) => {
         accepted = true
         sending = false
-        return accept(here, ids, begin)
+        const reply = accept(here, ids, begin)
+        showControls()
+        return reply
       })
       if (how === 'reload') await load(here)
     } catch (error) {
@@ -258,7 +260,8 @@ export function createChat(options: ChatOptions) {
       if (error.code === 'session_busy' && here === conversation) task(load(here))
     } finally {
       if (!accepted) sending = false
-      if (here === conversation) showControls()
+      // Also for a reader who has gone elsewhere meanwhile: the textbox is the same.
+      showControls()
     }
   }
 
@@ -317,7 +320,8 @@ export function createChat(options: ChatOptions) {
     showFailure(message)
     tabs.tell(here.sessionId)
     task(refreshList())
-    return 'done'
+    // Another reply of the session, in a queue or before this one, is looked for where it is stored.
+    return here.messages.some(({ status }) => status === 'streaming') ? 'reload' : 'done'
   }
 
   function endReply(here: Conversation, message: Shown): void {

@@ -71,9 +71,9 @@ function startPage(): void {
     identity,
     notices,
     chats: () => sessions.count(),
-    onChange: () => {
+    onChange(same) {
       sessions.clear()
-      goTo(null)
+      goTo(same ? sessionInAddress() : null)
       chat().refreshList()
     },
   })

@@ -50,7 +50,7 @@ export function createNotices(): Notices {
   }
 }
 
-/** @returns a sentence for the reader, beginning with a capital where it can stand alone */
+/** @returns what went wrong, in words that can stand behind a colon */
 export function explain(error: unknown): string {
   if (error instanceof ConnectionError) return 'the gateway cannot be reached.'
   if (!(error instanceof GatewayError)) return error instanceof Error ? error.message : String(error)

@@ -34,7 +34,7 @@ export interface SessionList {
   rename(id: string | null, title: string): void
   /** Marks a session as the one on the screen. @returns what is known of it */
   select(id: string | null): Session | undefined
-  /** How many there are on the screen. */
+  /** How many there are, as far as it is known: a search that finds nothing does not mean that there are none. */
   count(): number
   focusSearch(): void
 }

@@ -8,10 +8,12 @@ export interface Store {
   set(name: string, value: string | undefined): void
 }
 
+/** As the browser has it, for whoever listens to its changes. */
+export const keyOf = (name: string): string => `verbatim.${name}`
+
 /** @param where `device` lasts, `tab` ends with the tab */
 export function createStore(where: 'device' | 'tab'): Store {
   const held = new Map<string, string>()
-  const keyOf = (name: string) => `verbatim.${name}`
   const kept = () => (where === 'device' ? localStorage : sessionStorage)
 
   return {

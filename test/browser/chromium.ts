@@ -10,7 +10,7 @@ import type { Test } from 'tap'
 const executablePath = process.env.CHROMIUM_PATH ?? '/usr/bin/chromium'
 const installCommand = 'apt-get install -y --no-install-recommends chromium'
 // No page of ours needs longer for one step, on a machine with two busy cores.
-const stepMsMax = 20_000
+const stepMsMax = 30_000
 const replyMsMax = 60_000
 
 const args = [

@@ -2,6 +2,8 @@
  * What the page makes of Markdown, in a real browser: its own modules, imported into its own document under its own
  * policy, and no gateway. What a model writes is not trusted, so most of this is about what must not come of it.
  */
+import { execFile } from 'node:child_process'
+import { promisify } from 'node:util'
 import Fastify from 'fastify'
 import t from 'tap'
 import { createRandom } from '../../scripts/fake-upstream.ts'
@@ -150,6 +152,45 @@ if (browser !== undefined) {
   function make(texts: readonly (readonly string[])[]): Promise<readonly Made[]> {
     return page.evaluate(`(${makeInPage})(${JSON.stringify(texts)})`)
   }
+
+  t.test(
+    'a browser gets all modules that the page imports, as JavaScript, and is told of them beforehand',
+    async (t) => {
+      const html = await (await fetch(url)).text()
+      const announced = [...html.matchAll(/rel="modulepreload" href="([^"]+)"/g)].map(([, path]) => `${path}`)
+      const reached = new Set<string>()
+      const open = ['/page/main.ts']
+      for (let path = open.pop(); path !== undefined; path = open.pop()) {
+        if (reached.has(path)) continue
+        reached.add(path)
+        const answer = await fetch(url + path)
+        t.match(answer.headers.get('content-type'), /^text\/javascript/, path)
+        const text = await answer.text()
+        for (const [, from] of text.matchAll(/^(?:import|export|\}) [^'\n]*from '(\.[^']+)'/gm)) {
+          open.push(new URL(`${from}`, url + path).pathname)
+        }
+      }
+      reached.delete('/page/main.ts')
+      t.same(announced.toSorted(), [...reached].toSorted())
+      t.ok(reached.has('/page/marked.js'))
+    },
+  )
+
+  t.test('to serve them, the gateway prints nothing', async (t) => {
+    const program = `
+      import Fastify from 'fastify'
+      import { page } from './src/http/page.ts'
+      const app = Fastify()
+      await app.register(page)
+      console.log((await app.inject('/page/main.ts')).statusCode)
+      await app.close()`
+    const cwd = new URL('../..', import.meta.url)
+    const { stdout, stderr } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program], {
+      cwd,
+    })
+    t.equal(stdout, '200\n')
+    t.equal(stderr, '', 'also no warning that what takes out the types is experimental')
+  })
 
   t.test('nothing that a model writes becomes more than text and harmless elements', async (t) => {
     const made = await make(unsafe.map(([, markdown]) => [markdown]))
