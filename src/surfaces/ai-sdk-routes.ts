@@ -160,9 +160,11 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       } catch (error) {
         if (!(error instanceof Problem) || error.code !== 'idempotency_mismatch' || key !== undefined) throw error
         const target = await find(question.id)
-        if (target === undefined) return send(question, `chat:${digest(body.id, question.id ?? '')}`)
-        if (target.role !== 'user' || target.text === cleanText(question.words)) throw error
-        return edit(question, target)
+        if (target?.role === 'user' && target.text !== cleanText(question.words)) return edit(question, target)
+        // The same words, and something else is different.
+        if (target?.key === question.id) throw error
+        // The key is that of a message in another chat, whose page numbers its messages as this one does.
+        return send(question, `chat:${digest(body.id, question.id ?? '')}`)
       }
     }
 
