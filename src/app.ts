@@ -348,7 +348,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
             runs,
             resume: createResume(db),
             messages,
-            log,
+            follow,
             show,
             edge,
             stopSession,

@@ -23,6 +23,8 @@ export interface NamedMessage {
   readonly role: 'system' | 'user' | 'assistant' | 'tool'
   /** Its words. */
   readonly text: string
+  /** The idempotency key under which it came. */
+  readonly key: string | null
 }
 
 /** A reply that ended with calls of the client's tools, and what the client has answered to them. */
@@ -103,7 +105,7 @@ export function createResume(db: Db) {
       member: string,
     ): Promise<NamedMessage | undefined> {
       const [message] = await db.rows<NamedMessage>(sql`
-        select m.id, m.role, ${exactText(sql`m.content`)} as text
+        select m.id, m.role, ${exactText(sql`m.content`)} as text, m.client_message_id as key
         from chat_messages m join chat_sessions s on s.id = m.session_id
         where m.session_id = ${sessionId}::uuid and s.owner = ${owner.key} and s.deleted_at is null
           and m.seq > s.message_count - ${lookBackMax}::int

@@ -24,9 +24,9 @@ import type { Server } from '../http/server.ts'
 import type { SseEdge, SseFraming } from '../http/sse.ts'
 import { cleanText } from '../http/text.ts'
 import type { EventId } from '../log/event.ts'
-import type { EventLog } from '../log/log.ts'
 import type { Acceptance } from '../runs/accept.ts'
 import type { Chat } from '../runs/chat.ts'
+import type { FollowDeps } from '../runs/follow.ts'
 import { BranchBody, isTerminal, keyUnitsMax, messageCharactersMax, type RunFacts, toolsMax } from '../runs/model.ts'
 import type { NamedMessage, Resume, Round, SessionName } from '../runs/resume.ts'
 import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
@@ -44,7 +44,7 @@ export interface AiSdkRoutesOptions {
   readonly runs: RunStore
   readonly resume: Resume
   readonly messages: MessageStore
-  readonly log: EventLog
+  readonly follow: FollowDeps
   readonly show: ShowRun
   readonly edge: SseEdge
   readonly stopSession: StopSession
@@ -59,7 +59,7 @@ export const chatMessagesMax = 1000
 /** As the routes' paths take it (server.ts): a name of 128 characters, all of them escaped. */
 const pathPartUnitsMax = 3 * 128
 const errorHeader = 'X-Error-Code'
-const tags = ['ai-sdk']
+const tags = ['chat']
 
 const framing: SseFraming = { opening: '', heartbeat: ': keep-alive\n\n' }
 
@@ -101,7 +101,7 @@ const CursorHeader = Type.Object({
 })
 
 export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
-  const { chat, runs, resume, messages, log, show, edge, stopSession, ownTools } = options
+  const { chat, runs, resume, messages, follow, show, edge, stopSession, ownTools } = options
   const encoder = createUiEncoder()
 
   app.setErrorHandler((error: FastifyError, request, reply) => sendText(readProblem(error, request), request, reply))
@@ -160,9 +160,11 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       } catch (error) {
         if (!(error instanceof Problem) || error.code !== 'idempotency_mismatch' || key !== undefined) throw error
         const target = await find(question.id)
-        if (target === undefined) return send(question, `chat:${digest(body.id, question.id ?? '')}`)
-        if (target.role !== 'user' || target.text === cleanText(question.words)) throw error
-        return edit(question, target)
+        if (target?.role === 'user' && target.text !== cleanText(question.words)) return edit(question, target)
+        // The same words, and something else is different.
+        if (target?.key === question.id) throw error
+        // The key is that of a message in another chat, whose page numbers its messages as this one does.
+        return send(question, `chat:${digest(body.id, question.id ?? '')}`)
       }
     }
 
@@ -207,7 +209,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
     from: { readonly cursor?: EventId | undefined; readonly before?: readonly Chunk[] } = {},
   ): Promise<void> {
     const { cursor, before } = from
-    const held = cursor === undefined ? undefined : await readUpTo(log, run, cursor)
+    const held = cursor === undefined ? undefined : await readUpTo(follow.log, run, cursor)
     const viewer = encoder.createViewer(replyOf(run, rounds), before)
     const isKnown = held?.every((entry) => viewer.encode(entry) !== 'lost') === true
     const connection = open(request, reply, run)
@@ -251,7 +253,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       const sessionId = await resume.findSession(owner, nameOf(request.params.id))
       const run = sessionId && (await findRun(owner, sessionId, cursor?.runId))
       if (!run) return reply.code(204).send(null)
-      if (pastEnd({ log }, run, cursor?.id) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
+      if (pastEnd(follow, run, cursor?.id) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
       const rounds = await resume.readRounds(run)
       // Who has a cursor has been shown, or has itself, what came before this reply.
       if (cursor !== undefined) await showRun(request, reply, run, rounds, { cursor: cursor.id })

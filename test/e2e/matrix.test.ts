@@ -133,6 +133,10 @@ function putArtifact(owner: Client, { session }: Subject): Promise<Answer> {
   return owner.put(`${v1}/sessions/${session}/artifacts/notes`, { body: { canary } })
 }
 
+const uiMessage = (id: string) => ({
+  id,
+  messages: [{ id: 'ui', role: 'user', parts: [{ type: 'text', text: 'Hello' }] }],
+})
 const endless = `${canary}, without an end`
 const calling = `${canary}, with a tool`
 const isRun = ({ event }: { event: string }) => event === 'run'
@@ -246,6 +250,14 @@ const rows: Readonly<Record<string, Row | readonly Row[]>> = {
   ],
   'GET /api/v1/sessions/{id}/artifacts/{name}': { make: session, before: putArtifact, owner: 200 },
   'DELETE /api/v1/sessions/{id}/artifacts/{name}': { make: session, before: putArtifact, owner: 204 },
+  'POST /api/chat': { make: reply, body: ({ session }) => uiMessage(session), owner: 200 },
+  // Of a chat that is not there, as of one that is somebody else's, there is nothing.
+  'GET /api/chat/{id}': { make: reply, owner: 200, others: 200 },
+  'GET /api/chat/{id}/stream': [
+    { make: running, owner: 200, others: 204 },
+    { make: session, owner: 204, others: 204 },
+  ],
+  'POST /api/chat/{id}/stop': { make: running, owner: 200, others: 204 },
 }
 
 for (const database of databases()) {
@@ -310,8 +322,8 @@ async function checkRow(t: Test, gateway: Gateway, route: string, row: Row, n: n
     t.equal(answer.status, expected, `${caller}: ${expected}, not ${answer.text.slice(0, 200)}`)
     if (caller === 'owner') continue
     t.notOk(answer.text.includes(canary), `${caller} reads nothing of it`)
-    if (expected === 404) t.match(answer.text, '"code":"not_found"', caller)
-    if (expected === 401) t.match(answer.text, '"code":"invalid_token"', caller)
+    if (expected === 404) t.equal(answer.code, 'not_found', caller)
+    if (expected === 401) t.equal(answer.code, 'invalid_token', caller)
   }
 }
 
@@ -332,7 +344,18 @@ async function ask(
     headers: { ...identity, ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   })
-  return { status: response.status, text: await response.text() }
+  const text = await readText(response)
+  const code = response.headers.get('x-error-code') ?? /"code":"(\w+)"/.exec(text)?.[1]
+  return { status: response.status, text, code }
+}
+
+/** Of a stream that does not end by itself, its beginning. */
+async function readText(response: Response): Promise<string> {
+  if (response.headers.get('content-type') !== 'text/event-stream') return response.text()
+  const reader = response.body?.getReader()
+  const { value } = (await reader?.read()) ?? {}
+  await reader?.cancel()
+  return new TextDecoder().decode(value)
 }
 
 async function listSessions(owner: Client): Promise<unknown> {

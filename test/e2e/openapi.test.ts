@@ -72,6 +72,10 @@ const expected: Readonly<Record<string, readonly string[]>> = {
   'POST /v1/chat/completions': ['200', '4XX', '5XX'],
   'GET /v1/models': ['200', '4XX', '5XX'],
   'GET /v1/models/{id}': ['200', '4XX', '5XX'],
+  'POST /api/chat': ['200', '4XX', '5XX'],
+  'GET /api/chat/{id}': ['200', '4XX', '5XX'],
+  'GET /api/chat/{id}/stream': ['200', '204', '4XX', '5XX'],
+  'POST /api/chat/{id}/stop': ['200', '204', '4XX', '5XX'],
 }
 
 /** The page, the documents themselves and preflights are no part of the API. */
@@ -300,6 +304,22 @@ for (const database of databases()) {
       check(t, 'delete', '/api/v1/me', await client.delete('/api/v1/me'), 204)
       check(t, 'get', '/api/v1/sessions/{id}/export', await client.get(`${one}/export`), 404)
 
+      const ui = (text: string) => ({
+        id: 'ui',
+        messages: [{ id: text, role: 'user', parts: [{ type: 'text', text }] }],
+      })
+      check(t, 'post', '/api/chat', await client.post('/api/chat', {}), 400)
+      t.equal((await client.post('/api/chat', ui('a'))).status, 200)
+      check(t, 'get', '/api/chat/{id}', await client.get('/api/chat/ui'), 200)
+      upstream.answer(() => say({ tokens: 5000, paceMs: 5 }))
+      const chat = await client.watch('/api/v1/chat/stream?message=b&client_message_id=b')
+      await chat.until(isDelta)
+      const stopPath = `/api/chat/${chat.headers.get('x-session-id')}/stop`
+      check(t, 'post', '/api/chat/{id}/stop', await client.post(stopPath), 200)
+      check(t, 'post', '/api/chat/{id}/stop', await client.post(stopPath), 204)
+      check(t, 'get', '/api/chat/{id}/stream', await client.get('/api/chat/none/stream'), 204)
+      check(t, 'get', '/api/chat/{id}/stream', await client.get('/api/chat/ui/stream', { 'last-event-id': 'x' }), 400)
+
       const stranger = createClient(gateway.url, { authorization: 'Bearer x' })
       check(t, 'get', '/api/v1/sessions', await stranger.get('/api/v1/sessions'), 401)
       const foreign = createClient(gateway.url, { 'sec-fetch-site': 'cross-site' })
@@ -380,7 +400,8 @@ function createCheck(document: Document) {
       return
     }
     const type = (answer.headers.get('content-type') ?? '').split(';')[0]!
-    t.equal(type, status < 400 ? 'application/json' : 'application/problem+json', name)
+    const refusal = path.startsWith('/api/chat') ? 'text/plain' : 'application/problem+json'
+    t.equal(type, status < 400 ? 'application/json' : refusal, name)
     const validate = compile(document, method, path, status, type)
     t.ok(validate(answer.body), `${name} ${JSON.stringify(validate.errors)?.slice(0, 500)}`)
   }

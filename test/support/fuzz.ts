@@ -249,12 +249,10 @@ export function complain(
   if (status >= 400) {
     const problem = parseJson(text) as { status?: unknown; code?: unknown } | undefined
     if (isHealth(request) && status === 503) return undefined
+    if (isUi(request) && type === 'text/plain') return complainOfCode(headers['x-error-code'])
     if (type !== 'application/problem+json') return `status ${status} as ${type}`
     if (problem?.status !== status) return `status ${status} with a problem document of another status`
-    if (!Object.hasOwn(catalogue, String(problem.code)))
-      return `status ${status} with a code that is not in the catalogue`
-    if (problem.code === 'internal') return `status ${status} with code internal`
-    return undefined
+    return complainOfCode(problem.code)
   }
   const { statuses, method, path } = request.operation
   const asDocumented = request.method === method && matches(path, request.path)
@@ -262,10 +260,21 @@ export function complain(
     return `status ${status}, which the document does not name`
   }
   if (type === 'application/json' && parseJson(text) === undefined) return 'the body is no JSON'
-  if (type === 'text/event-stream' && !/^retry: \d+\n(([a-z]+: [^\n]*|: hb|)\n)*\n$/.test(text))
-    return 'the body is no event stream'
+  const blocks = isUi(request) ? uiStream : nativeStream
+  if (type === 'text/event-stream' && !blocks.test(text)) return 'the body is no event stream'
   return undefined
 }
+
+function complainOfCode(code: unknown): string | undefined {
+  if (!Object.hasOwn(catalogue, String(code))) return 'a code that is not in the catalogue'
+  return code === 'internal' ? 'code internal' : undefined
+}
+
+const nativeStream = /^retry: \d+\n(([a-z]+: [^\n]*|: hb|)\n)*\n$/
+const uiStream = /^((data|id): [^\n]*\n|: keep-alive\n|\n)*data: \[DONE\]\nid: \S+\n\n$/
+
+/** The surface for the AI SDK refuses in plain text. */
+const isUi = ({ path }: Pick<FuzzRequest, 'path'>) => path.startsWith('/api/chat')
 
 const isHealth = ({ path }: Pick<FuzzRequest, 'path'>) => path.startsWith('/health/')
 
