@@ -204,13 +204,13 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   async function linger(facts: RunFacts, lingerMs: number): Promise<void> {
     await pause(lingerMs, draining.signal)
     if (viewers.has(facts.id) || draining.signal.aborted) return
-    try {
-      if (await isKept(db, facts)) return
-    } catch (error) {
-      deps.onFault(facts.id, 'whether somebody else watches a run could not be read; it goes on', error)
-      return
-    }
-    if (!viewers.has(facts.id)) abandon(facts)
+    await arrive(async () => {
+      try {
+        if (!(await isKept(db, facts)) && !viewers.has(facts.id)) abandon(facts)
+      } catch (error) {
+        deps.onFault(facts.id, 'whether somebody else watches a run could not be read; it goes on', error)
+      }
+    })
   }
 
   async function writeCheckpointsNow(): Promise<void> {

@@ -183,14 +183,18 @@ export function createRemoval(options: RemovalOptions) {
     },
 
     /**
-     * Erases all that an owner has, and for a user what is known of them.
+     * Erases all that an owner has, and for a user what is known of them, the keys of the gateway too.
      * @throws Problem `db_unavailable` when some of it is left: ask again
      */
     async eraseOwner(owner: Owner): Promise<void> {
       await eraseSessions(owner)
       await db.rows(sql`
         delete from budget_days where scope = ${owner.key} and day < (now() at time zone 'UTC')::date`)
-      if (owner.userId !== null) await db.rows(sql`delete from users where subject = ${owner.userId}`)
+      if (owner.userId !== null) {
+        await db.rows(sql`
+          with keys as (delete from api_keys where subject = ${owner.userId})
+          delete from users where subject = ${owner.userId}`)
+      }
     },
   }
 }

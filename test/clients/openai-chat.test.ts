@@ -22,7 +22,7 @@ import { defineTool } from '../../src/runs/tools.ts'
 import { createApiKeys } from '../../src/sessions/api-keys.ts'
 import { createClient } from '../support/client.ts'
 import { databases } from '../support/database.ts'
-import { startGateway } from '../support/gateway.ts'
+import { databaseEnv, startGateway } from '../support/gateway.ts'
 import { trialsOf } from '../support/trials.ts'
 
 type Params = OpenAI.ChatCompletionCreateParamsNonStreaming
@@ -265,3 +265,47 @@ for (const kind of kinds) {
     })
   })
 }
+
+const skip = databases().includes('postgres') ? false : 'TEST_EMBEDDED_ONLY=1: one process has the embedded database'
+
+test('a repeat that comes to another process keeps the run of the first', { skip }, async (t) => {
+  const upstream = await startFakeUpstream()
+  t.teardown(() => upstream.close())
+  const store = await databaseEnv(t, 'postgres')
+  const env = { ...store, OPENAI_BASE_URL: upstream.url, OPENAI_API_KEY: 'x', MODEL_BALANCED: 'openai:fake-1' }
+  const [first, second] = [
+    await startGateway(t, { env, openai: { lingerMs: 300 } }),
+    await startGateway(t, { env, openai: { lingerMs: 300 } }),
+  ]
+  const { key } = await createApiKeys(first.app.db).createKey({ subject: 'ada' })
+  const clientOf = ({ url }: { url: string }) => new OpenAI({ apiKey: key, baseURL: `${url}/v1`, maxRetries: 0 })
+  const gate = createGate()
+  upstream.answer(async function* () {
+    yield* begin({ text: 'One ' })
+    await gate.opened
+    yield* say({ text: 'reply.' })
+  })
+  /** On the first process, and left as soon as the model has been asked. */
+  async function leave(content: string) {
+    const count = upstream.calls.length
+    const leaving = new AbortController()
+    const asked = clientOf(first).chat.completions.create(
+      { ...hello, messages: [{ role: 'user', content }] },
+      { signal: leaving.signal },
+    )
+    const call = await upstream.call(count)
+    leaving.abort()
+    await thrown(asked)
+    return call
+  }
+  await leave('Kept')
+  const again = clientOf(second).chat.completions.create(
+    { ...hello, messages: [{ role: 'user', content: 'Kept' }] },
+    { headers: { 'x-stainless-retry-count': '1' } },
+  )
+  // Left later: when it has been ended, the time of the other one is over too.
+  t.ok((await (await leave('Not kept')).closed).aborted)
+  gate.open()
+  t.equal((await again).choices[0]?.message.content, 'One reply.')
+  t.equal(upstream.calls.length, 2)
+})

@@ -86,6 +86,14 @@ test('a key is accepted wherever a JWT is, is the same user, and stands in no lo
     t.match(headers.get('www-authenticate'), /invalid_token/)
     t.equal(headers.get('x-visitor-token'), null, 'nobody becomes a visitor with a key that is dead')
   }
+  const last = await keys.createKey({ subject: 'ada' })
+  const others = await keys.createKey({ subject: 'bea' })
+  t.equal((await createClient(gateway.url, bearer(last.key)).delete('/api/v1/me')).status, 204)
+  t.strictSame(
+    (await keys.listKeys(undefined)).map(({ id }) => id),
+    [others.stored.id],
+    'who has all erased has no keys left',
+  )
   t.ok(lines.length > 0)
   t.notOk(lines.join('').includes(key.slice(3, 20)))
 })
