@@ -20,6 +20,8 @@ COPY --from=packages /app/node_modules ./node_modules
 COPY package.json LICENSE ./
 COPY drizzle ./drizzle
 COPY src ./src
+# Keys of the gateway are made beside it: node scripts/keys.ts.
+COPY scripts/keys.ts ./scripts/keys.ts
 USER node
 EXPOSE 3000
 STOPSIGNAL SIGTERM
