@@ -366,6 +366,15 @@ for (const database of databases()) {
           .map(({ content, parent_id }: Record<string, unknown>) => [content, parent_id]),
         ['One', 'Two', 'One', 'Two', 'Three'].map((words) => [words, null]),
       )
+      const keyed = { id: 'c', messages: [userMessage('u1', 'Four')], ...edit }
+      const [one, two] = [
+        await ui.send(keyed, { 'idempotency-key': 'k' }),
+        await ui.send(keyed, { 'idempotency-key': 'k' }),
+      ]
+      t.same(await Promise.all([one.ended, two.ended]), ['done', 'done'])
+      const three = await ui.send(keyed, { 'idempotency-key': 'k' })
+      await three.ended
+      t.same([runOf(two), runOf(three)], [runOf(one), runOf(one)], 'an edit under a key is one edit')
       const fresh = await ui.send({ id: 'new', messages: [userMessage('x', 'Hi')], messageId: 'x' })
       t.equal(await fresh.ended, 'done', 'what never came cannot be edited, and is sent')
     })
