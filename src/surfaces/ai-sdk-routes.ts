@@ -150,7 +150,8 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       if (target?.role !== 'user') return send(question)
       if (target.text !== cleanText(question.words)) return edit(question, target)
       const run = await resume.findAnswering(owner, target.sessionId, target.id)
-      if (run !== undefined && !isTerminal(run.status)) return { run, isNew: false }
+      const isAskedAgain = key !== undefined && (await runs.findByKey(owner, key))?.id === run?.id
+      if (run !== undefined && (isAskedAgain || !isTerminal(run.status))) return { run, isNew: false }
       return chat(owner, { ...wishes, ...keyed(undefined), regenerate: target.id })
     }
 

@@ -3,7 +3,7 @@
  * taken as it means it, and whoever comes back is shown the whole, or what is behind their cursor.
  */
 import { randomUUID } from 'node:crypto'
-import { test } from 'tap'
+import { type Test, test } from 'tap'
 import { Type } from 'typebox'
 import {
   begin,
@@ -58,6 +58,10 @@ for (const database of databases()) {
       return { ui: createUiClient(gateway.url, client), elsewhere: createUiClient(second.url, client), client }
     }
     const callsSince = (before: number) => upstream.calls.length - before
+
+    /** What has nothing to do with the kind of database is told on one. */
+    const once = (title: string, tell: (t: Test) => Promise<void>) =>
+      database === databases().at(-1) ? t.test(title, tell) : undefined
 
     /** A reply that begins, and goes on when the gate is opened. */
     function answerAtGate(text = 'Hel', rest = 'lo') {
@@ -142,7 +146,7 @@ for (const database of databases()) {
       },
     )
 
-    await t.test('ids of messages need only be different within their chat', async (t) => {
+    await once('ids of messages need only be different within their chat', async (t) => {
       const { ui } = visit()
       const streams = []
       for (const id of ['a', 'b', 'b']) {
@@ -211,7 +215,7 @@ for (const database of databases()) {
       },
     )
 
-    await t.test('a cursor is of its run, whatever has begun since', async (t) => {
+    await once('a cursor is of its run, whatever has begun since', async (t) => {
       const { ui } = visit()
       upstream.answer(() => say({ text: 'One two three' }))
       const first = await ui.send({ id: 'c', messages: [userMessage('u1', 'Hi')] })
@@ -362,6 +366,15 @@ for (const database of databases()) {
           .map(({ content, parent_id }: Record<string, unknown>) => [content, parent_id]),
         ['One', 'Two', 'One', 'Two', 'Three'].map((words) => [words, null]),
       )
+      const keyed = { id: 'c', messages: [userMessage('u1', 'Four')], ...edit }
+      const [one, two] = [
+        await ui.send(keyed, { 'idempotency-key': 'k' }),
+        await ui.send(keyed, { 'idempotency-key': 'k' }),
+      ]
+      t.same(await Promise.all([one.ended, two.ended]), ['done', 'done'])
+      const three = await ui.send(keyed, { 'idempotency-key': 'k' })
+      await three.ended
+      t.same([runOf(two), runOf(three)], [runOf(one), runOf(one)], 'an edit under a key is one edit')
       const fresh = await ui.send({ id: 'new', messages: [userMessage('x', 'Hi')], messageId: 'x' })
       t.equal(await fresh.ended, 'done', 'what never came cannot be edited, and is sent')
     })
@@ -430,7 +443,7 @@ for (const database of databases()) {
       )
     }
 
-    await t.test('a tool of the gateway is told with its answer, as one that no client has to run', async (t) => {
+    await once('a tool of the gateway is told with its answer, as one that no client has to run', async (t) => {
       const { ui } = visit()
       const scripts = [() => callTool({ name: 'clock' }), () => say({ text: 'Nine' })]
       upstream.answer(() => (scripts.shift() as (typeof scripts)[0])())
@@ -447,7 +460,7 @@ for (const database of databases()) {
       ])
     })
 
-    await t.test('what is refused is plain text with a code beside it', async (t) => {
+    await once('what is refused is plain text with a code beside it', async (t) => {
       const { ui, client } = visit()
       const refused = async (sent: unknown, status: number, code: string, words: RegExp, headers = {}) => {
         const answer = await client.post('/api/chat', sent, headers)
@@ -492,7 +505,7 @@ for (const database of databases()) {
       t.equal(await fits.ended, 'done', 'a long history is no reason')
     })
 
-    await t.test('what goes wrong afterwards is an error with public words, behind what was said', async (t) => {
+    await once('what goes wrong afterwards is an error with public words, behind what was said', async (t) => {
       const { ui } = visit()
       upstream.answer(() => refuse(401, { error: { message: 'key sk-secret is wrong' } }))
       const refused = await ui.send({ id: 'c', messages: [userMessage('u1', 'Hi')] })
