@@ -60,7 +60,9 @@ export function createResumingFetch(options: ResumingFetchOptions = {}): typeof 
       return transport.open(resumeUrl, { method: 'GET', credentials, headers: again }, signal)
     }
     const { status, statusText, headers: answered } = first.response
-    return new Response(resume({ first, ask, backOff, limits, signal }), { status, statusText, headers: answered })
+    const lastId = method === 'POST' ? beginOf(answered.get('x-run-id')) : ''
+    const whole = resume({ first, ask, lastId, backOff, limits, signal })
+    return new Response(whole, { status, statusText, headers: answered })
   }
 }
 
@@ -115,19 +117,27 @@ async function send(
   }
 }
 
+/**
+ * Before the first event of a run. Who has sent a message holds all that came before the reply, also where the reply goes on
+ * in a message that is there; a page that comes back without an id is told that too.
+ */
+const beginOf = (runId: string | null): string => (runId === null ? '' : `${runId}.0-0`)
+
 interface ResumeOptions {
   readonly first: Connection
   readonly ask: (lastId: string, signal: AbortSignal) => Promise<Response>
+  /** To go on from where a connection has brought no id. */
+  readonly lastId: string
   readonly backOff: BackOff
   readonly limits: ClientLimits
   readonly signal: AbortSignal | undefined
 }
 
-function resume({ first, ask, backOff, limits, signal }: ResumeOptions): ReadableStream<Uint8Array> {
+function resume({ first, ask, backOff, limits, signal, ...from }: ResumeOptions): ReadableStream<Uint8Array> {
   const leaving = linkAbort(signal)
   const passed = createPassedOn()
   let connection: Connection | undefined = first
-  let lastId = ''
+  let { lastId } = from
   let attempt = 1
 
   async function* follow(): AsyncGenerator<string, void, void> {

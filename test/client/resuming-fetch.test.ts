@@ -25,9 +25,13 @@ const first = (id: string, delta: string) =>
 const ended = (id: string) =>
   `${block('', { type: 'text-end', id: '0' }, { type: 'finish-step' }, { type: 'finish' })}data: [DONE]\nid: ${id}\n\n`
 
-function say(text: string | Uint8Array, end: 'clean' | 'cut' | 'open' = 'clean'): Step {
+function say(
+  text: string | Uint8Array,
+  end: 'clean' | 'cut' | 'open' = 'clean',
+  headers: Readonly<Record<string, string>> = {},
+): Step {
   return (response) => {
-    response.writeHead(200, { 'content-type': 'text/event-stream', 'x-vercel-ai-ui-message-stream': 'v1' })
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'x-vercel-ai-ui-message-stream': 'v1', ...headers })
     response.write(text, () => {
       if (end === 'cut') response.socket?.end()
     })
@@ -100,6 +104,20 @@ t.test('a body that breaks off, anywhere, goes on behind the last whole event', 
   }
   await server.asked.at(-1)?.closed
 })
+
+t.test(
+  'a message whose stream breaks before its first id goes on with its own run, and none of what came before',
+  async (t) => {
+    const run = { 'x-run-id': 'r' }
+    const server = await startScript(
+      t,
+      say(began.slice(0, 20), 'cut', run),
+      say(`${began}${first('r.1-2', 'one ')}${ended('r.1-3')}`, 'clean', run),
+    )
+    t.same(shapeOf(await readAll(await send(server))), shape('one '))
+    t.same(cursors(server), [undefined, 'r.0-0'])
+  },
+)
 
 t.test('an answer that begins again is cut to what is new, by the text of its parts', async (t) => {
   const call = { type: 'tool-input-start', toolCallId: 'c1', toolName: 'look' }
