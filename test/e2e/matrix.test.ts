@@ -34,7 +34,7 @@ type Caller = 'owner' | 'otherUser' | 'otherVisitor' | 'nobody' | 'badToken'
 interface Row {
   readonly make: Make
   /** Which id stands for `{id}`. */
-  readonly id?: 'session' | 'run' | 'message' | 'question'
+  readonly id?: 'session' | 'run' | 'message' | 'question' | 'response'
   readonly query?: (subject: Subject) => string
   /** @param prepared what `before` has answered */
   readonly body?: (subject: Subject, prepared: unknown) => unknown
@@ -59,6 +59,9 @@ const noIds = { session: '', run: '', question: '', message: '' }
 const v1 = '/api/v1'
 
 const nothing: Make = async () => ({ ...noIds, read: async () => undefined })
+
+/** What is everybody's. */
+const model: Make = async () => ({ ...noIds, session: 'balanced', read: async () => undefined })
 
 const session: Make = async (owner) => {
   const { body } = await owner.post(`${v1}/sessions`, { title: canary, metadata: { canary } })
@@ -133,6 +136,7 @@ function putArtifact(owner: Client, { session }: Subject): Promise<Answer> {
   return owner.put(`${v1}/sessions/${session}/artifacts/notes`, { body: { canary } })
 }
 
+const responseId = (run: string) => `resp_${run.replaceAll('-', '')}`
 const uiMessage = (id: string) => ({
   id,
   messages: [{ id: 'ui', role: 'user', parts: [{ type: 'text', text: 'Hello' }] }],
@@ -258,6 +262,26 @@ const rows: Readonly<Record<string, Row | readonly Row[]>> = {
     { make: session, owner: 204, others: 204 },
   ],
   'POST /api/chat/{id}/stop': { make: running, owner: 200, others: 204 },
+  'GET /v1/models': { make: nothing, owner: 200, others: 200 },
+  'GET /v1/models/{id}': { make: model, owner: 200, others: 200 },
+  'POST /v1/chat/completions': {
+    make: reply,
+    body: ({ session }) => ({
+      model: 'balanced',
+      messages: [{ role: 'user', content: 'Hello' }],
+      metadata: { session_id: session },
+    }),
+    owner: 200,
+  },
+  'POST /v1/responses': [
+    { make: reply, body: ({ session }) => ({ input: 'Hello', metadata: { session_id: session } }), owner: 200 },
+    { make: reply, body: ({ run }) => ({ input: 'Hello', previous_response_id: responseId(run) }), owner: 200 },
+  ],
+  'GET /v1/responses/{id}': [
+    { make: reply, id: 'response', owner: 200 },
+    { make: running, id: 'response', query: () => 'stream=true', owner: 200 },
+  ],
+  'POST /v1/responses/{id}/cancel': { make: running, id: 'response', owner: 200 },
 }
 
 for (const database of databases()) {
@@ -336,7 +360,9 @@ async function ask(
   prepared: unknown,
 ) {
   const [method = '', pattern = ''] = route.split(' ')
-  const path = pattern.replace('{id}', subject[row.id ?? 'session']).replace('{name}', 'notes')
+  const { id = 'session' } = row
+  const named = id === 'response' ? responseId(subject.run) : subject[id]
+  const path = pattern.replace('{id}', named).replace('{name}', 'notes')
   const query = row.query === undefined ? '' : `?${row.query(subject)}`
   const body = row.body?.(subject, prepared)
   const response = await fetch(`${url}${path}${query}`, {

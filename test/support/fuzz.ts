@@ -250,6 +250,9 @@ export function complain(
     const problem = parseJson(text) as { status?: unknown; code?: unknown } | undefined
     if (isHealth(request) && status === 503) return undefined
     if (isUi(request) && type === 'text/plain') return complainOfCode(headers['x-error-code'])
+    if (isOpenai(request) && type === 'application/json') {
+      return complainOfCode((parseJson(text) as { error?: { code?: unknown } } | undefined)?.error?.code)
+    }
     if (type !== 'application/problem+json') return `status ${status} as ${type}`
     if (problem?.status !== status) return `status ${status} with a problem document of another status`
     return complainOfCode(problem.code)
@@ -260,7 +263,7 @@ export function complain(
     return `status ${status}, which the document does not name`
   }
   if (type === 'application/json' && parseJson(text) === undefined) return 'the body is no JSON'
-  const blocks = isUi(request) ? uiStream : nativeStream
+  const blocks = isUi(request) ? uiStream : isOpenai(request) ? openaiStream : nativeStream
   if (type === 'text/event-stream' && !blocks.test(text)) return 'the body is no event stream'
   return undefined
 }
@@ -272,6 +275,13 @@ function complainOfCode(code: unknown): string | undefined {
 
 const nativeStream = /^retry: \d+\n(([a-z]+: [^\n]*|: hb|)\n)*\n$/
 const uiStream = /^((data|id): [^\n]*\n|: keep-alive\n|\n)*data: \[DONE\]\nid: \S+\n\n$/
+
+// Of completions, which end with a mark or an error, and of responses, whose last event says by its name that it is.
+const openaiStream =
+  /^(data: [^\n]*\n\n|: keep-alive\n\n)*data: (\[DONE\]|\{"error":[^\n]*)\n\n$|^(event: [a-z_.]+\ndata: [^\n]*\n\n|: keep-alive\n\n)*event: response\.(completed|incomplete|failed)\ndata: [^\n]*\n\n$/
+
+/** The surfaces for clients of OpenAI refuse in its words. */
+const isOpenai = ({ path }: Pick<FuzzRequest, 'path'>) => path.startsWith('/v1/')
 
 /** The surface for the AI SDK refuses in plain text. */
 const isUi = ({ path }: Pick<FuzzRequest, 'path'>) => path.startsWith('/api/chat')
