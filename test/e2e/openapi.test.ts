@@ -79,7 +79,8 @@ const expected: Readonly<Record<string, readonly string[]>> = {
 }
 
 /** The page, the documents themselves and preflights are no part of the API. */
-const notApi = /^(GET|HEAD) \/(docs(\/.*)?|openapi\.json|page\.(css|js)|favicon\.svg)?$|^HEAD \/health\/|^OPTIONS \*$/
+const notApi =
+  /^(GET|HEAD) \/(docs(\/.*)?|openapi\.json|page\.css|page\/marked\.js|(page|client)\/[a-z-]+\.ts|favicon\.svg)?$|^HEAD \/health\/|^OPTIONS \*$/
 
 for (const database of databases()) {
   test(`on ${database}`, async (t) => {
