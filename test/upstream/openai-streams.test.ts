@@ -287,14 +287,16 @@ function plain(seen: Collected): unknown {
   return { ...seen, error: codeOf(seen) }
 }
 
-t.test('what the recordings are read as is what they hold', { skip: recorded === undefined && 'no folder' }, (t) => {
-  for (const { name, bytes } of recorded ?? []) {
-    const number = /^recording (\d+)/.exec(name)?.[1] ?? ''
-    t.strictSame(factsOf(readPieces([bytes])), facts[number], name)
-  }
-  t.equal(new Set(recorded?.map(({ name }) => /\d+/.exec(name)?.[0])).size, Object.keys(facts).length)
-  t.end()
-})
+// They are other people's, and lie beside a checkout where somebody has put them. What is read always is the own fixtures.
+if (recorded !== undefined) {
+  t.test('what the recordings are read as is what they hold', async (t) => {
+    for (const { name, bytes } of recorded) {
+      const number = /^recording (\d+)/.exec(name)?.[1] ?? ''
+      t.strictSame(factsOf(readPieces([bytes])), facts[number], name)
+    }
+    t.equal(new Set(recorded.map(({ name }) => /\d+/.exec(name)?.[0])).size, Object.keys(facts).length)
+  })
+}
 
 t.test('a stream of every dialect is read over HTTP as what it says', async (t) => {
   const fake = await startFakeUpstream()
