@@ -85,17 +85,20 @@ export function openPostgres(options: PostgresOptions): Db {
     old.client.end({ timeout: 0 }).catch(() => undefined)
   }
 
+  const pass = <T>(statement: () => PromiseLike<T>, lane: Lane): Promise<T> =>
+    gate.pass(async () => withoutHoles(await statement()), lane)
+
   const inLane = (lane: Lane): Db => ({
     kind: 'postgres',
     exclusive: false,
     description: `Postgres at ${new URL(options.url).host}`,
-    rows: (statement) => gate.pass(async () => toRows(await pool.orm.execute(statement)), lane),
+    rows: (statement) => pass(async () => toRows(await pool.orm.execute(statement)), lane),
     prepare(statement) {
       const { text, bind } = compile(statement)
       return (values) =>
-        gate.pass(async () => toRows(await pool.client.unsafe(text, bind(values), { prepare: !pooled })), lane)
+        pass(async () => toRows(await pool.client.unsafe(text, bind(values), { prepare: !pooled })), lane)
     },
-    run: (query) => gate.pass(() => query(pool.orm), lane),
+    run: (query) => pass(() => query(pool.orm), lane),
     inLane,
     async migrate() {
       const { client, orm } = connect(options.unpooledUrl, 1, undefined)
@@ -155,4 +158,12 @@ function withoutForeignParameters(url: string): string {
     clean.searchParams.delete(name)
   }
   return clean.toString()
+}
+
+/**
+ * postgres.js 3.4.9 counts the rows of a result in its connection, and goes on counting after one that broke in the middle of
+ * a result: the next result has as many holes in front of its rows. Whoever took the first of them found none.
+ */
+function withoutHoles<T>(result: T): T {
+  return Array.isArray(result) && result.length > 0 && !(0 in result) ? (result.filter(() => true) as T) : result
 }

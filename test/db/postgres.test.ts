@@ -36,6 +36,41 @@ async function holdLock(raw: postgres.Sql) {
   }
 }
 
+/** The statement behind a broken one may still meet its connection. */
+async function untilReached<T>(read: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await read()
+    } catch (error) {
+      if (attempt === 10 || !(error instanceof Problem && error.code === 'db_unavailable')) throw error
+    }
+  }
+}
+
+test('a connection that dies in the middle of a result loses no row of the next one', { skip }, async (t) => {
+  const { url, raw } = await openRaw(t)
+  const db = openPostgres({ url, unpooledUrl: url, poolSize: 1 })
+  t.teardown(() => db.close())
+  for (const read of [
+    () => db.rows(sql`select 1 as one`),
+    () => db.prepare(sql`select 1 as one`)({}),
+    () => db.run((orm) => orm.select({ one: sql`1` }).from(sql`(select 1) one`)),
+  ]) {
+    // The first row fills the server's buffer and is sent; behind it the statement sleeps.
+    const broken = db.rows(sql`
+      select repeat('x', 100000) as text, case when n > 1 then pg_sleep(4) end from generate_series(1, 2) n`)
+    const failed = t.rejects(broken, { code: 'db_unavailable' })
+    for (let killed = 0; killed === 0; ) {
+      killed = (
+        await raw`select pg_terminate_backend(pid) from pg_stat_activity
+          where wait_event = 'PgSleep' and datname = current_database()`
+      ).length
+    }
+    await failed
+    t.same(await untilReached(read), [{ one: 1 }])
+  }
+})
+
 test('a statement that hangs fails at its deadline, and the next ones work on new connections', { skip }, async (t) => {
   const { url, raw } = await openRaw(t)
   // As behind a pooler, where the server cannot be given a time limit: only ours is left.
