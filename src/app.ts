@@ -121,13 +121,20 @@ export interface App {
 const startPauseFirstMs = 250
 const startPauseMaxMs = 2000
 const aiSdkPrefix = '/api/chat'
+/** Beside the drain: the last commits, the hand-over, and what is stopped before and after them. */
+const closeGraceMs = 15_000
 /** At the end of a shutdown, what an answer under way may still take. */
 const lastAnswersMs = 2000
 
 export async function buildApp(config: Config, overrides: Overrides = {}): Promise<App> {
   const instanceId = uuidv7()
   const db = await openDatabase(config)
-  const server = createServer({ logLevel: config.logLevel, trustedProxies: config.trustedProxies, ...overrides })
+  const server = createServer({
+    logLevel: config.logLevel,
+    trustedProxies: config.trustedProxies,
+    closeMs: config.drainMs + closeGraceMs,
+    ...overrides,
+  })
   const { log, control, description: logDescription } = await openLog(config, instanceId, server.log)
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })

@@ -28,15 +28,24 @@ const messageUnitsMax = 300
 /** How long a client may take to send a whole request. */
 const requestMs = 30_000
 
+const closeDefaultMs = 15_000
+
 export interface ServerOptions {
   readonly logLevel: string
   /** CIDR ranges of the proxies whose X-Forwarded-For, -Host and -Proto are believed. */
   readonly trustedProxies?: readonly string[]
+  /** What the end of the process may wait for, in all: running replies above all. */
+  readonly closeMs?: number
   /** Where log lines go; standard output when absent. */
   readonly logStream?: { write(line: string): void }
 }
 
-export function createServer({ logLevel, trustedProxies = [], logStream }: ServerOptions): Server {
+export function createServer({
+  logLevel,
+  trustedProxies = [],
+  closeMs = closeDefaultMs,
+  logStream,
+}: ServerOptions): Server {
   const app = fastify({
     logger: {
       level: logLevel,
@@ -56,6 +65,8 @@ export function createServer({ logLevel, trustedProxies = [], logStream }: Serve
     bodyLimit: bodyBytesMax,
     routerOptions: { maxParamLength: pathPartBytesMax },
     requestTimeout: requestMs,
+    // The framework gives up on `preClose` after so long, and closes the database under the replies that are waited for.
+    pluginTimeout: closeMs,
     // Node's own refusal of a request without Host is an empty 400; ours is a problem document.
     http: { maxHeaderSize: headerBytesMax, requireHostHeader: false },
     // A HEAD on a stream route would start a run.

@@ -47,6 +47,22 @@ for (const database of databases()) {
       t.equal(await gateway.exited, 0)
     })
 
+    // The framework's own limit for what a shutdown waits for is ten seconds: behind it, it would close the database.
+    if (database === databases()[0]) {
+      await t.test('a reply that takes eleven seconds of its drain time is whole; exit code 0', async (t) => {
+        const gateway = await spawnGateway(t, { ...env, DRAIN_MS: '20000' })
+        await untilReady(gateway.url)
+        const client = createClient(gateway.url)
+        upstream.answer(() => say({ tokens: 110, paceMs: 100 }))
+        const stream = await client.send({ message: 'Slowly' })
+        await stream.until(isDelta)
+        gateway.process.kill('SIGTERM')
+        t.equal(await stream.ended, 'clean')
+        t.equal((await stream.until(isDone)).data.status, 'completed')
+        t.equal(await gateway.exited, 0)
+      })
+    }
+
     await t.test('a reply that does not end is stored as it is, and its viewer is told; exit code 0', async (t) => {
       const gateway = await spawnGateway(t, { ...env, DRAIN_MS: '100' })
       await untilReady(gateway.url)
