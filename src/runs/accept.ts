@@ -24,6 +24,10 @@
  * The limit of runs per owner is not of this kind: it is counted before the statement's own write, so requests that come
  * in at the very same instant can pass it together, by no more than there are connections to the database.
  *
+ * A repeat without a key (an official client of OpenAI that has heard nothing) is found by what it asks, among the newest runs
+ * of its owner. What it repeats may still be on its way into the database: it waits for that here, as long as the deadlines of
+ * the statements are. On another process it would not see it; such a client waits half a second before it repeats.
+ *
  * If the process dies at the await, the statement has happened whole or not at all; a repeat with the same key finds
  * out which. If the answer is lost (the database hung), the caller gets `db_unavailable` and does the same. A run that
  * was committed so and that nobody runs is found by its key or by the reaper; one that is queued, by the promotion.
@@ -95,6 +99,9 @@ interface AcceptRow {
 const attemptsMax = 8
 
 export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, budgets }: AcceptOptions) {
+  /** Requests without a key on their way into the database, by what makes two of them the same. */
+  const underWay = new Map<string, Promise<Acceptance>>()
+
   async function findPrior(owner: Owner, asked: Asked, hash: string): Promise<RunRecord | undefined> {
     if (asked.client_message_id === undefined) return undefined
     const prior = await runs.findByKey(owner, asked.client_message_id)
@@ -130,6 +137,21 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   async function accept(owner: Owner, raw: Asked, plansFor: PlansFor): Promise<Acceptance> {
     const asked = cleanAsked(raw)
     const hash = hashAsked(asked)
+    if (asked.client_message_id !== undefined) return acceptOnce(owner, asked, hash, plansFor)
+    const same = `${hash} ${owner.key}`
+    const { repeats_within_ms: withinMs }: Partial<ChatAsked> = asked
+    // A repeat may be faster than what it repeats, which nobody can find before it is stored.
+    if (withinMs !== undefined) await underWay.get(same)?.catch(() => undefined) // told to whoever has asked first
+    const acceptance = acceptOnce(owner, asked, hash, plansFor)
+    underWay.set(same, acceptance)
+    try {
+      return await acceptance
+    } finally {
+      if (underWay.get(same) === acceptance) underWay.delete(same)
+    }
+  }
+
+  async function acceptOnce(owner: Owner, asked: Asked, hash: string, plansFor: PlansFor): Promise<Acceptance> {
     const repeated = await findRepeated(owner, asked, hash)
     if (repeated !== undefined) return { run: repeated, isNew: false }
     let plan = await planOf(db, owner, asked, uuidv7())

@@ -101,6 +101,42 @@ for (const kind of databases()) {
       await t.rejects(ask('two'), { code: 'idempotency_mismatch' })
     })
 
+    await t.test(
+      'P5 a repeat without a key waits for what it repeats, and is the same run; one that is no repeat is another',
+      async (t) => {
+        const owner = createOwner()
+        const opened = Promise.withResolvers<void>()
+        const slow = {
+          ...db,
+          async rows<Row>(statement: Parameters<Db['rows']>[0]): Promise<Row[]> {
+            await opened.promise
+            return db.rows<Row>(statement)
+          },
+        }
+        const { accept } = createAccept({
+          db: slow,
+          runs: createRunStore(db),
+          instanceId: randomUUID(),
+          runsPerOwnerMax: 0,
+        })
+        const first = accept(owner, { message: 'Once' }, plansFor)
+        const repeat = accept(owner, { message: 'Once', repeats_within_ms: 60_000 }, plansFor)
+        const another = accept(owner, { message: 'Once' }, plansFor)
+        opened.resolve()
+        const [one, two, three] = await Promise.all([first, repeat, another])
+        t.same([one.isNew, two.isNew, three.isNew], [true, false, true])
+        t.ok([one.run.id, three.run.id].includes(two.run.id))
+        t.same(await count(owner), { sessions: 2, runs: 2, messages: 4 })
+        t.same(
+          await accept(owner, { message: 'Never before', repeats_within_ms: 60_000 }, plansFor).then(
+            ({ isNew }) => isNew,
+          ),
+          true,
+          'a repeat of what never came is a request',
+        )
+      },
+    )
+
     await t.test('a session’s messages are numbered without a hole, whoever wrote them', async (t) => {
       const owner = createOwner()
       const session_id = randomUUID()
