@@ -39,7 +39,7 @@ import { createReaper } from './runs/reaper.ts'
 import { createResume } from './runs/resume.ts'
 import { registerRuns } from './runs/routes.ts'
 import { pause } from './runs/run.ts'
-import { createShow } from './runs/show.ts'
+import { createKeep, createShow } from './runs/show.ts'
 import { createStop, createStopSession } from './runs/stop.ts'
 import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
@@ -221,6 +221,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   })
 
   const show = createShow({ follow, owned, logger: server.log })
+  const keep = createKeep({ runs, owned })
 
   const metrics = createMetrics()
   metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
@@ -327,7 +328,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
           registerArtifacts(native as Server, { artifacts, maker })
           registerRuns(native as Server, { chat, runs, sessions, messages, owned, follow, stop, stopSession })
           registerBudgets(native as Server, models.budgets)
-          const answerWithStream = registerNative(native as Server, { chat, runs, follow, show, edge, tickets })
+          const answerWithStream = registerNative(native as Server, { chat, runs, follow, show, keep, edge, tickets })
           registerBranches(native as Server, { chat, runs, messages, answerWithStream })
           registerMessages(native as Server, { messages, feedback: createFeedback(db, changes) })
           registerRemoval(native as Server, removal)
@@ -342,7 +343,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         async (openai) => {
           registerOpenaiErrors(openai as Server)
           const delivery = { ...usualDelivery, ...overrides.openai }
-          const parts = { chat, runs, messages, owned, follow, show, edge, catalog, delivery }
+          const parts = { chat, runs, messages, owned, follow, show, keep, edge, catalog, delivery }
           registerOpenaiChat(openai as Server, parts)
           registerResponses(openai as Server, { ...parts, stop })
         },
@@ -357,6 +358,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
             messages,
             follow,
             show,
+            keep,
             edge,
             stopSession,
             ownTools: new Set((overrides.tools ?? []).map(({ name }) => name)),

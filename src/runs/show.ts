@@ -12,12 +12,14 @@
 import type { ServerResponse } from 'node:http'
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
+import type { Owner } from '../http/identity.ts'
 import type { SseConnection } from '../http/sse.ts'
 import { compareEventIds, type EventId, type LogEntry } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
 import { type FollowDeps, followRun, terminalIdOf } from './follow.ts'
-import type { RunFacts } from './model.ts'
+import { isTerminal, type RunFacts } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
+import type { RunStore } from './store.ts'
 
 /** One viewer's way from events to bytes; it is given every event once, in order. */
 export interface ViewerEncoder {
@@ -81,6 +83,20 @@ export function createShow({ follow, owned, logger }: ShowOptions) {
     }
   }
 }
+
+/**
+ * For who comes to a run that is there. One that is to be stopped a while after its last viewer has left is watched by the
+ * process that makes it, which does not see who comes elsewhere: that is said in the run's row, where it looks before it stops.
+ * @throws Problem `db_unavailable`
+ */
+export function createKeep({ runs, owned }: { readonly runs: RunStore; readonly owned: OwnedRuns }) {
+  return async function keep(owner: Owner, run: RunFacts): Promise<void> {
+    const mayEnd = run.on_disconnect === 'stop' && run.request?.linger_ms !== undefined && !isTerminal(run.status)
+    if (mayEnd && !owned.has(run.id)) await runs.keep(owner, run.id)
+  }
+}
+
+export type KeepRun = ReturnType<typeof createKeep>
 
 /**
  * For whoever wants nothing but the whole reply: waits until the run has ended, or the client has left.

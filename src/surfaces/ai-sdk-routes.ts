@@ -30,7 +30,7 @@ import type { FollowDeps } from '../runs/follow.ts'
 import { BranchBody, isTerminal, keyUnitsMax, messageCharactersMax, type RunFacts, toolsMax } from '../runs/model.ts'
 import type { NamedMessage, Resume, Round, SessionName } from '../runs/resume.ts'
 import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import { pastEnd, readUpTo, type ShowRun } from '../runs/show.ts'
+import { type KeepRun, pastEnd, readUpTo, type ShowRun } from '../runs/show.ts'
 import type { StopSession } from '../runs/stop.ts'
 import type { RunStore } from '../runs/store.ts'
 import type { MessageStore } from '../sessions/messages.ts'
@@ -46,6 +46,7 @@ export interface AiSdkRoutesOptions {
   readonly messages: MessageStore
   readonly follow: FollowDeps
   readonly show: ShowRun
+  readonly keep: KeepRun
   readonly edge: SseEdge
   readonly stopSession: StopSession
   /** Names of the tools that the gateway runs itself. */
@@ -101,7 +102,7 @@ const CursorHeader = Type.Object({
 })
 
 export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
-  const { chat, runs, resume, messages, follow, show, edge, stopSession, ownTools } = options
+  const { chat, runs, resume, messages, follow, show, keep, edge, stopSession, ownTools } = options
   const encoder = createUiEncoder()
 
   app.setErrorHandler((error: FastifyError, request, reply) => sendText(readProblem(error, request), request, reply))
@@ -255,6 +256,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       const run = sessionId && (await findRun(owner, sessionId, cursor?.runId))
       if (!run) return reply.code(204).send(null)
       if (pastEnd(follow, run, cursor?.id) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
+      await keep(owner, run)
       const rounds = await resume.readRounds(run)
       // Who has a cursor has been shown, or has itself, what came before this reply.
       if (cursor !== undefined) await showRun(request, reply, run, rounds, { cursor: cursor.id })

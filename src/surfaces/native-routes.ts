@@ -21,7 +21,7 @@ import type { Chat } from '../runs/chat.ts'
 import type { FollowDeps } from '../runs/follow.ts'
 import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
 import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import { pastEnd, type ShowRun } from '../runs/show.ts'
+import { type KeepRun, pastEnd, type ShowRun } from '../runs/show.ts'
 import type { RunStore } from '../runs/store.ts'
 import { StreamTicket, type Tickets } from '../runs/tickets.ts'
 import { IdParams, Uuid } from '../sessions/model.ts'
@@ -32,6 +32,7 @@ export interface NativeRoutesOptions {
   readonly runs: RunStore
   readonly follow: FollowDeps
   readonly show: ShowRun
+  readonly keep: KeepRun
   readonly edge: SseEdge
   readonly tickets: Tickets
 }
@@ -61,7 +62,7 @@ const responseToGet = { 204: Type.Null({ description: 'the cursor is at the end;
 
 /** @returns what answers a request that has another route with the stream of a run */
 export function registerNative(app: Server, options: NativeRoutesOptions): AnswerWithStream {
-  const { chat, runs, follow, show, edge, tickets } = options
+  const { chat, runs, follow, show, keep, edge, tickets } = options
   const encoder = createNativeEncoder()
   const encoderWithReady = { ...encoder, ready: readyBlock }
 
@@ -138,6 +139,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
       const run = await runs.getRun(request.owner, request.params.id)
       // Beyond the end is a cursor from the future, and is answered with `reset`.
       if (pastEnd(follow, run, after) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
+      await keep(request.owner, run)
       await show(open(request, reply, run), run, after, encoderFor(true))
     },
   )

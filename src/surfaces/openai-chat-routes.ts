@@ -20,7 +20,7 @@ import type { FollowDeps } from '../runs/follow.ts'
 import type { RunFacts } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import { type ShowRun, untilEnded } from '../runs/show.ts'
+import { type KeepRun, type ShowRun, untilEnded } from '../runs/show.ts'
 import type { RunStore } from '../runs/store.ts'
 import type { MessageStore } from '../sessions/messages.ts'
 import { type ChatView, createChatEncoder, toCompletion } from './openai-chat.ts'
@@ -44,6 +44,7 @@ export interface OpenaiChatOptions {
   readonly owned: OwnedRuns
   readonly follow: FollowDeps
   readonly show: ShowRun
+  readonly keep: KeepRun
   readonly edge: SseEdge
   readonly catalog: ModelNames
   readonly delivery: DeliveryLimits
@@ -65,7 +66,7 @@ const ModelList = Type.Object({ object: Type.Literal('list'), data: Type.Array(M
 const modes: readonly string[] = Mode.anyOf.map((one) => one.const)
 
 export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): void {
-  const { chat, runs, messages, owned, follow, show, edge, catalog, delivery } = options
+  const { chat, runs, messages, owned, follow, show, keep, edge, catalog, delivery } = options
 
   function readAsked(request: FastifyRequest, body: CompletionBody): ChatAsked {
     refuseUnsupported(body)
@@ -108,8 +109,7 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
       const isStream = body.stream === true
       if (isStream) edge.refuseAtLimit(request.owner.key)
       const { run, isNew } = await chat(request.owner, asked)
-      // Whoever makes it does not see who watches it here.
-      if (!isNew && run.on_disconnect === 'stop' && !owned.has(run.id)) await runs.keep(request.owner, run.id)
+      if (!isNew) await keep(request.owner, run)
       const view: ChatView = {
         runId: run.id,
         createdAt: run.created_at,

@@ -20,10 +20,10 @@ import type { SseEdge } from '../http/sse.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import type { Chat } from '../runs/chat.ts'
 import type { FollowDeps } from '../runs/follow.ts'
-import { isTerminal, modelUnitsMax, type RunFacts, type RunRecord } from '../runs/model.ts'
+import { modelUnitsMax, type RunFacts, type RunRecord } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import { type ShowRun, untilEnded } from '../runs/show.ts'
+import { type KeepRun, type ShowRun, untilEnded } from '../runs/show.ts'
 import type { createStop } from '../runs/stop.ts'
 import type { RunStore } from '../runs/store.ts'
 import { openCallsOf } from '../sessions/context.ts'
@@ -68,6 +68,7 @@ export interface ResponsesRoutesOptions {
   readonly owned: OwnedRuns
   readonly follow: FollowDeps
   readonly show: ShowRun
+  readonly keep: KeepRun
   readonly edge: SseEdge
   readonly stop: ReturnType<typeof createStop>
   readonly catalog: Pick<ModelNames, 'plansFor'>
@@ -128,7 +129,7 @@ const responseOrStream = {
 }
 
 export function registerResponses(app: Server, options: ResponsesRoutesOptions): void {
-  const { chat, runs, messages, owned, follow, show, edge, stop, catalog, delivery } = options
+  const { chat, runs, messages, owned, follow, show, keep, edge, stop, catalog, delivery } = options
   const encoder = createResponsesEncoder()
 
   /** @throws Problem `not_found` */
@@ -184,12 +185,6 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     const viewer = encoder.createViewer({ ...shown, isQueued: run.status === 'queued', after })
     // Numbers count from the first event, so every viewer is led from there, and is told what is behind its cursor.
     await show(connection, run, undefined, viewer)
-  }
-
-  /** Whoever makes a run does not see who watches it here. */
-  async function keepWatched(owner: Owner, run: RunFacts): Promise<void> {
-    const wouldEnd = run.on_disconnect === 'stop' && !isTerminal(run.status)
-    if (wouldEnd && !owned.has(run.id)) await runs.keep(owner, run.id)
   }
 
   /** What was meant by ids alone. @throws Problem `not_found` `invalid_request` */
@@ -267,7 +262,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
       const { body, owner } = request
       if (body.stream === true) edge.refuseAtLimit(owner.key)
       const { run, isNew } = await chat(owner, await toAsked(request, body))
-      if (!isNew) await keepWatched(owner, run)
+      if (!isNew) await keep(owner, run)
       if (body.stream === true) return showResponse(request, reply, run, undefined)
       // The client has left before the reply was whole: nobody reads what is answered.
       if (body.background !== true && !(await untilEnded({ follow, owned }, run, reply.raw))) return reply.hijack()
@@ -301,7 +296,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
         reply.headers(runHeaders(run))
         return readResponse(request.owner, run.id)
       }
-      await keepWatched(request.owner, run)
+      await keep(request.owner, run)
       return showResponse(request, reply, run, starting_after)
     },
   )

@@ -20,7 +20,7 @@ import {
 } from '../../scripts/fake-upstream.ts'
 import { defineTool } from '../../src/runs/tools.ts'
 import { createApiKeys } from '../../src/sessions/api-keys.ts'
-import { createClient } from '../support/client.ts'
+import { createClient, shownText } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { databaseEnv, startGateway } from '../support/gateway.ts'
 import { trialsOf } from '../support/trials.ts'
@@ -274,7 +274,7 @@ for (const kind of kinds) {
 
 const skip = databases().includes('postgres') ? false : 'TEST_EMBEDDED_ONLY=1: one process has the embedded database'
 
-test('a repeat that comes to another process keeps the run of the first', { skip }, async (t) => {
+test('a repeat, or a native viewer, that comes to another process keeps the run of the first', { skip }, async (t) => {
   const upstream = await startFakeUpstream()
   t.teardown(() => upstream.close())
   const store = await databaseEnv(t, 'postgres')
@@ -309,9 +309,18 @@ test('a repeat that comes to another process keeps the run of the first', { skip
     { ...hello, messages: [{ role: 'user', content: 'Kept' }] },
     { headers: { 'x-stainless-retry-count': '1' } },
   )
+  const leaving = new AbortController()
+  const { response } = await clientOf(first)
+    .chat.completions.create({ ...hello, stream: true }, { signal: leaving.signal })
+    .withResponse()
+  const native = createClient(second.url, { authorization: `Bearer ${key}` })
+  const watched = await native.watch(`/api/v1/runs/${response.headers.get('x-run-id')}/events`)
+  leaving.abort()
   // Left later: when it has been ended, the time of the other one is over too.
   t.ok((await (await leave('Not kept')).closed).aborted)
   gate.open()
   t.equal((await again).choices[0]?.message.content, 'One reply.')
-  t.equal(upstream.calls.length, 2)
+  t.equal(await watched.ended, 'clean')
+  t.equal(shownText(watched.received), 'One reply.')
+  t.equal(upstream.calls.length, 3)
 })
