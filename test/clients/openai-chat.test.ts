@@ -78,7 +78,8 @@ for (const kind of kinds) {
       tools: [
         defineTool({ name: 'own', description: 'Own.', parameters: Type.Object({}), execute: async () => 'found' }),
       ],
-      openai: { lingerMs: 20 },
+      // Longer than a reply takes to end whose gate is open: one that is stopped is made anew by a repeat, and rightly.
+      openai: { lingerMs: 1000 },
     })
     const { key } = await createApiKeys(gateway.app.db).createKey({ subject: 'ada' })
     const native = createClient(gateway.url, { authorization: `Bearer ${key}` })
