@@ -316,6 +316,7 @@ test('a repeat, or a native viewer, that comes to another process keeps the run 
     .withResponse()
   const native = createClient(second.url, { authorization: `Bearer ${key}` })
   const watched = await native.watch(`/api/v1/runs/${response.headers.get('x-run-id')}/events`)
+  await upstream.call(1)
   leaving.abort()
   // Left later: when it has been ended, the time of the other one is over too.
   t.ok((await (await leave('Not kept')).closed).aborted)
