@@ -13,7 +13,7 @@
  * new is said, or called, behind calls that have all been answered. So calls that wait for the client are always of one step.
  */
 import { type Done, formatEventId, type LogEntry, type Part, parseEventId } from '../log/event.ts'
-import { type Change, nothingTold, type Told, tellChanges } from './changes.ts'
+import { type Change, isToldAlike, nothingTold, type Told, tellChanges } from './changes.ts'
 
 /** Of ai 5.0.0, as far as they are said here. */
 export type Chunk =
@@ -97,7 +97,7 @@ export function createUiEncoder(): UiEncoder {
       return {
         encode(entry) {
           const known = encoded.get(entry)
-          const isKnown = known !== undefined && isSame(known.before, said)
+          const isKnown = known !== undefined && isSaidAlike(known.before, said)
           if (isKnown && (before.length === 0 || entry.event.type !== 'run')) {
             said = known.after
             return known.bytes
@@ -164,15 +164,8 @@ function toBytes(chunks: readonly Chunk[], id: string, isEnd: boolean): Buffer |
   return data.length === 0 ? undefined : Buffer.from(`${data.join('\n')}id: ${id}\n\n`)
 }
 
-/** Whether two viewers of one run have been told the same. */
-function isSame(a: Said, b: Said): boolean {
-  if (a === b) return true
-  if (a.calls !== b.calls || a.waiting !== b.waiting || a.told.parts.length !== b.told.parts.length) return false
-  return a.told.parts.every(({ part, phase }, index) => {
-    const other = b.told.parts[index]
-    return other?.phase === phase && other.part.text === part.text
-  })
-}
+const isSaidAlike = (a: Said, b: Said): boolean =>
+  a === b || (a.calls === b.calls && a.waiting === b.waiting && isToldAlike(a.told, b.told))
 
 function sayEvent(
   reply: UiReply,

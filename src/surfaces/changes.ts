@@ -47,6 +47,16 @@ export interface Told {
 
 export const nothingTold: Told = { parts: [] }
 
+/** Whether two viewers of one run have been told the same; whoever finds that goes on with one value for both. */
+export function isToldAlike(a: Told, b: Told): boolean {
+  if (a === b) return true
+  if (a.parts.length !== b.parts.length) return false
+  return a.parts.every(({ part, phase }, index) => {
+    const other = b.parts[index]
+    return other?.phase === phase && other.part.text === part.text
+  })
+}
+
 /**
  * @param told before the event
  * @returns what the event changes, in order, and what is told then; `lost` when it cannot be said by adding

@@ -67,6 +67,7 @@ const modes: readonly string[] = Mode.anyOf.map((one) => one.const)
 
 export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): void {
   const { chat, runs, messages, owned, follow, show, keep, edge, catalog, delivery } = options
+  const encoder = createChatEncoder()
 
   function readAsked(request: FastifyRequest, body: CompletionBody): ChatAsked {
     refuseUnsupported(body)
@@ -119,7 +120,7 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
       if (!isStream) return answerWhole(request, reply, run, view)
       const includeUsage = body.stream_options?.include_usage === true
       const connection = edge.open(request, reply, runHeaders(run), openaiFraming)
-      await show(connection, run, undefined, createChatEncoder({ ...view, includeUsage }))
+      await show(connection, run, undefined, encoder.createViewer({ ...view, includeUsage }))
     },
   )
 

@@ -11,8 +11,8 @@
  *   because a connection that is reset can take the error with it.
  * - A viewer is told once: its chunks carry no ids and there is no coming back to the middle of a stream.
  */
-import { contentOf, type Done, type LogEntry, type Part, type Usage } from '../log/event.ts'
-import { type Change, nothingTold, tellChanges } from './changes.ts'
+import { contentOf, type Done, type LogEntry, type Part, type RunEvent, type Usage } from '../log/event.ts'
+import { type Change, isToldAlike, nothingTold, type Told, tellChanges } from './changes.ts'
 import { toOpenaiError } from './openai-errors.ts'
 
 export interface ChatView {
@@ -31,7 +31,8 @@ export interface ChatStreamView extends ChatView {
 }
 
 export interface ChatEncoder {
-  encode(entry: LogEntry): Buffer | 'lost' | undefined
+  /** One viewer's way from the run's first event on. */
+  createViewer(view: ChatStreamView): { encode(entry: LogEntry): Buffer | 'lost' | undefined }
 }
 
 export interface ToolCall {
@@ -42,6 +43,55 @@ export interface ToolCall {
 
 type Delta = Readonly<Record<string, unknown>>
 
+/** What a viewer has been told. */
+interface Said {
+  readonly told: Told
+  readonly greeted: boolean
+  /** Parts that are shown as calls, in their order. */
+  readonly calls: readonly number[]
+}
+
+interface Encoded {
+  readonly view: ChatStreamView
+  readonly before: Said
+  readonly after: Said
+  readonly bytes: Buffer | undefined
+}
+
+const nothingSaid: Said = { told: nothingTold, greeted: false, calls: [] }
+
+/** What is encoded is kept with its event, for all viewers who have been told as much and asked in the same way. */
+export function createChatEncoder(): ChatEncoder {
+  const encoded = new WeakMap<LogEntry, Encoded>()
+  return {
+    createViewer(view) {
+      let said = nothingSaid
+      return {
+        encode(entry) {
+          const known = encoded.get(entry)
+          if (known !== undefined && isSameView(known.view, view) && isSaidAlike(known.before, said)) {
+            said = known.after
+            return known.bytes
+          }
+          const next = sayEvent(view, said, entry.event)
+          if (next === 'lost') return 'lost'
+          const bytes = next.blocks.length === 0 ? undefined : Buffer.from(next.blocks.join(''))
+          encoded.set(entry, { view, before: said, after: next.said, bytes })
+          said = next.said
+          return bytes
+        },
+      }
+    },
+  }
+}
+
+/** Of one run, whose events are not another's. */
+const isSameView = (a: ChatStreamView, b: ChatStreamView): boolean =>
+  a.model === b.model && a.includeUsage === b.includeUsage
+
+const isSaidAlike = (a: Said, b: Said): boolean =>
+  a === b || (a.greeted === b.greeted && a.calls.length === b.calls.length && isToldAlike(a.told, b.told))
+
 /** The fields that a chunk and a whole completion share. */
 const headOf = <const Kind extends string>({ runId, createdAt, model }: ChatView, object: Kind) => ({
   id: `chatcmpl-${runId}`,
@@ -50,15 +100,18 @@ const headOf = <const Kind extends string>({ runId, createdAt, model }: ChatView
   model,
 })
 
-/** One viewer's. */
-export function createChatEncoder(view: ChatStreamView): ChatEncoder {
+function sayEvent(
+  view: ChatStreamView,
+  { told: before, greeted, calls: shown }: Said,
+  event: RunEvent,
+): { readonly said: Said; readonly blocks: readonly string[] } | 'lost' {
+  const result = tellChanges(before, event)
+  if (result === 'lost') return 'lost'
+  const { told, changes } = result
   const { includeUsage, clientTools } = view
   const head = headOf(view, 'chat.completion.chunk')
   const noUsage = includeUsage ? { usage: null } : {}
-  let told = nothingTold
-  let greeted = false
-  /** Part -> place among the calls that are shown. */
-  const calls = new Map<number, number>()
+  const calls = [...shown]
   const blocks: string[] = []
 
   function say(data: object): void {
@@ -70,21 +123,14 @@ export function createChatEncoder(view: ChatStreamView): ChatEncoder {
     say({ ...head, choices: [{ index: 0, delta, logprobs: null, finish_reason: finishReason }], ...noUsage })
   }
 
-  function greet(): void {
-    if (greeted) return
-    greeted = true
-    sayChoice({ role: 'assistant', content: '' })
-  }
-
   function openCall(index: number, part: Part, args: string): void {
-    const place = calls.size
-    calls.set(index, place)
+    const place = calls.push(index) - 1
     sayChoice({ tool_calls: [{ index: place, ...toToolCall(part, place, args) }] })
   }
 
   function growCall(index: number, args: string): void {
-    const place = calls.get(index)
-    if (place === undefined || args === '') return
+    const place = calls.indexOf(index)
+    if (place === -1 || args === '') return
     sayChoice({ tool_calls: [{ index: place, function: { arguments: args } }] })
   }
 
@@ -95,11 +141,11 @@ export function createChatEncoder(view: ChatStreamView): ChatEncoder {
     }
     const parts = told.parts.map(({ part }) => part)
     for (const [index, part] of parts.entries()) {
-      if (isLeftOpen(part, done) && !calls.has(index)) openCall(index, part, argumentsOf(part))
+      if (isLeftOpen(part, done) && !calls.includes(index)) openCall(index, part, argumentsOf(part))
     }
     const annotations = annotationsOf(parts)
     if (annotations.length > 0) sayChoice({ annotations })
-    sayChoice({}, finishReasonOf(done, calls.size > 0))
+    sayChoice({}, finishReasonOf(done, calls.length > 0))
     if (includeUsage) say({ ...head, choices: [], usage: toUsage(done.usage) })
     blocks.push('data: [DONE]\n\n')
   }
@@ -126,18 +172,9 @@ export function createChatEncoder(view: ChatStreamView): ChatEncoder {
     }
   }
 
-  return {
-    encode({ event }) {
-      const result = tellChanges(told, event)
-      if (result === 'lost') return 'lost'
-      told = result.told
-      greet()
-      for (const change of result.changes) sayChange(change)
-      const bytes = blocks.length === 0 ? undefined : Buffer.from(blocks.join(''))
-      blocks.length = 0
-      return bytes
-    },
-  }
+  if (!greeted) sayChoice({ role: 'assistant', content: '' })
+  for (const change of changes) sayChange(change)
+  return { said: { told, greeted: true, calls }, blocks }
 }
 
 /** The whole of a reply that has ended by itself, or was stopped. */

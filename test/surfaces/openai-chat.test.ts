@@ -8,7 +8,7 @@ import type { LogEntry, Part, RunEvent } from '../../src/log/event.ts'
 import { type ChatStreamView, createChatEncoder, toCompletion } from '../../src/surfaces/openai-chat.ts'
 import { createRandom, type Random } from '../support/random.ts'
 import { trialsOf } from '../support/trials.ts'
-import { answerWith, makeReply, messageId, retell, runId } from './replies.ts'
+import { answerWith, joinDeltas, makeReply, messageId, retell, runId } from './replies.ts'
 
 const trials = trialsOf(60)
 
@@ -25,10 +25,10 @@ function encode(
   entries: readonly Pick<LogEntry, 'event'>[],
   options: Partial<ChatStreamView> = {},
 ): string | undefined {
-  const encoder = createChatEncoder({ ...view, ...options })
+  const viewer = createChatEncoder().createViewer({ ...view, ...options })
   let body = ''
   for (const [index, { event }] of entries.entries()) {
-    const bytes = encoder.encode({ generation: 1, seq: index + 1, event })
+    const bytes = viewer.encode({ generation: 1, seq: index + 1, event })
     if (bytes === 'lost') return undefined
     body += bytes?.toString() ?? ''
   }
@@ -243,5 +243,32 @@ test('how a run ends is said in words that clients know', async (t) => {
   t.strictSame(
     failed.map((chunk) => JSON.parse(chunk)),
     [{ error: { message: 'x', type: 'server_error', code: 'upstream_timeout', param: null } }],
+  )
+})
+
+test('what viewers are told who know and want the same is encoded once, wherever they have come in', async (t) => {
+  const words = ['One ', 'two ', 'three ', 'four']
+  const deltas = words.map((text, index): RunEvent => {
+    return { type: 'delta', data: { part: 0, offset: words.slice(0, index).join('').length, text } }
+  })
+  const entries = entriesOf(...deltas, endedWith({})).map((one, index) => ({ ...one, generation: 1, seq: index + 1 }))
+  const encoder = createChatEncoder()
+  const tell = (told: readonly LogEntry[], options: Partial<ChatStreamView> = {}) => {
+    const viewer = encoder.createViewer({ ...view, ...options })
+    return told.map((entry) => viewer.encode(entry))
+  }
+  const first = tell(entries)
+  const half = entries.length >> 1
+  const replay = joinDeltas(entries.slice(0, half))
+  t.ok(replay.length < half, 'the second viewer catches up in other pieces')
+  const second = tell([...replay, ...entries.slice(half)]).slice(replay.length)
+  t.ok(
+    second.length > 0 && second.every((bytes, index) => bytes === first[half + index]),
+    'the same bytes, not equal ones',
+  )
+  const other = tell(entries, { includeUsage: true })
+  t.ok(
+    other.every((bytes, index) => bytes === undefined || bytes !== first[index]),
+    'who wants usage is told apart',
   )
 })
