@@ -34,7 +34,7 @@
  */
 import { v7 as uuidv7 } from 'uuid'
 import { checkViolation, type Db, DbError, uniqueViolation } from '../db/db.ts'
-import { type SQL, sql } from '../db/drizzle.ts'
+import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
@@ -47,12 +47,12 @@ import {
   type ChatAsked,
   cleanAsked,
   hashAsked,
-  type PlacedMessage,
   type Plan,
   planOf,
   sessionBusy,
   type Wishes,
 } from './asked.ts'
+import { writeBrought } from './brought.ts'
 import { type Budgets, budgetConstraint, type Hold } from './budgets.ts'
 import type { RunFacts, RunRecord, RunRequest } from './model.ts'
 import type { RunStore } from './store.ts'
@@ -321,7 +321,7 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
           case when request.started_run_id is not null then clock_timestamp() end
         from request, session, choice
         returning session_id, status, mode, provider, model, request, reservation, created_at
-      ),${hold === undefined ? sql`` : sql` ${hold.taken},`}${brought.length === 0 ? sql`` : firstMessages(brought)} user_message as (
+      ),${hold === undefined ? sql`` : sql` ${hold.taken},`}${brought.length === 0 ? sql`` : writeBrought(brought)} user_message as (
         insert into chat_messages (
           id, session_id, owner, seq, parent_id, run_id, role, content, parts, status, client_message_id, metadata,
           completed_at
@@ -378,21 +378,6 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
     },
   }
 }
-
-/**
- * A part of a `with`: the first messages of a session that is made by this statement. They have no owner, and so are not
- * searched: they were said elsewhere, some of them with each request, and the index takes longer for them than all the rest.
- */
-const firstMessages = (brought: readonly PlacedMessage[]): SQL => sql` brought as (
-        insert into chat_messages (id, session_id, seq, parent_id, role, content, parts, status, completed_at)
-        select
-          said.id, session.id, said.place, said.parent_id, said.role, said.content, said.parts, 'completed', now()
-        from session, request, rows from (
-          jsonb_to_recordset(${JSON.stringify(brought)}::jsonb)
-          as (id uuid, parent_id uuid, role text, content text, parts jsonb)
-        ) with ordinality as said (id, parent_id, role, content, parts, place)
-        where request.version is null
-      ),`
 
 interface NewIds {
   readonly run: string

@@ -12,22 +12,20 @@
  * that statement: if the session is gone, deleted or another owner's by then, the statement writes nothing.
  */
 import { createHash } from 'node:crypto'
-import { v7 as uuidv7 } from 'uuid'
 import { type Db, exactText } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { cleanJson, limitJson } from '../http/text.ts'
-import { contentOf, type Mode, type Part } from '../log/event.ts'
+import type { Mode, Part } from '../log/event.ts'
 import { openCallsOf } from '../sessions/context.ts'
 import { parentOf } from '../sessions/messages.ts'
 import { externalIdUnitsMax, metadataBytesMax } from '../sessions/model.ts'
 import { findSessionByName } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
+import { type BroughtMessage, checkBrought, type PlacedMessage, placeBrought } from './brought.ts'
 import {
   type BranchBody,
-  broughtBytesMax,
-  broughtMessagesMax,
   type ChatBody,
   type EditBody,
   instructionsBytesMax,
@@ -57,22 +55,6 @@ export type ChatAsked = ChatBody & {
   readonly linger_ms?: number
   /** A repeat by a client that has no key: the newest run of this owner with the same request is meant, if it is not older. */
   readonly repeats_within_ms?: number
-}
-
-/**
- * A message that was said elsewhere, as it is stored. Parts of a `tool` message are the answers to the calls of the message
- * before it, all of them in one message: tool calls with `output` or `error`.
- */
-export interface BroughtMessage {
-  readonly role: 'system' | 'user' | 'assistant' | 'tool'
-  readonly parts: readonly Part[]
-}
-
-/** One that is to be written. */
-export interface PlacedMessage extends BroughtMessage {
-  readonly id: string
-  readonly parent_id: string | null
-  readonly content: string
 }
 
 export type Asked =
@@ -127,7 +109,7 @@ export function cleanAsked<T extends Asked>(raw: T): T {
     throw new Problem('invalid_request', `external_id must have 1 to ${externalIdUnitsMax} characters.`)
   }
   if (tool_results !== undefined) checkToolResults(asked as ChatAsked, tool_results)
-  checkBrought(asked as Partial<ChatAsked>)
+  checkBeside(asked as Partial<ChatAsked>)
   const { metadata, tools = [] }: Wishes = asked
   limitJson('metadata', metadata, metadataBytesMax)
   limitJson('tools', tools, toolsBytesMax)
@@ -137,13 +119,10 @@ export function cleanAsked<T extends Asked>(raw: T): T {
   return asked
 }
 
-function checkBrought({ before = [], instructions, settings }: Partial<ChatAsked>): void {
+function checkBeside({ before = [], instructions, settings }: Partial<ChatAsked>): void {
   limitJson('instructions', instructions, instructionsBytesMax)
   limitJson('settings', settings, settingsBytesMax)
-  if (before.length > broughtMessagesMax) {
-    throw new Problem('too_large', `A conversation may come with ${broughtMessagesMax} messages at most.`)
-  }
-  limitJson('The messages before the new one', before, broughtBytesMax)
+  checkBrought(before)
 }
 
 function checkToolResults({ session_id, external_id, before }: ChatAsked, results: readonly ToolResult[]): void {
@@ -225,17 +204,8 @@ async function planChat(db: Db, owner: Owner, asked: ChatAsked, newSessionId: st
     answered: undefined,
     text: toolParts === undefined ? message : JSON.stringify(toolParts),
     parentId: parent_id,
-    ...(before && { brought: place(before) }),
+    ...(before && { brought: placeBrought(before) }),
   }
-}
-
-/** Each behind the one before it. */
-function place(messages: readonly BroughtMessage[]): readonly PlacedMessage[] {
-  const placed: PlacedMessage[] = []
-  for (const { role, parts } of messages) {
-    placed.push({ id: uuidv7(), parent_id: placed.at(-1)?.id ?? null, role, content: contentOf(parts), parts })
-  }
-  return placed
 }
 
 async function isThere(db: Db, owner: Owner, sessionId: string): Promise<boolean> {

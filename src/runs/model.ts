@@ -131,10 +131,6 @@ export const toolResultsMax = 64
 /** Of all of a request together, as JSON. */
 export const toolResultsBytesMax = 256 * 1024
 export const callIdUnitsMax = 256
-/** Of a conversation that comes with its first message here. */
-export const broughtMessagesMax = 2000
-/** Of all of them together, as JSON. */
-export const broughtBytesMax = 1024 * 1024
 /** As JSON, of what is said to the model beside the conversation. */
 export const instructionsBytesMax = 256 * 1024
 /** As JSON. */

@@ -1,7 +1,7 @@
 /**
  * Search: a session is found when each term of `q` occurs, also as a part of a word, in its title or in one of its messages;
  * different terms may be in different places. Capitals do not matter, and `%`, `_` and `\` are characters like others.
- * Messages that a client has brought from elsewhere (runs/asked.ts) have no owner, and are not looked at.
+ * Messages that a client has brought from elsewhere (runs/brought.ts) have no owner, and are not looked at.
  * Terms are compared as they were sent and in both forms of Unicode (NFC, NFD) in which one can be written; the texts are
  * compared as they are stored.
  *
