@@ -146,7 +146,7 @@ export const chatMessages = pgTable(
     // commit of one reply in a hundred waited 1.2 s for the pending list of all the others; without, of 2000 characters
     // each takes 7 ms, Chinese ones 20.
     // What a client has brought has no owner: a conversation that is sent again with each request would take seconds each time.
-    index('chat_messages_search')
+    index('chat_messages_words')
       .using('gin', table.owner, sql`search_text(${table.content}) gin_trgm_ops`)
       .with({ fastupdate: false })
       .where(sql`${table.owner} is not null`),
