@@ -87,9 +87,9 @@ function readOption(option: string): readonly [name: string, value: number] {
 }
 
 /** Of real clients, some of which are in a browser; these say so themselves when there is none. */
-const isClientTest = (file: string): boolean => file.split(sep).join('/').includes('test/clients/')
-
-export const isBrowserTest = (file: string): boolean => file.split(sep).join('/').includes('test/browser/')
+/** Of the tests of other people's clients, two are of clients that run in a browser. */
+export const isBrowserTest = (file: string): boolean =>
+  /(^|\/)test\/(browser\/|clients\/(chromium|use-chat)\.test\.ts$)/.test(file.split(sep).join('/'))
 
 async function main(): Promise<number> {
   const interrupt = new AbortController()
@@ -109,7 +109,7 @@ async function main(): Promise<number> {
   if (selection.leftOut.length > 0) say(`TEST_WITHOUT_BROWSER=1: without ${selection.leftOut.join(', ')}`)
   const needs: Need[] = [
     ...(embeddedOnly ? [] : (['postgres', 'redis'] as const)),
-    ...(selection.files.some((file) => isBrowserTest(file) || isClientTest(file)) ? (['chromium'] as const) : []),
+    ...(selection.files.some(isBrowserTest) ? (['chromium'] as const) : []),
   ]
 
   const services = await openServices(process.env, needs, say, interrupt.signal)

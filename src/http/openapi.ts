@@ -49,7 +49,8 @@ export function registerOpenapi(app: Server, version: string): void {
   async function answer({ method, url, headers }: FastifyRequest, reply: FastifyReply) {
     const documents = await open()
     const found = await documents.inject({ method: method === 'HEAD' ? 'HEAD' : 'GET', url, headers })
-    if (found.statusCode >= 400) return reply.callNotFound()
+    if (found.statusCode === 404) return reply.callNotFound()
+    if (found.statusCode >= 400) throw new Error(`the page of the documents was answered with ${found.statusCode}`)
     for (const [name, value] of Object.entries(found.headers)) {
       if (value !== undefined && !ownHeaders.includes(name)) reply.header(name, value)
     }

@@ -8,8 +8,8 @@
  * go on streaming meanwhile. And Node warns that the function is experimental, once and on standard error, among log
  * lines that a machine reads; a thread can be told not to, without hiding the warnings of anything else.
  *
- * What is made is kept with the hash of its text as ETag. When the thread dies, everybody who waits for it gets the error
- * and the next request starts another one. When the gateway closes, it is ended.
+ * What is made is kept with the hash of its text as ETag. When the thread dies, or has not answered in `stripMs`,
+ * everybody who waits for it gets the error and the next request starts another one. When the gateway closes, it is ended.
  */
 import { createHash } from 'node:crypto'
 import { dirname } from 'node:path'
@@ -87,6 +87,9 @@ const headers = {
   'cache-control': 'no-cache',
 } as const
 
+/** A few hundred milliseconds of a processor, on a machine that has others to do. */
+const stripMs = 30_000
+
 interface Script {
   readonly text: string
   readonly tag: string
@@ -128,14 +131,19 @@ export async function page(app: FastifyInstance): Promise<void> {
 
   async function stripAll(): Promise<ReadonlyMap<string, Script>> {
     const texts = await new Promise<readonly string[]>((resolve, reject) => {
-      worker = new Worker(new URL('type-stripper.ts', import.meta.url), {
+      const thread = new Worker(new URL('type-stripper.ts', import.meta.url), {
         execArgv: ['--disable-warning=ExperimentalWarning'],
         workerData: modules.map((module) => `${src}${module}`),
       })
-      worker.once('message', resolve)
-      worker.once('error', reject)
-      // Of a thread that has answered, this comes too late to say anything.
-      worker.once('exit', () => reject(new Error('The thread that takes types out has ended without an answer.')))
+      worker = thread
+      const late = setTimeout(() => void thread.terminate(), stripMs)
+      thread.once('message', resolve)
+      thread.once('error', reject)
+      thread.once('exit', () => {
+        clearTimeout(late)
+        // Of a thread that has answered, this comes too late to say anything.
+        reject(new Error('The thread that takes types out has ended without an answer.'))
+      })
     })
     return new Map(
       texts.map((text, index) => [

@@ -131,5 +131,7 @@ t.test('arguments are files and options; without files it is the whole suite', a
     t.throws(() => select([option], false, find), /is no option/, option)
   }
   t.ok(isBrowserTest('test/browser/page.test.ts'))
+  t.ok(isBrowserTest('test/clients/use-chat.test.ts'))
+  t.notOk(isBrowserTest('test/clients/openai-chat.test.ts'))
   t.notOk(isBrowserTest('test/http/page.test.ts'))
 })
