@@ -4,7 +4,8 @@
  *
  * The first answer makes a visitor, so until one has come, one request goes alone: two would make two visitors. What starts
  * a run must not be it, since an answer that is lost takes the visitor with it, and the repeat would come from somebody
- * else; a small question goes before it. Without a cookie the client makes the visitor's token itself, and nobody waits.
+ * else; a small question goes before it, and where that is refused, so is what it went before. Without a cookie the client
+ * makes the visitor's token itself, and nobody waits.
  *
  * At each await: what breaks rejects with ConnectionError, a refusal with GatewayError, the caller's signal with its reason.
  * A token that is refused is asked for once more where it comes from a function.
@@ -125,15 +126,16 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
         identifying = undefined
       })
       identifying.catch(() => undefined) // the same error is thrown by `first`
-      if (isSafe) return first
-      await discard(await first)
+      const answer = await first
+      // Who asks again, and when, is for whoever reads the answer to decide.
+      if (isSafe || !tellsWho(answer)) return answer
+      await discard(answer)
     }
     return exchange(url, init, undefined, signal)
   }
 
-  /** Any answer of the gateway says who this is, also a refusal. What a proxy says in its place does not. */
-  function learn({ status }: Response): void {
-    if (status < 500) identified = true
+  function learn(answer: Response): void {
+    if (tellsWho(answer)) identified = true
   }
 
   async function open(url: string, init: Init, signal: AbortSignal): Promise<Response> {
@@ -210,6 +212,14 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
       identified = false
     },
   }
+}
+
+/**
+ * Whether the gateway knew who asked, or made somebody of them: then the browser has the cookie. A refusal that comes before
+ * that (401, 403, 429) brings none, nor does what a proxy says in the gateway's place.
+ */
+function tellsWho({ status, headers }: Response): boolean {
+  return headers.has(visitorHeader) || (status < 500 && status !== 401 && status !== 403 && status !== 429)
 }
 
 async function discard({ body }: Response): Promise<void> {

@@ -69,6 +69,47 @@ t.test('in a browser with its cookie one request goes first, and it is none that
   t.same(server.asked.map(({ method }) => method).toSorted(), ['GET', 'GET', 'POST'])
 })
 
+t.test(
+  'a message whose small question is refused is refused with it, and both are asked again after a wait',
+  async (t) => {
+    const held: Parameters<typeof startScript>[1] = (response, asked) =>
+      (asked.method === 'GET' ? list : say(`${run}${done('1-2')}`))(response, asked)
+    for (const [status, code] of [
+      [503, 'db_unavailable'],
+      [429, 'rate_limited'],
+    ] as const) {
+      const server = await startScript(t, refuse(status, code), refuse(status, code), held, held)
+      standIn(t, server.url)
+      const waits: unknown[] = []
+      for await (const event of clientOf(server.url).chat.send({ message: 'Hello' })) {
+        if (event.type === 'connection' && event.state === 'waiting') waits.push(event.why)
+      }
+      t.same(waits, ['refused', 'refused'])
+      t.same(
+        server.asked.map(({ method }) => method),
+        ['GET', 'GET', 'GET', 'POST'],
+        'and no message goes before it is known whose it is',
+      )
+    }
+
+    const down = await startScript(t, ...Array(20).fill(answer(502, 'a page of a proxy')))
+    standIn(t, down.url)
+    const lost = clientOf(down.url, { limits: { sendAttemptsMax: 3 } }).chat.send({ message: 'Hello' })
+    await t.rejects(lost.accepted, { name: 'ConnectionError' })
+    t.equal(down.asked.length, 3)
+
+    const strange = await startScript(t, refuse(401, 'invalid_token'), held, held)
+    standIn(t, strange.url)
+    const client = clientOf(strange.url)
+    await t.rejects(client.chat.send({ message: 'Hello' }).accepted, { code: 'invalid_token' })
+    t.equal((await client.chat.send({ message: 'Hello' }).done).status, 'completed')
+    t.same(
+      strange.asked.map(({ method }) => method),
+      ['GET', 'GET', 'POST'],
+    )
+  },
+)
+
 t.test('whoever is first and gets no answer makes room for the next one', async (t) => {
   const server = await startScript(t, drop, drop, list, list)
   standIn(t, server.url)
