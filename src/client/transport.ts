@@ -7,12 +7,12 @@
  * else; a small question goes before it, and where that is refused, so is what it went before. Without a cookie the client
  * makes the visitor's token itself, and nobody waits.
  *
- * At each await: what breaks rejects with ConnectionError, a refusal with GatewayError, the caller's signal with its reason.
- * A token that is refused is asked for once more where it comes from a function.
+ * At each await: what breaks, and a token that does not come, reject with ConnectionError, a refusal with GatewayError, the
+ * caller's signal with its reason. A token that is refused is asked for once more where it comes from a function.
  */
 import { ConnectionError, GatewayError, passes, refuse } from './errors.ts'
 import { base64url } from './random.ts'
-import { type ClientLimits, createBackOff, linkAbort, pause } from './waiting.ts'
+import { type ClientLimits, createBackOff, linkAbort, pause, unlessAborted } from './waiting.ts'
 
 export interface TransportOptions {
   /** Default '': the same origin. */
@@ -75,8 +75,17 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
   let identifying: Promise<unknown> | undefined
   let identified = false
 
-  function readToken(refused?: string) {
-    return typeof options.token === 'function' ? options.token(refused) : options.token
+  async function readToken(signal: AbortSignal, refused?: string): Promise<string | undefined> {
+    if (typeof options.token !== 'function') return options.token
+    const link = linkAbort(signal)
+    const late = () => link.abort(new ConnectionError(`No token for ${limits.tokenMs} ms.`))
+    const timer = setTimeout(late, limits.tokenMs)
+    try {
+      return await unlessAborted(Promise.resolve(options.token(refused)), link.signal)
+    } finally {
+      clearTimeout(timer)
+      link.free()
+    }
   }
 
   function takeVisitor(token: string): void {
@@ -114,8 +123,10 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
     }
     while (visitorToken === undefined && !identified) {
       if (identifying !== undefined) {
-        await identifying.catch(() => undefined) // who asked is told; the next one asks anew
-        if (signal.aborted) throw signal.reason
+        await unlessAborted(
+          identifying.catch(() => undefined), // who asked is told; the next one asks anew
+          signal,
+        )
         continue
       }
       const isSafe = init.method === 'GET'
@@ -140,14 +151,14 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
 
   async function open(url: string, init: Init, signal: AbortSignal): Promise<Response> {
     const named = new Headers(init.headers)
-    const token = named.has('authorization') ? undefined : await readToken()
+    const token = named.has('authorization') ? undefined : await readToken(signal)
     if (token === undefined) {
       const isNamed = named.has('authorization') || named.has(visitorHeader)
       return isNamed ? exchange(url, init, undefined, signal) : exchangeAsVisitor(url, init, signal)
     }
     const response = await exchange(url, init, token, signal)
     if (response.status !== 401 || typeof options.token !== 'function') return response
-    const fresh = await readToken(token)
+    const fresh = await readToken(signal, token)
     if (fresh === undefined || fresh === token) return response
     await discard(response)
     return exchange(url, init, fresh, signal)

@@ -5,6 +5,8 @@
 export interface ClientLimits {
   /** From a request to the first bytes of its answer. */
   readonly answerMs: number
+  /** For `token`, where that is a function. Less than the whole request has, so that it is told which of them was late. */
+  readonly tokenMs: number
   /** Silence after which a stream is as good as broken. The gateway says something each 15 s at least. */
   readonly stallMs: number
   /** The same when the reader comes back to the page: a suspended machine finds out late that its connections are gone. */
@@ -25,6 +27,7 @@ export interface ClientLimits {
 
 export const defaultLimits: ClientLimits = {
   answerMs: 20_000,
+  tokenMs: 15_000,
   stallMs: 45_000,
   returnStallMs: 20_000,
   backOffFirstMs: 300,
@@ -122,6 +125,16 @@ export function pause(ms: number, signal?: AbortSignal): Promise<void> {
       if (signal?.aborted) reject(signal.reason)
       else resolve()
     }
+  })
+}
+
+/** What `promise` becomes, or the signal's reason when that comes first: nobody else can be made to give up. */
+export function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise<T>((resolve, reject) => {
+    const end = () => reject(signal.reason)
+    if (signal.aborted) end()
+    signal.addEventListener('abort', end)
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', end))
   })
 }
 

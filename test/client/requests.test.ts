@@ -151,6 +151,41 @@ t.test('a token is asked for each request, and once more when it is refused', as
   t.same(visitors(server.asked), [undefined, undefined, undefined, undefined])
 })
 
+t.test(
+  'a token that does not come is no answer, and nobody waits longer than for that or for the signal',
+  async (t) => {
+    const server = await startScript(t, list)
+    let asked = 0
+    const token = () => {
+      asked += 1
+      return new Promise<string>(() => undefined)
+    }
+    const late = clientOf(server.url, { token, limits: { tokenMs: 20, answerMs: 2000 } })
+    await t.rejects(late.sessions.list(), { name: 'ConnectionError', message: 'No token for 20 ms.' })
+    await t.rejects(late.chat.send({ message: 'Hello' }).accepted, { message: 'No token for 20 ms.' })
+    t.equal(asked, 3 + 6, 'as often as a request and a message are tried')
+    const reason = new Error('enough')
+    await t.rejects(clientOf(server.url, { token }).sessions.list({}, { signal: AbortSignal.timeout(20) }), {
+      name: 'TimeoutError',
+    })
+    const reply = clientOf(server.url, { token }).chat.send({ message: 'Hello' }, { signal: AbortSignal.abort(reason) })
+    await t.rejects(reply.accepted, reason)
+    t.equal(server.asked.length, 0)
+  },
+)
+
+t.test('who waits for somebody else to be known gives up with its own signal', async (t) => {
+  const server = await startScript(t, () => undefined)
+  standIn(t, server.url)
+  const client = clientOf(server.url)
+  const abort = new AbortController()
+  const first = client.sessions.list({}, { signal: abort.signal })
+  await server.request(0)
+  await t.rejects(client.sessions.list({}, { signal: AbortSignal.timeout(20) }), { name: 'TimeoutError' })
+  abort.abort()
+  await t.rejects(first, { name: 'AbortError' })
+})
+
 t.test('a token that runs out in the middle of a reply is renewed', async (t) => {
   const server = await startScript(
     t,
