@@ -17,7 +17,7 @@ import { type Connection, connect } from './connection.ts'
 import { ConnectionError, GatewayError, passes } from './errors.ts'
 import { fold, type RunData, textOf } from './fold.ts'
 import { createSseParser } from './sse.ts'
-import type { Transport } from './transport.ts'
+import { pathOf, type Transport } from './transport.ts'
 import type { Done, EventData, Part } from './types.ts'
 import { createBackOff, linkAbort, pause } from './waiting.ts'
 
@@ -140,7 +140,7 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
         ((signal) =>
           transport.ask(
             'GET',
-            `/runs/${runId}/events`,
+            pathOf`/runs/${runId ?? ''}/events`,
             { headers: { accept: 'text/event-stream', ...(cursor === undefined ? {} : { 'last-event-id': cursor }) } },
             signal,
           )),
@@ -290,7 +290,7 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
     },
     async stop() {
       const id = source.runId ?? (await accepted.promise).runId
-      await transport.request('POST', `/runs/${id}/stop`, { idempotent: true })
+      await transport.request('POST', pathOf`/runs/${id}/stop`, { idempotent: true })
     },
     close,
     [Symbol.asyncIterator]() {

@@ -226,6 +226,16 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
 }
 
 /**
+ * A path, as a tag of its text, with the ids in it encoded: an id from an address or a form must not lead to somewhere else.
+ * Dots alone are steps in a path also when they are encoded (URL standard, double-dot path segment); encoded twice they are an
+ * id that nobody has.
+ */
+export function pathOf(texts: TemplateStringsArray, ...ids: readonly string[]): string {
+  const encode = (id: string) => encodeURIComponent(id).replace(/^\.{1,2}$/, (dots) => dots.replaceAll('.', '%252E'))
+  return String.raw({ raw: texts }, ...ids.map(encode))
+}
+
+/**
  * Whether the gateway knew who asked, or made somebody of them: then the browser has the cookie. A refusal that comes before
  * that (401, 403, 429) brings none, nor does what a proxy says in the gateway's place.
  */

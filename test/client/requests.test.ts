@@ -262,6 +262,52 @@ t.test('a refusal without a problem document is one all the same, with what is k
   await t.rejects(clientOf(server.url).sessions.list(), { name: 'GatewayError', status: 413, code: 'unknown' })
 })
 
+t.test('an id leads nowhere but to what has it, whatever is in it', async (t) => {
+  const calls: readonly ((client: Client, id: string) => Promise<unknown>)[] = [
+    ({ chat }, id) => chat.regenerate(id).accepted,
+    ({ chat }, id) => chat.edit(id, { message: 'Hello' }).accepted,
+    ({ chat }, id) => chat.attach({ runId: id }).done,
+    ({ chat }, id) => chat.attach({ runId: id, sessionId: id, messageId: id }).stop(),
+    ({ runs }, id) => runs.get(id),
+    ({ runs }, id) => runs.stop(id),
+    ({ sessions }, id) => sessions.get(id, ['messages']),
+    ({ sessions }, id) => sessions.update(id, { title: 'New' }),
+    ({ sessions }, id) => sessions.delete(id, { purge: true }),
+    ({ sessions }, id) => sessions.restore(id),
+    ({ sessions }, id) => sessions.stop(id),
+    ({ sessions }, id) => sessions.start(id),
+    ({ sessions }, id) => sessions.kill(id),
+    ({ sessions }, id) => sessions.messages(id),
+    async ({ sessions }, id) => {
+      for await (const message of sessions.allMessages(id)) t.fail('no message', { message })
+    },
+    ({ sessions }, id) => sessions.export(id),
+    ({ sessions }, id) => sessions.artifacts(id),
+    ({ sessions }, id) => sessions.artifact(id, 'a'),
+    ({ sessions }, id) => sessions.artifact('a', id),
+    ({ messages }, id) => messages.feedback(id, { rating: 1 }),
+  ]
+  const ids = ['x/../../me', '..', '?a#b']
+  const server = await startScript(t, ...Array(calls.length * (ids.length + 1)).fill(refuse(404, 'not_found')))
+  const client = clientOf(server.url, { token: 'jwt' })
+  const segments = (path: string) => path.split('?')[0]?.split('/').length
+  for (const call of calls) {
+    await t.rejects(call(client, 'plain'), { code: 'not_found' })
+    const expected = segments(server.asked.at(-1)?.path ?? '')
+    for (const id of ids) {
+      await call(client, id).catch(() => undefined)
+      const { path = '' } = server.asked.at(-1) ?? {}
+      if (segments(path) !== expected) t.fail('it leads elsewhere', { id, path, call: `${call}` })
+    }
+  }
+  await clientOf(server.url)
+    .sessions.delete('x/../../me')
+    .catch(() => undefined)
+  t.equal(server.asked.at(-1)?.path, '/api/v1/sessions/x%2F..%2F..%2Fme')
+  const ticket = await startScript(t, answer(200, { ticket: 'a', expires_in: 60 }))
+  t.match(await clientOf(ticket.url).runs.ticketUrl('../x'), '/api/v1/runs/..%2Fx/events?ticket=a')
+})
+
 t.test('all messages come page by page', async (t) => {
   const server = await startScript(
     t,
