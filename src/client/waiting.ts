@@ -19,6 +19,10 @@ export interface ClientLimits {
   readonly requestAttemptsMax: number
   /** Connections in a row that bring nothing, after which a reply is given up: about three hours. */
   readonly resumeAttemptsMax: number
+  /** How often a reply is taken from its beginning because something of it was missed. */
+  readonly restartsMax: number
+  /** How long a reply's connection is kept for somebody to read from it: as long as the gateway waits for a reader. */
+  readonly unreadMs: number
   /** A whole export. */
   readonly exportMs: number
   /** A whole reply can come in one `reset`. What is longer than this is not from the gateway. */
@@ -35,6 +39,8 @@ export const defaultLimits: ClientLimits = {
   sendAttemptsMax: 6,
   requestAttemptsMax: 3,
   resumeAttemptsMax: 1000,
+  restartsMax: 10,
+  unreadMs: 30_000,
   exportMs: 300_000,
   eventCharsMax: 32 * 1024 * 1024,
 }

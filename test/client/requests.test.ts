@@ -3,7 +3,7 @@
  * is the browser: what a page has and Node has not stands in `globalThis` while such a test runs.
  */
 import t, { type Test } from 'tap'
-import { type Client, type ClientOptions, createClient } from '../../src/client/index.ts'
+import { type Client, type ClientOptions, createClient, type Reply } from '../../src/client/index.ts'
 import { type Asked, answer, delta, done, drop, refuse, run, say, startScript } from './scripted-server.ts'
 
 const limits = { backOffFirstMs: 1, backOffMaxMs: 5 }
@@ -279,7 +279,7 @@ t.test('an id leads nowhere but to what has it, whatever is in it', async (t) =>
     ({ sessions }, id) => sessions.kill(id),
     ({ sessions }, id) => sessions.messages(id),
     async ({ sessions }, id) => {
-      for await (const message of sessions.allMessages(id)) t.fail('no message', { message })
+      for await (const message of sessions.allMessages(id)) t.fail(message.id)
     },
     ({ sessions }, id) => sessions.export(id),
     ({ sessions }, id) => sessions.artifacts(id),
@@ -398,7 +398,8 @@ t.test('a reader who comes back finds a connection that was silent given up, and
 })
 
 t.test('nothing listens to the page any more when all has ended', async (t) => {
-  const server = await startScript(t, list, say(`${run}${done('1-2')}`), list)
+  const endless = say(run, 'open')
+  const server = await startScript(t, list, say(`${run}${done('1-2')}`), list, endless, endless, endless)
   const { page } = standIn(t, server.url)
   let listening = 0
   const { addEventListener, removeEventListener } = globalThis as unknown as EventTarget
@@ -416,4 +417,21 @@ t.test('nothing listens to the page any more when all has ended', async (t) => {
   await client.chat.send({ message: 'Hello' }).done
   await client.sessions.list()
   t.equal(listening, 0)
+
+  for (const [limits, leave] of [
+    [{}, (_: Reply, abort: AbortController) => abort.abort()],
+    [{}, (reply: Reply) => reply.close()],
+    [{ unreadMs: 1 }, () => undefined],
+  ] as const) {
+    const abort = new AbortController()
+    const reply = clientOf(server.url, { visitorToken: token, limits }).chat.send(
+      { message: 'Hello' },
+      { signal: abort.signal },
+    )
+    await reply.accepted
+    t.not(listening, 0)
+    leave(reply, abort)
+    await server.asked.at(-1)?.closed
+    t.equal(listening, 0, 'also when nobody has read the reply')
+  }
 })
