@@ -303,11 +303,12 @@ t.test('an event without end, and one that is not JSON, are a broken connection'
     t,
     say(`${run}${delta('1-2', 0, 'a')}event: delta\ndata: {"part"\nid: 1-3\n\n`, 'open'),
     say(`event: delta\ndata: "${'x'.repeat(1000)}`, 'open'),
+    say('data:\n'.repeat(600), 'open'),
     say(done('1-3')),
   )
   const events = await readAll(clientOf(server.url, { limits: { eventCharsMax: 500 } }).chat.send({ message: 'Hello' }))
-  t.same(waits(events), ['cut', 'cut'])
-  t.same(cursors(server.asked), [undefined, '1-2', '1-2'])
+  t.same(waits(events), ['cut', 'cut', 'cut'])
+  t.same(cursors(server.asked), [undefined, '1-2', '1-2', '1-2'])
 })
 
 for (const [name, leave] of [
