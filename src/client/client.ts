@@ -4,6 +4,7 @@
  * answer does not come; what cannot be is left to the caller (`sessions.create` without an id, `update`).
  */
 
+import { ConnectionError } from './errors.ts'
 import { randomKey } from './random.ts'
 import { createReply, type Reply } from './reply.ts'
 import { createTransport, pathOf, type RequestOptions, type TransportOptions } from './transport.ts'
@@ -147,6 +148,7 @@ export function createClient(options: ClientOptions = {}): Client {
         options,
       )
       yield* page.data
+      if (page.next_cursor && page.next_cursor === cursor) throw new ConnectionError('The pages have no end.')
       cursor = page.next_cursor
     } while (cursor)
   }

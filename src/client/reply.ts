@@ -198,9 +198,11 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
         const folded = fold(parts, { type: name, data: value } as unknown as RunData)
         if (folded === undefined) return restart()
         parts = folded.parts
+        // What is said once more on each connection, past the cursor, would be followed for ever.
+        const isNew = folded.event !== undefined && (name !== 'run' || cursor === undefined)
         cursor = name === 'reset' ? ((value.cursor as string | undefined) ?? id) : id
-        if (name === 'delta' || name === 'reset') backOff.reset()
-        attempt = 0
+        if (isNew && (name === 'delta' || name === 'reset')) backOff.reset()
+        if (isNew) attempt = 0
         if (name === 'done') done.resolve(value as unknown as Done)
         if (folded.event !== undefined && isKnown(name)) yield { ...folded.event, id, at }
         if (name === 'done') return 'done'

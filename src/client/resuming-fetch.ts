@@ -209,13 +209,20 @@ function resume({ first, ask, backOff, limits, signal, ...from }: ResumeOptions)
     }
   }
 
-  const chunks = follow()
+  async function* run(): AsyncGenerator<string, void, void> {
+    try {
+      yield* follow()
+    } finally {
+      leaving.free()
+    }
+  }
+
+  const chunks = run()
   const encoder = new TextEncoder()
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         const { done, value } = await chunks.next()
-        if (done === true) leaving.free()
         if (done === true) controller.close()
         else controller.enqueue(encoder.encode(`data: ${value}\n\n`))
       },

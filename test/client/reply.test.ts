@@ -270,6 +270,15 @@ t.test('a reply whose connections bring nothing is given up after so many attemp
   t.equal(server.asked.length, 3)
 })
 
+t.test('a reply whose connections bring only what was there is given up as well', async (t) => {
+  const same = say(`${run}${delta('1-2', 0, 'a')}`, 'cut')
+  const server = await startScript(t, same, same, same, same, same, say(done('1-3')))
+  const reply = clientOf(server.url, { limits: { resumeAttemptsMax: 3 } }).chat.send({ message: 'Hello' })
+  await t.rejects(readAll(reply), { name: 'ConnectionError' })
+  t.equal(server.asked.length, 4)
+  t.equal(reply.text, 'a')
+})
+
 t.test('silence is a broken connection, and a heartbeat is not silence', async (t) => {
   const server = await startScript(
     t,

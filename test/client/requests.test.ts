@@ -324,6 +324,13 @@ t.test('all messages come page by page', async (t) => {
       '/api/v1/sessions/s1/messages?limit=100&order=desc&cursor=x+y',
     ],
   )
+  const circle = answer(200, { data: [], next_cursor: 'x' })
+  const endless = await startScript(t, circle, circle, circle, answer(200, { data: [], next_cursor: null }))
+  const read = async () => {
+    for await (const { id } of clientOf(endless.url).sessions.allMessages('s1')) t.fail(id)
+  }
+  await t.rejects(read(), { name: 'ConnectionError' }, 'and one that leads to itself is not asked for for ever')
+  t.equal(endless.asked.length, 2)
 })
 
 t.test('an address with a ticket, an export and a claim ask for what they say', async (t) => {
