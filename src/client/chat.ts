@@ -6,7 +6,9 @@
  * `open` loads the session and follows its reply; `close` leaves, and the run goes on; both may be called again, in turn.
  * A message is shown at once and taken back when the gateway refuses it. Leaving does not take back what is being sent: it is
  * accepted or refused all the same, and from then on the store knows. Nothing else that was under way is shown after `close`.
- * What was asked for and not accepted keeps its key, so that asking once more cannot count twice. What fails is in `error`, in words that can be decided by (errors.ts); nothing here throws.
+ * What was asked for and not accepted keeps its key, so that asking once more cannot count twice.
+ *
+ * What fails is in `error`, in words that can be decided by (errors.ts); nothing here throws.
  */
 import type { Client, EditInput, SendInput } from './client.ts'
 import { GatewayError } from './errors.ts'
