@@ -4,10 +4,14 @@
  * and the like ask for.
  *
  * `open` loads the session and follows its reply; `close` leaves, and the run goes on; both may be called again, in turn.
- * A message is shown at once and taken back when the gateway refuses it. After `close` nothing that was under way is shown.
+ * A message is shown at once and taken back when the gateway refuses it. Leaving does not take back what is being sent: it is
+ * accepted or refused all the same, and from then on the store knows. Nothing else that was under way is shown after `close`.
+ * What was asked for and not accepted keeps its key, so that asking once more cannot count twice.
+ *
  * What fails is in `error`, in words that can be decided by (errors.ts); nothing here throws.
  */
 import type { Client, EditInput, SendInput } from './client.ts'
+import { GatewayError } from './errors.ts'
 import { textOf } from './fold.ts'
 import { randomKey } from './random.ts'
 import type { Reply } from './reply.ts'
@@ -42,10 +46,23 @@ export interface ChatStore {
   regenerate(messageId: string, options?: Parameters<Client['chat']['regenerate']>[1]): Promise<boolean>
   /** Other words in a message's place, and a reply to them. */
   edit(messageId: string, message: string, options?: Omit<EditInput, 'message'>): Promise<boolean>
+  /** Of what is being sent, as soon as it is accepted. */
   stop(): Promise<void>
 }
 
+/** 200 pages of the gateway, and more than any screen is for. */
+const messagesMax = 20_000
 const unfinished: ReadonlySet<string> = new Set(['streaming', 'queued', 'running'])
+
+interface Question {
+  /** Two that are the same in this are the same question. */
+  readonly what: readonly (string | undefined)[]
+  /** The caller's own. */
+  readonly key: string | undefined
+  /** The messages while the gateway is asked, without the reply that is asked for. */
+  readonly shown: (key: string) => readonly ChatMessage[]
+  readonly start: (key: string) => Reply
+}
 
 export function createChat(client: Client, sessionId?: string): ChatStore {
   const listeners = new Set<() => void>()
@@ -57,6 +74,8 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
   }
   let visit: AbortController | undefined
   let reply: Reply | undefined
+  /** What was asked for last and not accepted. Its answer may be all that was lost. */
+  let unaccepted: { readonly what: string; readonly key: string } | undefined
 
   function show(change: Partial<ChatSnapshot>): void {
     snapshot = { ...snapshot, ...change }
@@ -72,16 +91,16 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
 
   async function load(signal: AbortSignal): Promise<void> {
     const id = snapshot.sessionId
-    if (id === undefined) {
-      // It was left before its first message was accepted.
-      if (snapshot.status !== 'ready') show({ messages: [], status: 'ready' })
-      return
-    }
+    if (id === undefined) return
     show({ status: 'loading', error: undefined })
     const messages: ChatMessage[] = []
-    for await (const message of client.sessions.allMessages(id, { branch: 'active' }, { signal }))
+    for await (const message of client.sessions.allMessages(id, { branch: 'active' }, { signal })) {
+      if (messages.length === messagesMax) throw new Error(`This chat has more than ${messagesMax} messages.`)
       messages.push(message)
+    }
     if (signal.aborted) return
+    // What was accepted and not known to be is on the screen now, and the same words once more are another message.
+    unaccepted = undefined
     const last = messages.at(-1)
     if (last?.role !== 'assistant' || !unfinished.has(last.status) || last.run_id === null) {
       return show({ messages, status: 'ready' })
@@ -89,15 +108,12 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
     show({ messages, status: 'streaming' })
     const { cursor } = last as Message
     await follow(
-      client.chat.attach(
-        {
-          runId: last.run_id,
-          sessionId: id,
-          messageId: last.id,
-          ...(cursor === undefined ? {} : { after: cursor, parts: last.parts }),
-        },
-        { signal },
-      ),
+      client.chat.attach({
+        runId: last.run_id,
+        sessionId: id,
+        messageId: last.id,
+        ...(cursor === undefined ? {} : { after: cursor, parts: last.parts }),
+      }),
       signal,
     )
   }
@@ -105,6 +121,8 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
   /** Shows a reply, which is the last message, to its end. */
   async function follow(followed: Reply, signal: AbortSignal): Promise<void> {
     reply = followed
+    const leave = () => followed.close()
+    signal.addEventListener('abort', leave)
     try {
       for await (const event of followed) {
         if (signal.aborted) return
@@ -117,6 +135,7 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
         }
       }
     } finally {
+      signal.removeEventListener('abort', leave)
       if (reply === followed) reply = undefined
     }
     if (!signal.aborted) show({ status: 'ready' })
@@ -131,25 +150,40 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
     show({ messages })
   }
 
-  /** @param shown the messages while the gateway is asked, without the reply that is asked for */
-  async function ask(shown: readonly ChatMessage[], start: (signal: AbortSignal) => Reply): Promise<boolean> {
+  async function ask({ what, key: given, shown, start }: Question): Promise<boolean> {
     if (snapshot.status !== 'ready') return false
     visit ??= new AbortController()
-    const { signal } = visit
     const before = snapshot.messages
-    show({ messages: [...shown, emptyReply], status: 'sending', error: undefined })
-    const started = start(signal)
+    const key = given ?? keyOf(what)
+    show({ messages: [...shown(key), emptyReply], status: 'sending', error: undefined })
+    // Without the visit's signal: who leaves now has sent it.
+    const started = start(key)
+    reply = started
     try {
       const { runId, sessionId, messageId } = await started.accepted
-      if (signal.aborted) return true
-      const last = { id: messageId, run_id: runId }
-      showReply(last, { sessionId, status: 'streaming' })
+      unaccepted = undefined
+      showReply({ id: messageId, run_id: runId }, { sessionId, status: 'streaming' })
     } catch (error) {
-      if (!signal.aborted) show({ messages: before, status: 'ready', error: error as Error })
+      reply = undefined
+      // Under this key the gateway has something else, and it will never be this.
+      if (error instanceof GatewayError && error.code === 'idempotency_mismatch') unaccepted = undefined
+      show({ messages: before, status: 'ready', error: error as Error })
       return false
     }
-    follow(started, signal).catch((error) => fail(error, signal))
+    if (visit === undefined) {
+      reply = undefined
+      started.close()
+    } else {
+      const { signal } = visit
+      follow(started, signal).catch((error) => fail(error, signal))
+    }
     return true
+  }
+
+  function keyOf(what: readonly (string | undefined)[]): string {
+    const name = JSON.stringify(what)
+    if (unaccepted?.what !== name) unaccepted = { what: name, key: randomKey() }
+    return unaccepted.key
   }
 
   function fail(error: unknown, signal: AbortSignal): void {
@@ -173,6 +207,8 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
     open() {
       if (visit !== undefined) return
       visit = new AbortController()
+      // What is being sent is on the screen still, and is followed from its acceptance on.
+      if (snapshot.status === 'sending') return
       const { signal } = visit
       load(signal).catch((error) => fail(error, signal))
     },
@@ -181,19 +217,30 @@ export function createChat(client: Client, sessionId?: string): ChatStore {
       visit = undefined
     },
     send(message, options = {}) {
-      const key = randomKey()
-      const session = snapshot.sessionId === undefined ? {} : { session_id: snapshot.sessionId }
-      return ask([...snapshot.messages, question(key, message)], (signal) =>
-        client.chat.send({ client_message_id: key, ...options, ...session, message }, { signal }),
-      )
+      const { sessionId } = snapshot
+      const session = sessionId === undefined ? {} : { session_id: sessionId }
+      return ask({
+        what: ['send', sessionId, message],
+        key: options.client_message_id,
+        shown: (key) => [...snapshot.messages, question(key, message)],
+        start: (key) => client.chat.send({ ...options, ...session, message, client_message_id: key }),
+      })
     },
-    regenerate(messageId, options) {
-      return ask(before(messageId), (signal) => client.chat.regenerate(messageId, options, { signal }))
+    regenerate(messageId, options = {}) {
+      return ask({
+        what: ['regenerate', messageId],
+        key: options.client_message_id,
+        shown: () => before(messageId),
+        start: (key) => client.chat.regenerate(messageId, { ...options, client_message_id: key }),
+      })
     },
     edit(messageId, message, options = {}) {
-      return ask([...before(messageId), question(randomKey(), message)], (signal) =>
-        client.chat.edit(messageId, { ...options, message }, { signal }),
-      )
+      return ask({
+        what: ['edit', messageId, message],
+        key: options.client_message_id,
+        shown: (key) => [...before(messageId), question(key, message)],
+        start: (key) => client.chat.edit(messageId, { ...options, message, client_message_id: key }),
+      })
     },
     async stop() {
       try {

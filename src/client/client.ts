@@ -4,9 +4,10 @@
  * answer does not come; what cannot be is left to the caller (`sessions.create` without an id, `update`).
  */
 
+import { ConnectionError } from './errors.ts'
 import { randomKey } from './random.ts'
 import { createReply, type Reply } from './reply.ts'
-import { createTransport, type RequestOptions, type TransportOptions } from './transport.ts'
+import { createTransport, pathOf, type RequestOptions, type TransportOptions } from './transport.ts'
 import type {
   Artifact,
   ArtifactList,
@@ -143,10 +144,11 @@ export function createClient(options: ClientOptions = {}): Client {
     let cursor: string | null | undefined
     do {
       const page: Page<Message> = await get(
-        `/sessions/${id}/messages${queryOf({ limit: messagePageMax, ...query, cursor })}`,
+        pathOf`/sessions/${id}/messages` + queryOf({ limit: messagePageMax, ...query, cursor }),
         options,
       )
       yield* page.data
+      if (page.next_cursor && page.next_cursor === cursor) throw new ConnectionError('The pages have no end.')
       cursor = page.next_cursor
     } while (cursor)
   }
@@ -154,51 +156,54 @@ export function createClient(options: ClientOptions = {}): Client {
   return {
     chat: {
       send: (input, options) => start('/chat/stream', input, options),
-      regenerate: (id, input = {}, options) => start(`/messages/${id}/regenerate`, input, options),
-      edit: (id, input, options) => start(`/messages/${id}/edit`, input, options),
+      regenerate: (id, input = {}, options) => start(pathOf`/messages/${id}/regenerate`, input, options),
+      edit: (id, input, options) => start(pathOf`/messages/${id}/edit`, input, options),
       attach: (run, options) => createReply(transport, run, options?.signal),
     },
     runs: {
-      get: (id) => get(`/runs/${id}`),
-      stop: (id) => post(`/runs/${id}/stop`, again),
+      get: (id) => get(pathOf`/runs/${id}`),
+      stop: (id) => post(pathOf`/runs/${id}/stop`, again),
       ticket,
       async ticketUrl(id, after) {
         const issued = await ticket(id)
-        return `${transport.baseUrl}/api/v1/runs/${id}/events${queryOf({ ticket: issued.ticket, after })}`
+        return `${transport.baseUrl}/api/v1${pathOf`/runs/${id}/events`}${queryOf({ ticket: issued.ticket, after })}`
       },
     },
     sessions: {
       list: (query, options) => get(`/sessions${queryOf(query)}`, options),
       get: (id, include = [], options) =>
-        get(`/sessions/${id}${queryOf({ include: include.length === 0 ? undefined : include.join() })}`, options),
+        get(pathOf`/sessions/${id}` + queryOf({ include: include.length === 0 ? undefined : include.join() }), options),
       create: (body = {}) =>
         post('/sessions', { body, idempotent: body.id !== undefined || body.external_id !== undefined }),
       update: (id, body, { ifMatch } = {}) =>
-        request('PATCH', `/sessions/${id}`, {
+        request('PATCH', pathOf`/sessions/${id}`, {
           body,
           ...(ifMatch === undefined
             ? {}
             : { headers: { 'if-match': typeof ifMatch === 'number' ? `"${ifMatch}"` : ifMatch } }),
         }),
-      delete: (id, { purge } = {}) => request('DELETE', `/sessions/${id}${queryOf({ purge })}`),
-      restore: (id) => post(`/sessions/${id}/restore`),
-      stop: (id) => post(`/sessions/${id}/stop`, again),
+      delete: (id, { purge } = {}) => request('DELETE', pathOf`/sessions/${id}` + queryOf({ purge })),
+      restore: (id) => post(pathOf`/sessions/${id}/restore`),
+      stop: (id) => post(pathOf`/sessions/${id}/stop`, again),
       start: (id, body = {}) =>
-        post(`/sessions/${id}/start`, { body: { client_message_id: randomKey(), ...withoutAbsent(body) }, ...again }),
-      kill: (id) => post(`/sessions/${id}/kill`, again),
-      messages: (id, query, options) => get(`/sessions/${id}/messages${queryOf(query)}`, options),
+        post(pathOf`/sessions/${id}/start`, {
+          body: { client_message_id: randomKey(), ...withoutAbsent(body) },
+          ...again,
+        }),
+      kill: (id) => post(pathOf`/sessions/${id}/kill`, again),
+      messages: (id, query, options) => get(pathOf`/sessions/${id}/messages` + queryOf(query), options),
       allMessages,
-      export: (id, format, options) => requestBlob(`/sessions/${id}/export${queryOf({ format })}`, options),
+      export: (id, format, options) => requestBlob(pathOf`/sessions/${id}/export` + queryOf({ format }), options),
       claim: (visitorToken) =>
         post('/sessions/claim', {
           ...again,
           ...(visitorToken === undefined ? {} : { headers: { 'x-visitor-token': visitorToken } }),
         }),
-      artifacts: (id) => get(`/sessions/${id}/artifacts`),
-      artifact: (id, name, query) => get(`/sessions/${id}/artifacts/${encodeURIComponent(name)}${queryOf(query)}`),
+      artifacts: (id) => get(pathOf`/sessions/${id}/artifacts`),
+      artifact: (id, name, query) => get(pathOf`/sessions/${id}/artifacts/${name}` + queryOf(query)),
     },
     messages: {
-      feedback: (id, body) => request('PUT', `/messages/${id}/feedback`, { body }),
+      feedback: (id, body) => request('PUT', pathOf`/messages/${id}/feedback`, { body }),
     },
     me: {
       usage: () => get('/me/usage'),

@@ -3,7 +3,8 @@
  * too long is as good as broken, and so is one from before the network came back: the system may not find out for minutes.
  *
  * When the connection breaks or falls silent at an await, that await rejects with ConnectionError; when the outer signal
- * ends it, with that signal's reason. Whoever has opened it closes it.
+ * ends it, with that signal's reason. Whoever has opened it closes it, or ends the outer signal: then nothing is watched any
+ * more, also where nobody reads.
  */
 import { ConnectionError } from './errors.ts'
 import { type ClientLimits, linkAbort, onWake } from './waiting.ts'
@@ -30,9 +31,10 @@ export async function connect(
     const silent = waitsSince !== undefined && performance.now() - waitsSince > returnStallMs
     if (why === 'network' || silent) giveUp('It is from before the network came back.')
   })
+  if (link.signal.aborted) stopListening()
+  link.signal.addEventListener('abort', stopListening)
 
   function close(): void {
-    stopListening()
     link.free()
     // What is left of the body is not wanted; after its end this does nothing.
     link.abort(new ConnectionError('closed'))

@@ -45,10 +45,10 @@ export class GatewayError extends Error {
 
 export class ConnectionError extends Error {
   override readonly name = 'ConnectionError'
-  /** `stalled`: it was open, and nothing came for too long. */
-  readonly why: 'cut' | 'stalled'
+  /** `stalled`: it was open, and nothing came for too long. `gap`: what came has a hole, each time it is read. */
+  readonly why: 'cut' | 'stalled' | 'gap'
 
-  constructor(message: string, options: { readonly why?: 'cut' | 'stalled'; readonly cause?: unknown } = {}) {
+  constructor(message: string, options: { readonly why?: ConnectionError['why']; readonly cause?: unknown } = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
     this.why = options.why ?? 'cut'
   }

@@ -13,10 +13,11 @@ export {
   type SendInput,
   type WithSignal,
 } from './client.ts'
-export { ConnectionError, GatewayError } from './errors.ts'
+export { ConnectionError, GatewayError, passes } from './errors.ts'
 export { textOf } from './fold.ts'
+export { randomKey } from './random.ts'
 export type { Accepted, ConnectionEvent, ReadyEvent, Reply, ReplyEvent, RunEvent } from './reply.ts'
 export { createResumingFetch, type ResumingFetchOptions } from './resuming-fetch.ts'
 export type { RequestOptions } from './transport.ts'
 export type * from './types.ts'
-export type { ClientLimits } from './waiting.ts'
+export { type ClientLimits, pause } from './waiting.ts'

@@ -8,7 +8,8 @@
  *
  * A message is sent at once, also when nobody iterates, and again under the same key until the gateway has answered; from
  * then on the run is followed by its id. Everything behind the acceptance waits for somebody to ask for it: a reply that
- * nobody reads is held back by its connection, and not in memory.
+ * nobody reads is held back by its connection, and not in memory. That connection is closed when nobody has come for a
+ * while, and who comes later gets another one.
  *
  * At each await: a broken connection leads to the next one, a refusal that passes to a wait, any other to the end of the
  * iteration with that error; `close`, leaving the loop and the caller's signal end everything here, and nothing there.
@@ -17,7 +18,7 @@ import { type Connection, connect } from './connection.ts'
 import { ConnectionError, GatewayError, passes } from './errors.ts'
 import { fold, type RunData, textOf } from './fold.ts'
 import { createSseParser } from './sse.ts'
-import type { Transport } from './transport.ts'
+import { pathOf, type Transport } from './transport.ts'
 import type { Done, EventData, Part } from './types.ts'
 import { createBackOff, linkAbort, pause } from './waiting.ts'
 
@@ -93,7 +94,10 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
   // Parts without the cursor that they go up to cannot be joined to.
   let parts = cursor === undefined ? [] : (source.parts ?? [])
   let attempt = 0
+  let restarts = 0
   let iterated = false
+  let connection: Connection | undefined
+  let unread: ReturnType<typeof setTimeout> | undefined
 
   if (runId !== undefined && source.sessionId !== undefined && source.messageId !== undefined) {
     accept({ runId, sessionId: source.sessionId, messageId: source.messageId })
@@ -114,7 +118,6 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
       attempt += 1
       yield tell('connecting')
       let wait: Wait
-      let connection: Connection | undefined
       try {
         connection = await open()
         yield tell('open')
@@ -126,8 +129,12 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
         wait = judge(error)
       } finally {
         connection?.close()
+        connection = undefined
       }
       if (attempt >= attemptsMax()) throw new ConnectionError('No connection has brought anything.')
+      if (restarts > limits.restartsMax) {
+        throw new ConnectionError('The reply has a gap each time it is read.', { why: 'gap' })
+      }
       yield { ...tell('waiting'), waitMs: wait.ms, why: wait.why }
       await pause(wait.ms, leaving.signal)
     }
@@ -140,7 +147,7 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
         ((signal) =>
           transport.ask(
             'GET',
-            `/runs/${runId}/events`,
+            pathOf`/runs/${runId ?? ''}/events`,
             { headers: { accept: 'text/event-stream', ...(cursor === undefined ? {} : { 'last-event-id': cursor }) } },
             signal,
           )),
@@ -191,9 +198,11 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
         const folded = fold(parts, { type: name, data: value } as unknown as RunData)
         if (folded === undefined) return restart()
         parts = folded.parts
+        // What is said once more on each connection, past the cursor, would be followed for ever.
+        const isNew = folded.event !== undefined && (name !== 'run' || cursor === undefined)
         cursor = name === 'reset' ? ((value.cursor as string | undefined) ?? id) : id
-        if (name === 'delta' || name === 'reset') backOff.reset()
-        attempt = 0
+        if (isNew && (name === 'delta' || name === 'reset')) backOff.reset()
+        if (isNew) attempt = 0
         if (name === 'done') done.resolve(value as unknown as Done)
         if (folded.event !== undefined && isKnown(name)) yield { ...folded.event, id, at }
         if (name === 'done') return 'done'
@@ -205,6 +214,7 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
 
   function restart(): Wait {
     cursor = undefined
+    restarts += 1
     // A log that has a hole would have one again each time.
     backOff.keepGrowing()
     return { ms: backOff.nextMs(), why: 'gap' }
@@ -250,6 +260,15 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
       early.push(next)
       if ((await next).done === true) return
     }
+    if (iterated || connection === undefined || leaving.signal.aborted) return
+    unread = setTimeout(() => connection?.close(), limits.unreadMs)
+    leaving.signal.addEventListener('abort', () => clearTimeout(unread))
+  }
+
+  /** Somebody reads it from here on. */
+  function take(): void {
+    iterated = true
+    clearTimeout(unread)
   }
 
   async function drain(): Promise<void> {
@@ -261,6 +280,7 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
   function close(): void {
     // Whatever it waits for, it waits no longer; where it does not wait, it is told to return.
     leaving.abort(left)
+    leaving.free()
     fail(left)
     void events.return()
   }
@@ -283,19 +303,19 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
       // Not yet: who asks for the end may be about to iterate.
       setTimeout(() => {
         if (iterated) return
-        iterated = true
+        take()
         drain().catch(() => undefined) // it is told by the promise
       })
       return done.promise
     },
     async stop() {
       const id = source.runId ?? (await accepted.promise).runId
-      await transport.request('POST', `/runs/${id}/stop`, { idempotent: true })
+      await transport.request('POST', pathOf`/runs/${id}/stop`, { idempotent: true })
     },
     close,
     [Symbol.asyncIterator]() {
       if (iterated) throw new Error('A reply is iterated once.')
-      iterated = true
+      take()
       return {
         next,
         async return() {

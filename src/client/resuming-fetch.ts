@@ -13,7 +13,7 @@
  */
 import type { ClientOptions } from './client.ts'
 import { type Connection, connect } from './connection.ts'
-import { ConnectionError, passes, refuse, retryAfterOf } from './errors.ts'
+import { ConnectionError, GatewayError, passes, refuse, retryAfterOf } from './errors.ts'
 import { randomKey } from './random.ts'
 import { createSseParser } from './sse.ts'
 import { createTransport, type Init, type Transport } from './transport.ts'
@@ -142,12 +142,14 @@ function resume({ first, ask, backOff, limits, signal, ...from }: ResumeOptions)
 
   async function* follow(): AsyncGenerator<string, void, void> {
     for (;;) {
+      let askedMs = 0
       try {
-        connection ??= await connect((signal) => ask(lastId, signal), limits, leaving.signal)
+        connection ??= await connect(askAgain, limits, leaving.signal)
         if (yield* watch(connection)) return
       } catch (error) {
         if (leaving.signal.aborted) throw leaving.signal.reason
         if (!passes(error) || attempt >= limits.resumeAttemptsMax) throw error
+        if (error instanceof GatewayError) askedMs = error.retryAfterMs
       } finally {
         connection?.close()
         connection = undefined
@@ -156,26 +158,34 @@ function resume({ first, ask, backOff, limits, signal, ...from }: ResumeOptions)
       if (passed.isOver) return yield doneMark
       if (attempt >= limits.resumeAttemptsMax) throw new ConnectionError('No connection has brought anything.')
       attempt += 1
-      await pause(backOff.nextMs(), leaving.signal)
+      await pause(backOff.nextMs(askedMs), leaving.signal)
     }
+  }
+
+  async function askAgain(signal: AbortSignal): Promise<Response> {
+    const response = await ask(lastId, signal)
+    await refuse(response)
+    return response
   }
 
   /** One connection. @returns whether the stream has come to its end */
   async function* watch(connection: Connection): AsyncGenerator<string, boolean, void> {
     const { response } = connection
     if (response.status === 204) throw new Error('The reply has ended meanwhile. Load the chat again.')
-    await refuse(response)
     if (!isStream(response)) throw new ConnectionError('The answer is not a stream.')
     const decoder = new TextDecoder()
     const parser = createSseParser(limits.eventCharsMax, backOff.setFirstMs)
     let taking: Taking | undefined
     /** Chunks of an event whose last one has not come. */
     let held: string[] = []
+    let heldChars = 0
     let connectionId = ''
     for (let bytes = await connection.read(); bytes !== undefined; bytes = await connection.read()) {
       for (const { data, id } of parser.push(decoder.decode(bytes, { stream: true }))) {
         taking ??= passed.takeFrom(data)
         held.push(data)
+        heldChars += data.length
+        if (heldChars > limits.eventCharsMax) throw new ConnectionError('An event without end.')
         const isEnd = data === doneMark
         if (id === connectionId && !isEnd) continue
         connectionId = id
@@ -191,6 +201,7 @@ function resume({ first, ask, backOff, limits, signal, ...from }: ResumeOptions)
     function* flush({ take }: Taking): Generator<string, void, void> {
       const fresh = held.map(take).filter((data) => data !== undefined)
       held = []
+      heldChars = 0
       if (fresh.length === 0) return
       attempt = 0
       backOff.reset()
@@ -198,13 +209,20 @@ function resume({ first, ask, backOff, limits, signal, ...from }: ResumeOptions)
     }
   }
 
-  const chunks = follow()
+  async function* run(): AsyncGenerator<string, void, void> {
+    try {
+      yield* follow()
+    } finally {
+      leaving.free()
+    }
+  }
+
+  const chunks = run()
   const encoder = new TextEncoder()
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         const { done, value } = await chunks.next()
-        if (done === true) leaving.free()
         if (done === true) controller.close()
         else controller.enqueue(encoder.encode(`data: ${value}\n\n`))
       },

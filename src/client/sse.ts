@@ -35,7 +35,7 @@ export function createSseParser(eventCharsMax: number, onRetry: (ms: number) => 
     if (field === 'event') name = value
     else if (field === 'data') {
       data.push(value)
-      dataChars += value.length
+      dataChars += value.length + 1 // its line end: lines without data are not endless either
     } else if (field === 'id' && !value.includes('\0')) id = value
     else if (field === 'retry' && /^\d+$/.test(value)) onRetry(Number(value))
   }

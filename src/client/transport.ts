@@ -4,14 +4,15 @@
  *
  * The first answer makes a visitor, so until one has come, one request goes alone: two would make two visitors. What starts
  * a run must not be it, since an answer that is lost takes the visitor with it, and the repeat would come from somebody
- * else; a small question goes before it. Without a cookie the client makes the visitor's token itself, and nobody waits.
+ * else; a small question goes before it, and where that is refused, so is what it went before. Without a cookie the client
+ * makes the visitor's token itself, and nobody waits.
  *
- * At each await: what breaks rejects with ConnectionError, a refusal with GatewayError, the caller's signal with its reason.
- * A token that is refused is asked for once more where it comes from a function.
+ * At each await: what breaks, and a token that does not come, reject with ConnectionError, a refusal with GatewayError, the
+ * caller's signal with its reason. A token that is refused is asked for once more where it comes from a function.
  */
 import { ConnectionError, GatewayError, passes, refuse } from './errors.ts'
 import { base64url } from './random.ts'
-import { type ClientLimits, createBackOff, linkAbort, pause } from './waiting.ts'
+import { type ClientLimits, createBackOff, linkAbort, pause, unlessAborted } from './waiting.ts'
 
 export interface TransportOptions {
   /** Default '': the same origin. */
@@ -74,8 +75,17 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
   let identifying: Promise<unknown> | undefined
   let identified = false
 
-  function readToken(refused?: string) {
-    return typeof options.token === 'function' ? options.token(refused) : options.token
+  async function readToken(signal: AbortSignal, refused?: string): Promise<string | undefined> {
+    if (typeof options.token !== 'function') return options.token
+    const link = linkAbort(signal)
+    const late = () => link.abort(new ConnectionError(`No token for ${limits.tokenMs} ms.`))
+    const timer = setTimeout(late, limits.tokenMs)
+    try {
+      return await unlessAborted(Promise.resolve(options.token(refused)), link.signal)
+    } finally {
+      clearTimeout(timer)
+      link.free()
+    }
   }
 
   function takeVisitor(token: string): void {
@@ -113,8 +123,10 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
     }
     while (visitorToken === undefined && !identified) {
       if (identifying !== undefined) {
-        await identifying.catch(() => undefined) // who asked is told; the next one asks anew
-        if (signal.aborted) throw signal.reason
+        await unlessAborted(
+          identifying.catch(() => undefined), // who asked is told; the next one asks anew
+          signal,
+        )
         continue
       }
       const isSafe = init.method === 'GET'
@@ -125,27 +137,28 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
         identifying = undefined
       })
       identifying.catch(() => undefined) // the same error is thrown by `first`
-      if (isSafe) return first
-      await discard(await first)
+      const answer = await first
+      // Who asks again, and when, is for whoever reads the answer to decide.
+      if (isSafe || !tellsWho(answer)) return answer
+      await discard(answer)
     }
     return exchange(url, init, undefined, signal)
   }
 
-  /** Any answer of the gateway says who this is, also a refusal. What a proxy says in its place does not. */
-  function learn({ status }: Response): void {
-    if (status < 500) identified = true
+  function learn(answer: Response): void {
+    if (tellsWho(answer)) identified = true
   }
 
   async function open(url: string, init: Init, signal: AbortSignal): Promise<Response> {
     const named = new Headers(init.headers)
-    const token = named.has('authorization') ? undefined : await readToken()
+    const token = named.has('authorization') ? undefined : await readToken(signal)
     if (token === undefined) {
       const isNamed = named.has('authorization') || named.has(visitorHeader)
       return isNamed ? exchange(url, init, undefined, signal) : exchangeAsVisitor(url, init, signal)
     }
     const response = await exchange(url, init, token, signal)
     if (response.status !== 401 || typeof options.token !== 'function') return response
-    const fresh = await readToken(token)
+    const fresh = await readToken(signal, token)
     if (fresh === undefined || fresh === token) return response
     await discard(response)
     return exchange(url, init, fresh, signal)
@@ -210,6 +223,24 @@ export function createTransport(options: TransportOptions, limits: ClientLimits)
       identified = false
     },
   }
+}
+
+/**
+ * A path, as a tag of its text, with the ids in it encoded: an id from an address or a form must not lead to somewhere else.
+ * Dots alone are steps in a path also when they are encoded (URL standard, double-dot path segment); encoded twice they are an
+ * id that nobody has.
+ */
+export function pathOf(texts: TemplateStringsArray, ...ids: readonly string[]): string {
+  const encode = (id: string) => encodeURIComponent(id).replace(/^\.{1,2}$/, (dots) => dots.replaceAll('.', '%252E'))
+  return String.raw({ raw: texts }, ...ids.map(encode))
+}
+
+/**
+ * Whether the gateway knew who asked, or made somebody of them: then the browser has the cookie. A refusal that comes before
+ * that (401, 403, 429) brings none, nor does what a proxy says in the gateway's place.
+ */
+function tellsWho({ status, headers }: Response): boolean {
+  return headers.has(visitorHeader) || (status < 500 && status !== 401 && status !== 403 && status !== 429)
 }
 
 async function discard({ body }: Response): Promise<void> {

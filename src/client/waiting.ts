@@ -5,6 +5,8 @@
 export interface ClientLimits {
   /** From a request to the first bytes of its answer. */
   readonly answerMs: number
+  /** For `token`, where that is a function. Less than the whole request has, so that it is told which of them was late. */
+  readonly tokenMs: number
   /** Silence after which a stream is as good as broken. The gateway says something each 15 s at least. */
   readonly stallMs: number
   /** The same when the reader comes back to the page: a suspended machine finds out late that its connections are gone. */
@@ -17,6 +19,10 @@ export interface ClientLimits {
   readonly requestAttemptsMax: number
   /** Connections in a row that bring nothing, after which a reply is given up: about three hours. */
   readonly resumeAttemptsMax: number
+  /** How often a reply is taken from its beginning because something of it was missed. */
+  readonly restartsMax: number
+  /** How long a reply's connection is kept for somebody to read from it: as long as the gateway waits for a reader. */
+  readonly unreadMs: number
   /** A whole export. */
   readonly exportMs: number
   /** A whole reply can come in one `reset`. What is longer than this is not from the gateway. */
@@ -25,6 +31,7 @@ export interface ClientLimits {
 
 export const defaultLimits: ClientLimits = {
   answerMs: 20_000,
+  tokenMs: 15_000,
   stallMs: 45_000,
   returnStallMs: 20_000,
   backOffFirstMs: 300,
@@ -32,6 +39,8 @@ export const defaultLimits: ClientLimits = {
   sendAttemptsMax: 6,
   requestAttemptsMax: 3,
   resumeAttemptsMax: 1000,
+  restartsMax: 10,
+  unreadMs: 30_000,
   exportMs: 300_000,
   eventCharsMax: 32 * 1024 * 1024,
 }
@@ -122,6 +131,16 @@ export function pause(ms: number, signal?: AbortSignal): Promise<void> {
       if (signal?.aborted) reject(signal.reason)
       else resolve()
     }
+  })
+}
+
+/** What `promise` becomes, or the signal's reason when that comes first: nobody else can be made to give up. */
+export function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise<T>((resolve, reject) => {
+    const end = () => reject(signal.reason)
+    if (signal.aborted) end()
+    signal.addEventListener('abort', end)
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', end))
   })
 }
 

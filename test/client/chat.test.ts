@@ -73,6 +73,75 @@ t.test('what is refused is taken back, and the words are still their author’s'
   t.match(chat.snapshot.error, { code: 'budget_exceeded' })
 })
 
+t.test('what was not accepted is asked for again under its key, and anything else under another', async (t) => {
+  const no = refuse(402, 'budget_exceeded')
+  const yes = say(`${run}${delta('1-2', 0, 'a')}${done('1-3')}`)
+  const { chat, server } = await start(
+    t,
+    undefined,
+    no,
+    no,
+    no,
+    yes,
+    yes,
+    no,
+    no,
+    no,
+    no,
+    no,
+    no,
+    refuse(422, 'idempotency_mismatch'),
+    no,
+  )
+  const key = async (asked: Promise<boolean>) => {
+    await asked
+    await until(chat, isReady)
+    return JSON.parse(server.asked.at(-1)?.body ?? '').client_message_id
+  }
+  const first = await key(chat.send('Hello'))
+  const other = await key(chat.send('Hi'))
+  const again = await key(chat.send('Hello'))
+  t.not(other, first)
+  t.equal(await key(chat.send('Hello')), again, 'the key of the last one is kept')
+  const next = await key(chat.send('Hello'))
+  t.not(next, again, 'what was accepted is over')
+  t.equal(await key(chat.send('Hello', { client_message_id: 'mine' })), 'mine')
+
+  const edited = await key(chat.edit('m1', 'Hello'))
+  t.equal(await key(chat.edit('m1', 'Hello')), edited)
+  t.not(await key(chat.edit('m2', 'Hello')), edited)
+  const made = await key(chat.regenerate('m1'))
+  t.equal(await key(chat.regenerate('m1', { mode: 'fast' })), made)
+  t.equal(await key(chat.regenerate('m1')), made)
+  t.not(await key(chat.regenerate('m1')), made, 'a key that means something else is not kept')
+  t.equal(server.asked.length, 13)
+})
+
+t.test('leaving does not take back what is being sent, and who comes back sees it go on', async (t) => {
+  for (const comesBack of [false, true]) {
+    let accept: (() => void) | undefined
+    const held: Step = (response, asked) => {
+      accept = () => say(`${run}${delta('1-2', 0, 'a')}`, 'open')(response, asked)
+    }
+    const { chat, server } = await start(t, undefined, held)
+    chat.open()
+    const sent = chat.send('Hello')
+    await server.request(0)
+    chat.close()
+    if (comesBack) {
+      chat.open()
+      t.same([shown(chat), chat.snapshot.status], [['user: Hello', 'assistant: '], 'sending'])
+    }
+    accept?.()
+    t.equal(await sent, true)
+    t.equal(chat.snapshot.sessionId, ids.session_id)
+    if (comesBack) await until(chat, () => shown(chat)[1] === 'assistant: a')
+    chat.close()
+    await server.asked[0]?.closed
+    t.equal(server.asked.length, 1)
+  }
+})
+
 t.test('a session is opened with its reply that is under way, left, and opened again', async (t) => {
   const page = answer(200, {
     data: [
@@ -151,6 +220,35 @@ t.test(
     )
   },
 )
+
+t.test('stop while a message is being sent ends its reply as soon as there is one', async (t) => {
+  let accept: (() => void) | undefined
+  let end: (() => void) | undefined
+  const { chat, server } = await start(
+    t,
+    undefined,
+    (response, asked) => {
+      accept = () => say(run, 'open')(response, asked)
+      end = () => response.end(done('1-2', 'stopped'))
+    },
+    (response, asked) => {
+      answer(200, {})(response, asked)
+      end?.()
+    },
+  )
+  const sent = chat.send('Hello')
+  await server.request(0)
+  const stopped = chat.stop()
+  accept?.()
+  await Promise.all([sent, stopped])
+  await until(chat, isReady)
+  t.equal(server.asked[1]?.path, `/api/v1/runs/${ids.run_id}/stop`)
+  t.equal(chat.snapshot.messages[1]?.status, 'stopped')
+
+  const refused = await start(t, undefined, refuse(402, 'budget_exceeded'))
+  await Promise.all([refused.chat.send('Hello'), refused.chat.stop()])
+  t.match(refused.chat.snapshot, { status: 'ready', error: { code: 'budget_exceeded' } })
+})
 
 t.test('stop asks for the end of the reply, and says when it cannot', async (t) => {
   let end: (() => void) | undefined

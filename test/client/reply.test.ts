@@ -144,6 +144,20 @@ for (const [name, hole] of [
   })
 }
 
+t.test('a reply that has a gap each time it is read is given up', async (t) => {
+  const broken = say(`${run}${delta('1-2', 0, 'a')}${delta('1-4', 9, '!')}`, 'cut')
+  const server = await startScript(t, broken, broken, broken, broken, say(`${run}${done('1-2')}`))
+  const reply = clientOf(server.url, { limits: { restartsMax: 3 } }).chat.send({ message: 'Hello' })
+  const waits: unknown[] = []
+  const read = async () => {
+    for await (const event of reply) if (event.type === 'connection' && event.state === 'waiting') waits.push(event.why)
+  }
+  await t.rejects(read(), { name: 'ConnectionError', why: 'gap' })
+  await t.rejects(reply.done, { name: 'ConnectionError', why: 'gap' })
+  t.same(waits, ['gap', 'gap', 'gap'])
+  t.equal(server.asked.length, 4)
+})
+
 t.test('a reset replaces all parts, and the stream goes on from its cursor', async (t) => {
   const parts = [
     { kind: 'reasoning', text: 'Hm.' },
@@ -256,6 +270,15 @@ t.test('a reply whose connections bring nothing is given up after so many attemp
   t.equal(server.asked.length, 3)
 })
 
+t.test('a reply whose connections bring only what was there is given up as well', async (t) => {
+  const same = say(`${run}${delta('1-2', 0, 'a')}`, 'cut')
+  const server = await startScript(t, same, same, same, same, same, say(done('1-3')))
+  const reply = clientOf(server.url, { limits: { resumeAttemptsMax: 3 } }).chat.send({ message: 'Hello' })
+  await t.rejects(readAll(reply), { name: 'ConnectionError' })
+  t.equal(server.asked.length, 4)
+  t.equal(reply.text, 'a')
+})
+
 t.test('silence is a broken connection, and a heartbeat is not silence', async (t) => {
   const server = await startScript(
     t,
@@ -289,11 +312,12 @@ t.test('an event without end, and one that is not JSON, are a broken connection'
     t,
     say(`${run}${delta('1-2', 0, 'a')}event: delta\ndata: {"part"\nid: 1-3\n\n`, 'open'),
     say(`event: delta\ndata: "${'x'.repeat(1000)}`, 'open'),
+    say('data:\n'.repeat(600), 'open'),
     say(done('1-3')),
   )
   const events = await readAll(clientOf(server.url, { limits: { eventCharsMax: 500 } }).chat.send({ message: 'Hello' }))
-  t.same(waits(events), ['cut', 'cut'])
-  t.same(cursors(server.asked), [undefined, '1-2', '1-2'])
+  t.same(waits(events), ['cut', 'cut', 'cut'])
+  t.same(cursors(server.asked), [undefined, '1-2', '1-2', '1-2'])
 })
 
 for (const [name, leave] of [
@@ -326,6 +350,27 @@ t.test('close also ends a wait for bytes, and a reply that nobody has iterated',
   alone.close()
   await Promise.all(server.asked.map(({ closed }) => closed))
   await t.rejects(alone.done, { message: 'The reply was left before its end.' })
+})
+
+t.test('a reply that nobody reads lets its connection go, and is all there for whoever reads it later', async (t) => {
+  const server = await startScript(
+    t,
+    say(`${run}${delta('1-2', 0, 'a')}`, 'open'),
+    say(`${delta('1-2', 0, 'ab')}${done('1-3')}`),
+  )
+  const reply = clientOf(server.url, { limits: { unreadMs: 20 } }).chat.send({ message: 'Hello' })
+  await reply.accepted
+  await server.asked[0]?.closed
+  const events = await readAll(reply)
+  t.equal(joined(events), 'ab')
+  t.same(waits(events), ['cut'])
+
+  // Whoever reads slowly reads all the same.
+  const slow = await startScript(t, say(`${run}${delta('1-2', 0, 'a')}${done('1-3')}`))
+  for await (const { type } of clientOf(slow.url, { limits: { unreadMs: 20 } }).chat.send({ message: 'Hello' })) {
+    if (type === 'run') await new Promise((resolve) => setTimeout(resolve, 60))
+  }
+  t.equal(slow.asked.length, 1)
 })
 
 t.test("the caller's signal ends it with its reason, while it sends, waits for bytes, or waits", async (t) => {

@@ -3,7 +3,7 @@
  * is the browser: what a page has and Node has not stands in `globalThis` while such a test runs.
  */
 import t, { type Test } from 'tap'
-import { type Client, type ClientOptions, createClient } from '../../src/client/index.ts'
+import { type Client, type ClientOptions, createClient, type Reply } from '../../src/client/index.ts'
 import { type Asked, answer, delta, done, drop, refuse, run, say, startScript } from './scripted-server.ts'
 
 const limits = { backOffFirstMs: 1, backOffMaxMs: 5 }
@@ -69,6 +69,47 @@ t.test('in a browser with its cookie one request goes first, and it is none that
   t.same(server.asked.map(({ method }) => method).toSorted(), ['GET', 'GET', 'POST'])
 })
 
+t.test(
+  'a message whose small question is refused is refused with it, and both are asked again after a wait',
+  async (t) => {
+    const held: Parameters<typeof startScript>[1] = (response, asked) =>
+      (asked.method === 'GET' ? list : say(`${run}${done('1-2')}`))(response, asked)
+    for (const [status, code] of [
+      [503, 'db_unavailable'],
+      [429, 'rate_limited'],
+    ] as const) {
+      const server = await startScript(t, refuse(status, code), refuse(status, code), held, held)
+      standIn(t, server.url)
+      const waits: unknown[] = []
+      for await (const event of clientOf(server.url).chat.send({ message: 'Hello' })) {
+        if (event.type === 'connection' && event.state === 'waiting') waits.push(event.why)
+      }
+      t.same(waits, ['refused', 'refused'])
+      t.same(
+        server.asked.map(({ method }) => method),
+        ['GET', 'GET', 'GET', 'POST'],
+        'and no message goes before it is known whose it is',
+      )
+    }
+
+    const down = await startScript(t, ...Array(20).fill(answer(502, 'a page of a proxy')))
+    standIn(t, down.url)
+    const lost = clientOf(down.url, { limits: { sendAttemptsMax: 3 } }).chat.send({ message: 'Hello' })
+    await t.rejects(lost.accepted, { name: 'ConnectionError' })
+    t.equal(down.asked.length, 3)
+
+    const strange = await startScript(t, refuse(401, 'invalid_token'), held, held)
+    standIn(t, strange.url)
+    const client = clientOf(strange.url)
+    await t.rejects(client.chat.send({ message: 'Hello' }).accepted, { code: 'invalid_token' })
+    t.equal((await client.chat.send({ message: 'Hello' }).done).status, 'completed')
+    t.same(
+      strange.asked.map(({ method }) => method),
+      ['GET', 'GET', 'POST'],
+    )
+  },
+)
+
 t.test('whoever is first and gets no answer makes room for the next one', async (t) => {
   const server = await startScript(t, drop, drop, list, list)
   standIn(t, server.url)
@@ -108,6 +149,41 @@ t.test('a token is asked for each request, and once more when it is refused', as
   t.same(refused, [undefined, undefined, 'old', undefined, 'new'])
   t.equal(server.asked.length, 4)
   t.same(visitors(server.asked), [undefined, undefined, undefined, undefined])
+})
+
+t.test(
+  'a token that does not come is no answer, and nobody waits longer than for that or for the signal',
+  async (t) => {
+    const server = await startScript(t, list)
+    let asked = 0
+    const token = () => {
+      asked += 1
+      return new Promise<string>(() => undefined)
+    }
+    const late = clientOf(server.url, { token, limits: { tokenMs: 20, answerMs: 2000 } })
+    await t.rejects(late.sessions.list(), { name: 'ConnectionError', message: 'No token for 20 ms.' })
+    await t.rejects(late.chat.send({ message: 'Hello' }).accepted, { message: 'No token for 20 ms.' })
+    t.equal(asked, 3 + 6, 'as often as a request and a message are tried')
+    const reason = new Error('enough')
+    await t.rejects(clientOf(server.url, { token }).sessions.list({}, { signal: AbortSignal.timeout(20) }), {
+      name: 'TimeoutError',
+    })
+    const reply = clientOf(server.url, { token }).chat.send({ message: 'Hello' }, { signal: AbortSignal.abort(reason) })
+    await t.rejects(reply.accepted, reason)
+    t.equal(server.asked.length, 0)
+  },
+)
+
+t.test('who waits for somebody else to be known gives up with its own signal', async (t) => {
+  const server = await startScript(t, () => undefined)
+  standIn(t, server.url)
+  const client = clientOf(server.url)
+  const abort = new AbortController()
+  const first = client.sessions.list({}, { signal: abort.signal })
+  await server.request(0)
+  await t.rejects(client.sessions.list({}, { signal: AbortSignal.timeout(20) }), { name: 'TimeoutError' })
+  abort.abort()
+  await t.rejects(first, { name: 'AbortError' })
 })
 
 t.test('a token that runs out in the middle of a reply is renewed', async (t) => {
@@ -186,6 +262,52 @@ t.test('a refusal without a problem document is one all the same, with what is k
   await t.rejects(clientOf(server.url).sessions.list(), { name: 'GatewayError', status: 413, code: 'unknown' })
 })
 
+t.test('an id leads nowhere but to what has it, whatever is in it', async (t) => {
+  const calls: readonly ((client: Client, id: string) => Promise<unknown>)[] = [
+    ({ chat }, id) => chat.regenerate(id).accepted,
+    ({ chat }, id) => chat.edit(id, { message: 'Hello' }).accepted,
+    ({ chat }, id) => chat.attach({ runId: id }).done,
+    ({ chat }, id) => chat.attach({ runId: id, sessionId: id, messageId: id }).stop(),
+    ({ runs }, id) => runs.get(id),
+    ({ runs }, id) => runs.stop(id),
+    ({ sessions }, id) => sessions.get(id, ['messages']),
+    ({ sessions }, id) => sessions.update(id, { title: 'New' }),
+    ({ sessions }, id) => sessions.delete(id, { purge: true }),
+    ({ sessions }, id) => sessions.restore(id),
+    ({ sessions }, id) => sessions.stop(id),
+    ({ sessions }, id) => sessions.start(id),
+    ({ sessions }, id) => sessions.kill(id),
+    ({ sessions }, id) => sessions.messages(id),
+    async ({ sessions }, id) => {
+      for await (const message of sessions.allMessages(id)) t.fail(message.id)
+    },
+    ({ sessions }, id) => sessions.export(id),
+    ({ sessions }, id) => sessions.artifacts(id),
+    ({ sessions }, id) => sessions.artifact(id, 'a'),
+    ({ sessions }, id) => sessions.artifact('a', id),
+    ({ messages }, id) => messages.feedback(id, { rating: 1 }),
+  ]
+  const ids = ['x/../../me', '..', '?a#b']
+  const server = await startScript(t, ...Array(calls.length * (ids.length + 1)).fill(refuse(404, 'not_found')))
+  const client = clientOf(server.url, { token: 'jwt' })
+  const segments = (path: string) => path.split('?')[0]?.split('/').length
+  for (const call of calls) {
+    await t.rejects(call(client, 'plain'), { code: 'not_found' })
+    const expected = segments(server.asked.at(-1)?.path ?? '')
+    for (const id of ids) {
+      await call(client, id).catch(() => undefined)
+      const { path = '' } = server.asked.at(-1) ?? {}
+      if (segments(path) !== expected) t.fail('it leads elsewhere', { id, path, call: `${call}` })
+    }
+  }
+  await clientOf(server.url)
+    .sessions.delete('x/../../me')
+    .catch(() => undefined)
+  t.equal(server.asked.at(-1)?.path, '/api/v1/sessions/x%2F..%2F..%2Fme')
+  const ticket = await startScript(t, answer(200, { ticket: 'a', expires_in: 60 }))
+  t.match(await clientOf(ticket.url).runs.ticketUrl('../x'), '/api/v1/runs/..%2Fx/events?ticket=a')
+})
+
 t.test('all messages come page by page', async (t) => {
   const server = await startScript(
     t,
@@ -202,6 +324,13 @@ t.test('all messages come page by page', async (t) => {
       '/api/v1/sessions/s1/messages?limit=100&order=desc&cursor=x+y',
     ],
   )
+  const circle = answer(200, { data: [], next_cursor: 'x' })
+  const endless = await startScript(t, circle, circle, circle, answer(200, { data: [], next_cursor: null }))
+  const read = async () => {
+    for await (const { id } of clientOf(endless.url).sessions.allMessages('s1')) t.fail(id)
+  }
+  await t.rejects(read(), { name: 'ConnectionError' }, 'and one that leads to itself is not asked for for ever')
+  t.equal(endless.asked.length, 2)
 })
 
 t.test('an address with a ticket, an export and a claim ask for what they say', async (t) => {
@@ -276,7 +405,8 @@ t.test('a reader who comes back finds a connection that was silent given up, and
 })
 
 t.test('nothing listens to the page any more when all has ended', async (t) => {
-  const server = await startScript(t, list, say(`${run}${done('1-2')}`), list)
+  const endless = say(run, 'open')
+  const server = await startScript(t, list, say(`${run}${done('1-2')}`), list, endless, endless, endless)
   const { page } = standIn(t, server.url)
   let listening = 0
   const { addEventListener, removeEventListener } = globalThis as unknown as EventTarget
@@ -294,4 +424,21 @@ t.test('nothing listens to the page any more when all has ended', async (t) => {
   await client.chat.send({ message: 'Hello' }).done
   await client.sessions.list()
   t.equal(listening, 0)
+
+  for (const [limits, leave] of [
+    [{}, (_: Reply, abort: AbortController) => abort.abort()],
+    [{}, (reply: Reply) => reply.close()],
+    [{ unreadMs: 1 }, () => undefined],
+  ] as const) {
+    const abort = new AbortController()
+    const reply = clientOf(server.url, { visitorToken: token, limits }).chat.send(
+      { message: 'Hello' },
+      { signal: abort.signal },
+    )
+    await reply.accepted
+    t.not(listening, 0)
+    leave(reply, abort)
+    await server.asked.at(-1)?.closed
+    t.equal(listening, 0, 'also when nobody has read the reply')
+  }
 })

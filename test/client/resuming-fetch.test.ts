@@ -250,12 +250,53 @@ t.test('a reply that cannot be had any more fails, and does not end as if it was
   }
 })
 
+t.test(
+  'a gateway that refuses for now is asked again no sooner than it says, and one that never ends its words, too',
+  async (t) => {
+    const times: number[] = []
+    const timed =
+      (step: Step): Step =>
+      (response, asked) => {
+        times.push(performance.now())
+        return step(response, asked)
+      }
+    const server = await startScript(
+      t,
+      say(`${began}${first('r.1-2', 'a')}`, 'cut'),
+      timed(refuse(503, 'draining', {}, { 'retry-after': '1' })),
+      timed((response) => void response.writeHead(503, { 'content-type': 'application/json' }).write('{"code":')),
+      say(`${word('r.1-3', 'b')}${ended('r.1-4')}`),
+    )
+    const stream = await send(server, { limits: { backOffMaxMs: 200, answerMs: 300 } })
+    t.same(shapeOf(await readAll(stream)), shape('ab'))
+    const [refusedAt = 0, againAt = 0] = times
+    t.ok(againAt - refusedAt > 190, 'as long as the limit lets it be')
+    t.equal(server.asked.length, 4)
+  },
+)
+
+t.test('chunks that wait for an id which does not come are a broken connection', async (t) => {
+  const chunks = Array.from({ length: 20 }, () => block('', { type: 'text-delta', id: '0', delta: 'x'.repeat(30) }))
+  const server = await startScript(
+    t,
+    say(`${began}${first('r.1-2', 'a')}${chunks.join('')}`, 'open'),
+    say(`${word('r.1-3', 'b')}${ended('r.1-4')}`),
+  )
+  t.same(shapeOf(await readAll(await send(server, { limits: { eventCharsMax: 500, stallMs: 60_000 } }))), shape('ab'))
+  t.same(cursors(server), [undefined, 'r.1-2'])
+})
+
 t.test('a stream that lacks nothing but its end mark is whole', async (t) => {
   const whole = `${began}${first('r.1-2', 'a')}${ended('r.1-3')}`
   const server = await startScript(t, say(whole.slice(0, whole.indexOf('data: [DONE]')), 'cut'), answer(204))
-  const seen = shapeOf(await readAll(await send(server)).catch(() => []))
+  const seen: UIMessageChunk[] = []
+  const read = async () => {
+    for await (const chunk of await send(server)) seen.push(chunk)
+  }
   // Its last chunks have no id yet, so they were not passed on, and the gateway is asked for them.
-  t.same(seen, [])
+  await t.rejects(read(), { message: /has ended meanwhile/ })
+  t.same(shapeOf(seen), shape('a').slice(0, 4))
+  t.same(cursors(server), [undefined, 'r.1-2'])
   const known = await startScript(
     t,
     say(
