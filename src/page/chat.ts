@@ -13,8 +13,11 @@ import {
   type Client,
   ConnectionError,
   GatewayError,
+  passes,
+  pause,
   type Reply,
   type ReplyEvent,
+  randomKey,
   type Session,
 } from '../client/index.ts'
 import { leafBelow } from './branches.ts'
@@ -159,7 +162,7 @@ export function createChat(options: ChatOptions) {
     if (text.trim() === '') return composer.focus()
     if (!ready(here)) return
     if (unsent.key === '' || unsent.text !== text || unsent.sessionId !== here.sessionId) {
-      unsent = { key: crypto.getRandomValues(new Uint32Array(4)).join('-'), text, sessionId: here.sessionId }
+      unsent = { key: randomKey(), text, sessionId: here.sessionId }
     }
     const { key } = unsent
     const mode = composer.mode()
@@ -203,7 +206,7 @@ export function createChat(options: ChatOptions) {
     const here = conversation
     if (!ready(here)) return false
     const mode = composer.mode()
-    const key = `edit-${crypto.getRandomValues(new Uint32Array(4)).join('-')}`
+    const key = randomKey()
     const taken = Promise.withResolvers<boolean>()
     task(
       exchange(
@@ -484,30 +487,6 @@ function isAccepted(event: ReplyEvent): boolean {
 
 function isStranger(error: unknown): boolean {
   return error instanceof GatewayError && error.status === 401
-}
-
-/** Whether the same request can succeed a moment later. */
-function passes(error: unknown): boolean {
-  if (error instanceof ConnectionError) return true
-  return error instanceof GatewayError && (error.status === 429 || error.status >= 500)
-}
-
-/** Waits, but no longer than until the network or the reader comes back. */
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const over = new AbortController()
-    const timer = setTimeout(finish, ms)
-    function finish(): void {
-      clearTimeout(timer)
-      over.abort()
-      if (signal.aborted) reject(signal.reason)
-      else resolve()
-    }
-    if (signal.aborted) return finish()
-    window.addEventListener('online', finish, { signal: over.signal })
-    document.addEventListener('visibilitychange', () => document.hidden || finish(), { signal: over.signal })
-    signal.addEventListener('abort', finish, { signal: over.signal })
-  })
 }
 
 export function titleFor(session: Session | undefined): string {
