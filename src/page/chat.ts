@@ -72,8 +72,8 @@ export function createChat(options: ChatOptions) {
   let conversation = createConversation(null)
   let sending = false
   let stopping = false
-  /** The message that was sent last and not accepted. Sent again unchanged, it keeps its key and cannot count twice. */
-  let unsent = { key: '', text: '', sessionId: null as string | null }
+  const unsent = createUnsent()
+  const unsentEdit = createUnsent()
 
   /** Leaves the session on the screen, whose run goes on, for another one; null is a new chat. */
   function show(sessionId: string | null): void {
@@ -161,10 +161,7 @@ export function createChat(options: ChatOptions) {
     const text = composer.text()
     if (text.trim() === '') return composer.focus()
     if (!ready(here)) return
-    if (unsent.key === '' || unsent.text !== text || unsent.sessionId !== here.sessionId) {
-      unsent = { key: randomKey(), text, sessionId: here.sessionId }
-    }
-    const { key } = unsent
+    const key = unsent.keyOf(text, here.sessionId)
     const mode = composer.mode()
     const parent = here.path().at(-1)?.message
     const onBranch = parent !== undefined && here.leaf !== undefined
@@ -180,12 +177,13 @@ export function createChat(options: ChatOptions) {
           ...(mode === undefined ? {} : { mode }),
         }),
       ({ messageId, runId }) => {
-        unsent.key = ''
+        unsent.forget()
         composer.setText('')
         const seq = here.nextSeq()
         here.messages.push(userMessage(key, parent?.id ?? null, seq, text))
         return replyMessage(messageId, key, seq + 1, runId)
       },
+      unsent,
     )
   }
 
@@ -206,7 +204,7 @@ export function createChat(options: ChatOptions) {
     const here = conversation
     if (!ready(here)) return false
     const mode = composer.mode()
-    const key = randomKey()
+    const key = unsentEdit.keyOf(text, message.id)
     const taken = Promise.withResolvers<boolean>()
     task(
       exchange(
@@ -219,11 +217,13 @@ export function createChat(options: ChatOptions) {
             ...(mode === undefined ? {} : { mode }),
           }),
         ({ messageId, runId }) => {
+          unsentEdit.forget()
           taken.resolve(true)
           const seq = here.nextSeq()
           here.messages.push(userMessage(key, message.parent_id, seq, text))
           return replyMessage(messageId, key, seq + 1, runId)
         },
+        unsentEdit,
       ).finally(() => taken.resolve(false)),
     )
     return taken.promise
@@ -236,7 +236,13 @@ export function createChat(options: ChatOptions) {
   }
 
   /** One reply, from what asks for it to its end. What is refused is said, and nothing has changed. */
-  async function exchange(here: Conversation, what: string, ask: () => Reply, begin: Begin): Promise<void> {
+  async function exchange(
+    here: Conversation,
+    what: string,
+    ask: () => Reply,
+    begin: Begin,
+    unsent?: Unsent,
+  ): Promise<void> {
     let accepted = false
     sending = true
     notices.alert('')
@@ -258,7 +264,7 @@ export function createChat(options: ChatOptions) {
       if (isStranger(error)) return options.onStranger()
       notices.alert(`The message was not sent: ${explain(error)}`)
       if (!(error instanceof GatewayError)) return
-      if (error.code === 'idempotency_mismatch') unsent.key = ''
+      if (error.code === 'idempotency_mismatch') unsent?.forget()
       // Somebody is faster, in another tab or on another device: show that reply.
       if (error.code === 'session_busy' && here === conversation) task(load(here))
     } finally {
@@ -464,6 +470,23 @@ export function createChat(options: ChatOptions) {
       }
     },
     sessionId: () => conversation.sessionId,
+  }
+}
+
+type Unsent = ReturnType<typeof createUnsent>
+
+/** The words that were sent last and not accepted. Sent again unchanged, they keep their key and cannot count twice. */
+function createUnsent() {
+  let last: { readonly key: string; readonly text: string; readonly place: string | null } | undefined
+  return {
+    /** @param place the session, or the message in whose place they stand */
+    keyOf(text: string, place: string | null): string {
+      if (last?.text !== text || last.place !== place) last = { key: randomKey(), text, place }
+      return last.key
+    },
+    forget(): void {
+      last = undefined
+    },
   }
 }
 

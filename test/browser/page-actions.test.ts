@@ -4,7 +4,7 @@
  * one page where one leads to the next.
  */
 import { readFile } from 'node:fs/promises'
-import type { BrowserContext, Download, Page } from 'playwright-core'
+import type { BrowserContext, Download, Page, Route } from 'playwright-core'
 import t, { type Test } from 'tap'
 import { startGateway } from '../support/gateway.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
@@ -141,6 +141,10 @@ if (browser !== undefined) {
     await box.waitFor({ state: 'detached' })
     await textbox(page).press('ArrowUp')
     await box.fill('Another second question')
+    await page.route('**/edit', loseAnswer, { times: 1 })
+    await named(page, 'Send again').click()
+    await page.getByRole('alert').getByText('The message was not sent').waitFor()
+    t.match(complaints.splice(0), [/500/], 'as far as the page knows')
     await named(page, 'Send again').click()
     await page.getByRole('article', { name: 'You' }).last().getByText('Another second question').waitFor()
     await endOfReply(page)
@@ -148,7 +152,7 @@ if (browser !== undefined) {
 
     const { data } = await read(context, `/sessions/${sessionOf(page)}/messages`)
     const [question, reply1, reply2, question2, , question3, reply3] = data
-    t.equal(data.length, 7)
+    t.equal(data.length, 7, 'what was sent again is there once')
     t.equal(reply2.parent_id, question.id)
     t.equal(question2.parent_id, reply1.id, 'it followed the version that was on the screen')
     t.equal(question3.parent_id, reply1.id)
@@ -393,6 +397,13 @@ if (browser !== undefined) {
   async function checkNames(t: Test, page: Page): Promise<void> {
     t.same(await page.evaluate(nameless), [], 'all controls have names')
   }
+}
+
+/** The gateway does what it is asked, and the page is told that it failed. */
+async function loseAnswer(route: Route): Promise<void> {
+  await route.fetch()
+  const problem = { status: 500, code: 'internal', title: 'Lost', detail: 'Something broke.', retryable: false }
+  await route.fulfill({ status: 500, contentType: 'application/problem+json', body: JSON.stringify(problem) })
 }
 
 /** Controls without a name, in the page's own words. */
