@@ -448,7 +448,9 @@ export function createChat(options: ChatOptions) {
   function showFailure(message: Shown | undefined): void {
     if (message?.status !== 'failed' && message?.status !== 'interrupted') return
     const how = message.status === 'failed' ? 'failed' : 'broke off'
-    notices.alert(`The reply ${how}: ${message.error?.message ?? 'the gateway did not say why.'}`)
+    const why = message.error?.message ?? 'the gateway did not say why.'
+    // "The reply broke off." says it all, and nobody wants to read it twice.
+    notices.alert(why.startsWith('The reply ') ? why : `The reply ${how}: ${why}`)
   }
 
   return {

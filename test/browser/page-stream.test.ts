@@ -365,13 +365,14 @@ if (browser !== undefined) {
     },
   )
 
-  for (const [status, label, alerts] of [
-    ['interrupted', 'Interrupted', ['The reply broke off: The process ended.']],
-    ['stopped', 'Stopped', []],
-    ['failed', 'Failed', ['The reply failed: The process ended.']],
+  for (const [status, label, message, alerts] of [
+    ['interrupted', 'Interrupted', 'The process ended.', ['The reply broke off: The process ended.']],
+    ['interrupted', 'Interrupted', 'The reply broke off.', ['The reply broke off.']],
+    ['stopped', 'Stopped', 'The process ended.', []],
+    ['failed', 'Failed', 'The process ended.', ['The reply failed: The process ended.']],
   ] as const) {
-    t.test(`a reply that was ${status} keeps its words and is labelled`, async (t) => {
-      const error = { code: 'interrupted', message: 'The process ended.', retryable: true }
+    t.test(`a reply that was ${status} keeps its words and is labelled: ${message}`, async (t) => {
+      const error = { code: 'interrupted', message, retryable: true }
       const { page, text } = await readScript(t, [
         {
           pieces: [
