@@ -256,7 +256,7 @@ function noteOn(message: Shown): string {
 function factsOf({ model, latency_ms, total_tokens, cost_usd }: Shown): string {
   const facts = [
     model,
-    latency_ms === null ? null : `${(latency_ms / 1000).toFixed(1)} s`,
+    latency_ms === null ? null : latency_ms < 1000 ? `${latency_ms} ms` : `${(latency_ms / 1000).toFixed(1)} s`,
     total_tokens === null ? null : `${total_tokens.toLocaleString('en')} tokens`,
     cost_usd === null ? null : `$${cost_usd}`,
   ]

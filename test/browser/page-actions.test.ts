@@ -428,6 +428,11 @@ if (browser !== undefined) {
       }
     }
     t.ok(contrast([255, 255, 255], [150, 150, 150]) < 4.5, 'the measure can tell')
+    await chatsButton.click()
+    await openMenu(page, 'On a phone', 'Delete')
+    const notice = await page.getByText('Deleted “On a phone”.').boundingBox()
+    const composer = await textbox(page).boundingBox()
+    t.ok(notice!.y + notice!.height < composer!.y, 'a notice does not lie on what one writes with')
     t.same(strayRequests, [])
     t.same(complaints, [])
   })
