@@ -241,7 +241,7 @@ export function createChat(options: ChatOptions) {
     what: string,
     ask: () => Reply,
     begin: Begin,
-    unsent?: Unsent,
+    words?: Unsent,
   ): Promise<void> {
     let accepted = false
     sending = true
@@ -264,7 +264,7 @@ export function createChat(options: ChatOptions) {
       if (isStranger(error)) return options.onStranger()
       notices.alert(`The message was not sent: ${explain(error)}`)
       if (!(error instanceof GatewayError)) return
-      if (error.code === 'idempotency_mismatch') unsent?.forget()
+      if (error.code === 'idempotency_mismatch') words?.forget()
       // Somebody is faster, in another tab or on another device: show that reply.
       if (error.code === 'session_busy' && here === conversation) task(load(here))
     } finally {
