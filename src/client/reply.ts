@@ -29,8 +29,11 @@ export interface Accepted {
   readonly messageId: string
 }
 
-/** An event of the run. `at` is when it arrived, as `performance.now()` has it. */
-export type RunEvent = RunData & { readonly id: string; readonly at: number }
+/**
+ * An event of the run. `at` is when it arrived, as `performance.now()` has it; `chars` are the UTF-16 units of its data as
+ * they came, 0 when it did not come over the wire.
+ */
+export type RunEvent = RunData & { readonly id: string; readonly at: number; readonly chars: number }
 
 /** Replay has caught up with live. */
 export interface ReadyEvent {
@@ -192,7 +195,7 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
           // The whole run again: what was there before counts for nothing.
           if (cursor === undefined && parts.length > 0) {
             parts = []
-            yield { type: 'reset', data: { message_id, parts: [], cursor: id }, id, at }
+            yield { type: 'reset', data: { message_id, parts: [], cursor: id }, id, at, chars: 0 }
           }
         }
         const folded = fold(parts, { type: name, data: value } as unknown as RunData)
@@ -204,7 +207,7 @@ export function createReply(transport: Transport, source: ReplySource, signal?: 
         if (isNew && (name === 'delta' || name === 'reset')) backOff.reset()
         if (isNew) attempt = 0
         if (name === 'done') done.resolve(value as unknown as Done)
-        if (folded.event !== undefined && isKnown(name)) yield { ...folded.event, id, at }
+        if (folded.event !== undefined && isKnown(name)) yield { ...folded.event, id, at, chars: data.length }
         if (name === 'done') return 'done'
       }
     }

@@ -3,8 +3,8 @@
  * one can be pasted. What a visitor had is not taken along silently: who signs in on a shared machine would take what
  * somebody else has written.
  *
- * At each await the dialog is open and its buttons are off; when the gateway does not answer, that is said and nothing
- * has changed.
+ * At each await the dialog is open and its button is off; when the gateway does not answer, that is said and nothing has
+ * changed. Whoever closes the dialog meanwhile has not signed in.
  */
 import { type Client, createClient, GatewayError } from '../client/index.ts'
 import { element, setText } from './dom.ts'
@@ -41,13 +41,18 @@ export function createAccount({ client, identity, notices, chats, onChange }: Ac
   const claimWords = element('claim-words', HTMLElement)
   const claimProblem = element('claim-problem', HTMLElement)
   const claimYes = element('claim-yes', HTMLButtonElement)
+  /** Ends the trial of a token that is under way. */
+  let trying = new AbortController()
+  /** Who this was when it was last shown. */
+  let known: { readonly token: string | undefined; readonly name: string | undefined }
 
   signInButton.addEventListener('click', () => ask())
   element('sign-in-cancel', HTMLButtonElement).addEventListener('click', () => dialog.close())
   element('claim-no', HTMLButtonElement).addEventListener('click', () => claimDialog.close())
   claimYes.addEventListener('click', () => void claim())
-  // A token does not stay in a box that nobody sees.
+  // Who closes it wants no answer any more, and a token does not stay in a box that nobody sees.
   dialog.addEventListener('close', () => {
+    trying.abort()
     box.value = ''
   })
   form.addEventListener('submit', (event) => {
@@ -60,11 +65,12 @@ export function createAccount({ client, identity, notices, chats, onChange }: Ac
     notices.say('Signed out. The token is gone from this browser.')
     onChange(false)
   })
-  // In another tab, where the token is kept for the device.
+  // In another tab, where the token is kept for the device. This tab may have one of its own.
   window.addEventListener('storage', ({ key }) => {
-    if (key !== null && key !== keyOf('token')) return
+    if ((key !== null && key !== keyOf('token')) || identity.token() === known.token) return
+    const before = known.name
     show()
-    onChange(false)
+    onChange(before === known.name)
   })
   show()
 
@@ -81,18 +87,23 @@ export function createAccount({ client, identity, notices, chats, onChange }: Ac
     const visitorChats = identity.token() === undefined ? chats() : 0
     submit.disabled = true
     setText(problem, '')
+    trying = new AbortController()
+    const { signal } = trying
+    // The dialog tells of its end a moment after it is closed.
+    const left = () => signal.aborted || !dialog.open
     try {
-      await createClient({ token }).sessions.list({ limit: 1 })
+      await createClient({ token }).sessions.list({ limit: 1 }, { signal })
     } catch (error) {
-      return ask(explainToken(error))
+      return left() ? undefined : ask(explainToken(error))
     } finally {
       submit.disabled = false
     }
+    if (left()) return
     const before = identity.name()
     identity.signIn(token, keep.checked)
     dialog.close()
     show()
-    onChange(before === identity.name())
+    onChange(before === known.name)
     if (visitorChats > 0) offerClaim(visitorChats)
   }
 
@@ -122,6 +133,7 @@ export function createAccount({ client, identity, notices, chats, onChange }: Ac
 
   function show(): void {
     const name = identity.name()
+    known = { token: identity.token(), name }
     setText(who, name ?? 'Visitor')
     who.title = name ?? 'Known to the gateway by a cookie of this browser'
     signInButton.hidden = name !== undefined

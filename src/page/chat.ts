@@ -13,8 +13,11 @@ import {
   type Client,
   ConnectionError,
   GatewayError,
+  passes,
+  pause,
   type Reply,
   type ReplyEvent,
+  randomKey,
   type Session,
 } from '../client/index.ts'
 import { leafBelow } from './branches.ts'
@@ -69,8 +72,8 @@ export function createChat(options: ChatOptions) {
   let conversation = createConversation(null)
   let sending = false
   let stopping = false
-  /** The message that was sent last and not accepted. Sent again unchanged, it keeps its key and cannot count twice. */
-  let unsent = { key: '', text: '', sessionId: null as string | null }
+  const unsent = createUnsent()
+  const unsentEdit = createUnsent()
 
   /** Leaves the session on the screen, whose run goes on, for another one; null is a new chat. */
   function show(sessionId: string | null): void {
@@ -158,10 +161,7 @@ export function createChat(options: ChatOptions) {
     const text = composer.text()
     if (text.trim() === '') return composer.focus()
     if (!ready(here)) return
-    if (unsent.key === '' || unsent.text !== text || unsent.sessionId !== here.sessionId) {
-      unsent = { key: crypto.getRandomValues(new Uint32Array(4)).join('-'), text, sessionId: here.sessionId }
-    }
-    const { key } = unsent
+    const key = unsent.keyOf(text, here.sessionId)
     const mode = composer.mode()
     const parent = here.path().at(-1)?.message
     const onBranch = parent !== undefined && here.leaf !== undefined
@@ -177,12 +177,13 @@ export function createChat(options: ChatOptions) {
           ...(mode === undefined ? {} : { mode }),
         }),
       ({ messageId, runId }) => {
-        unsent.key = ''
+        unsent.forget()
         composer.setText('')
         const seq = here.nextSeq()
         here.messages.push(userMessage(key, parent?.id ?? null, seq, text))
         return replyMessage(messageId, key, seq + 1, runId)
       },
+      unsent,
     )
   }
 
@@ -203,7 +204,7 @@ export function createChat(options: ChatOptions) {
     const here = conversation
     if (!ready(here)) return false
     const mode = composer.mode()
-    const key = `edit-${crypto.getRandomValues(new Uint32Array(4)).join('-')}`
+    const key = unsentEdit.keyOf(text, message.id)
     const taken = Promise.withResolvers<boolean>()
     task(
       exchange(
@@ -216,11 +217,13 @@ export function createChat(options: ChatOptions) {
             ...(mode === undefined ? {} : { mode }),
           }),
         ({ messageId, runId }) => {
+          unsentEdit.forget()
           taken.resolve(true)
           const seq = here.nextSeq()
           here.messages.push(userMessage(key, message.parent_id, seq, text))
           return replyMessage(messageId, key, seq + 1, runId)
         },
+        unsentEdit,
       ).finally(() => taken.resolve(false)),
     )
     return taken.promise
@@ -233,7 +236,13 @@ export function createChat(options: ChatOptions) {
   }
 
   /** One reply, from what asks for it to its end. What is refused is said, and nothing has changed. */
-  async function exchange(here: Conversation, what: string, ask: () => Reply, begin: Begin): Promise<void> {
+  async function exchange(
+    here: Conversation,
+    what: string,
+    ask: () => Reply,
+    begin: Begin,
+    words?: Unsent,
+  ): Promise<void> {
     let accepted = false
     sending = true
     notices.alert('')
@@ -255,7 +264,7 @@ export function createChat(options: ChatOptions) {
       if (isStranger(error)) return options.onStranger()
       notices.alert(`The message was not sent: ${explain(error)}`)
       if (!(error instanceof GatewayError)) return
-      if (error.code === 'idempotency_mismatch') unsent.key = ''
+      if (error.code === 'idempotency_mismatch') words?.forget()
       // Somebody is faster, in another tab or on another device: show that reply.
       if (error.code === 'session_busy' && here === conversation) task(load(here))
     } finally {
@@ -439,7 +448,9 @@ export function createChat(options: ChatOptions) {
   function showFailure(message: Shown | undefined): void {
     if (message?.status !== 'failed' && message?.status !== 'interrupted') return
     const how = message.status === 'failed' ? 'failed' : 'broke off'
-    notices.alert(`The reply ${how}: ${message.error?.message ?? 'the gateway did not say why.'}`)
+    const why = message.error?.message ?? 'the gateway did not say why.'
+    // "The reply broke off." says it all, and nobody wants to read it twice.
+    notices.alert(why.startsWith('The reply ') ? why : `The reply ${how}: ${why}`)
   }
 
   return {
@@ -464,6 +475,23 @@ export function createChat(options: ChatOptions) {
   }
 }
 
+type Unsent = ReturnType<typeof createUnsent>
+
+/** The words that were sent last and not accepted. Sent again unchanged, they keep their key and cannot count twice. */
+function createUnsent() {
+  let last: { readonly key: string; readonly text: string; readonly place: string | null } | undefined
+  return {
+    /** @param place the session, or the message in whose place they stand */
+    keyOf(text: string, place: string | null): string {
+      if (last?.text !== text || last.place !== place) last = { key: randomKey(), text, place }
+      return last.key
+    },
+    forget(): void {
+      last = undefined
+    },
+  }
+}
+
 function endedOf({ sessionId }: Conversation, reply: Shown | undefined): Ended | undefined {
   if (reply === undefined || reply.run_id === null || sessionId === null) return undefined
   return {
@@ -484,30 +512,6 @@ function isAccepted(event: ReplyEvent): boolean {
 
 function isStranger(error: unknown): boolean {
   return error instanceof GatewayError && error.status === 401
-}
-
-/** Whether the same request can succeed a moment later. */
-function passes(error: unknown): boolean {
-  if (error instanceof ConnectionError) return true
-  return error instanceof GatewayError && (error.status === 429 || error.status >= 500)
-}
-
-/** Waits, but no longer than until the network or the reader comes back. */
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const over = new AbortController()
-    const timer = setTimeout(finish, ms)
-    function finish(): void {
-      clearTimeout(timer)
-      over.abort()
-      if (signal.aborted) reject(signal.reason)
-      else resolve()
-    }
-    if (signal.aborted) return finish()
-    window.addEventListener('online', finish, { signal: over.signal })
-    document.addEventListener('visibilitychange', () => document.hidden || finish(), { signal: over.signal })
-    signal.addEventListener('abort', finish, { signal: over.signal })
-  })
 }
 
 export function titleFor(session: Session | undefined): string {

@@ -77,11 +77,6 @@ export function end(message: Shown, done: Done): void {
   message.ttft_ms = done.ttft_ms ?? null
 }
 
-/** The text parts, joined: what is stored as the message's content. */
-export function contentOf(message: Shown): string {
-  return message.parts.map((part) => (part.kind === 'text' ? part.text : '')).join('')
-}
-
 const blank = {
   run_id: null,
   error: null,

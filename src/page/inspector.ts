@@ -120,7 +120,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
       ['ms', 'Milliseconds since it was sent'],
       ['gap', 'Milliseconds since the event before'],
       ['event', 'Its name'],
-      ['size', 'UTF-16 units of its data'],
+      ['size', 'UTF-16 units of its data, as they came'],
       ['id', 'Its place in the log of the run'],
     ].map(([text = '', title = '']) => {
       const cell = create('th', { text })
@@ -213,7 +213,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
     if (noted.length > rowsMax) noted.splice(0, noted.length - rowsMax)
     lastAt = at
     count += 1
-    if ('data' in event) units += sizeOf(event)
+    if ('chars' in event) units += event.chars
     read(event)
     schedule()
   }
@@ -273,7 +273,7 @@ export function createInspector({ client, notices, store }: InspectorOptions): I
     const look = create('button', { class: 'look', text: note === '' ? name : `${name}: ${note}` })
     look.type = 'button'
     look.addEventListener('click', () => showData(event))
-    const size = 'data' in event ? `${sizeOf(event)}` : ''
+    const size = 'chars' in event ? `${event.chars}` : ''
     return create(
       'tr',
       { class: name },
@@ -356,10 +356,6 @@ function noteOn(event: ReplyEvent): string {
   const { state, attempt, waitMs, why } = event
   if (state === 'waiting') return `${why ?? 'cut'}, again in ${Math.round(waitMs ?? 0)} ms`
   return attempt > 1 ? `${state} (${attempt})` : state
-}
-
-function sizeOf(event: ReplyEvent & { readonly data: unknown }): number {
-  return JSON.stringify(event.data).length
 }
 
 function tokensOf({ input_tokens, output_tokens }: { input_tokens: number; output_tokens: number }): string {

@@ -2,8 +2,9 @@
  * One message on the screen: its parts, a note on how it ended, and what can be done with it. The buttons have pictures and
  * names and no text of their own, so that the text of an article is what somebody has said.
  */
+import { textOf } from '../client/index.ts'
 import type { Placed } from './branches.ts'
-import { contentOf, type Shown } from './conversation.ts'
+import type { Shown } from './conversation.ts'
 import { arrange, copyText, create, iconButton, nameButton, setText, textButton } from './dom.ts'
 import { createPartView, type PartView } from './part-view.ts'
 
@@ -42,7 +43,7 @@ export function createMessageView(role: Shown['role'], actions: MessageActions):
   const footer = create('div', { class: 'footer' })
   const facts = create('span', { class: 'facts' })
   const branches = createBranchSwitch(actions)
-  const copy = copyButton(role === 'user' ? 'Copy message' : 'Copy reply', () => contentOf(current.message))
+  const copy = copyButton(role === 'user' ? 'Copy message' : 'Copy reply', () => textOf(current.message.parts))
   let parts: PartView[] = []
   // Never asked before `show` has set it.
   let current: Placed<Shown> = { message: undefined as never, siblings: [] }
@@ -107,7 +108,7 @@ export function createMessageView(role: Shown['role'], actions: MessageActions):
 
   function edit(): void {
     if (root.querySelector('form') !== null) return
-    const form = createEditForm(contentOf(current.message), (text) => actions.edit(current.message, text))
+    const form = createEditForm(textOf(current.message.parts), (text) => actions.edit(current.message, text))
     body.hidden = true
     footer.hidden = true
     form.addEventListener('close', () => {
@@ -255,7 +256,7 @@ function noteOn(message: Shown): string {
 function factsOf({ model, latency_ms, total_tokens, cost_usd }: Shown): string {
   const facts = [
     model,
-    latency_ms === null ? null : `${(latency_ms / 1000).toFixed(1)} s`,
+    latency_ms === null ? null : latency_ms < 1000 ? `${latency_ms} ms` : `${(latency_ms / 1000).toFixed(1)} s`,
     total_tokens === null ? null : `${total_tokens.toLocaleString('en')} tokens`,
     cost_usd === null ? null : `$${cost_usd}`,
   ]

@@ -27,8 +27,30 @@ export interface PartView {
   show(part: Part, state: PartState): boolean
 }
 
-/** @param markdown whether its text is Markdown: what people write is not */
+/**
+ * A message is shown in each frame in which one of its parts grows. What was shown whole and has not changed is left as it
+ * is: a part that changes is another object.
+ *
+ * @param markdown whether its text is Markdown: what people write is not
+ */
 export function createPartView(kind: Part['kind'], markdown: boolean): PartView {
+  const view = viewOf(kind, markdown)
+  let shown: Part | undefined
+  let as: PartState | undefined
+  return {
+    kind,
+    root: view.root,
+    show(part, state) {
+      if (part === shown && state.open === as?.open && state.asWritten === as.asWritten) return true
+      const whole = view.show(part, state)
+      shown = whole ? part : undefined
+      as = state
+      return whole
+    },
+  }
+}
+
+function viewOf(kind: Part['kind'], markdown: boolean): PartView {
   switch (kind) {
     case 'text':
       return { kind, ...createWords(markdown) }

@@ -1,6 +1,6 @@
 /**
  * What the browser keeps for the page: settings, and the token of who has signed in. A browser may refuse to keep anything
- * (blocked cookies, private windows): then a setting lasts as long as the page.
+ * (blocked cookies, private windows, no room): then a setting lasts as long as the page.
  */
 
 export interface Store {
@@ -13,25 +13,26 @@ export const keyOf = (name: string): string => `verbatim.${name}`
 
 /** @param where `device` lasts, `tab` ends with the tab */
 export function createStore(where: 'device' | 'tab'): Store {
-  const held = new Map<string, string>()
+  /** What the browser did not take. It counts for more than an older value that is still kept. */
+  const held = new Map<string, string | undefined>()
   const kept = () => (where === 'device' ? localStorage : sessionStorage)
 
   return {
     get(name) {
+      if (held.has(name)) return held.get(name)
       try {
         return kept().getItem(keyOf(name)) ?? undefined
       } catch {
-        return held.get(name) // storage is refused
+        return undefined // refused: then nothing was ever kept
       }
     },
     set(name, value) {
-      if (value === undefined) held.delete(name)
-      else held.set(name, value)
       try {
         if (value === undefined) kept().removeItem(keyOf(name))
         else kept().setItem(keyOf(name), value)
+        held.delete(name)
       } catch {
-        // Refused, or full: it lasts as long as the page.
+        held.set(name, value) // refused, or full
       }
     },
   }

@@ -4,7 +4,7 @@
  * one page where one leads to the next.
  */
 import { readFile } from 'node:fs/promises'
-import type { BrowserContext, Download, Page } from 'playwright-core'
+import type { BrowserContext, Download, Page, Request, Route } from 'playwright-core'
 import t, { type Test } from 'tap'
 import { startGateway } from '../support/gateway.ts'
 import { inSeconds, makeToken } from '../support/tokens.ts'
@@ -65,7 +65,10 @@ if (browser !== undefined) {
       if (query !== null) queries.push(query)
     })
     const search = page.getByRole('searchbox', { name: 'Search chats' })
+    // A slow keyboard may ask in between, and the first letter alone finds the zebra.
+    const asked = page.waitForResponse((response) => new URL(response.url()).searchParams.get('q') === 'ZEBRA')
     await search.pressSequentially('ZEBRA')
+    await asked
     await chats(page).filter({ hasText: 'okapi' }).waitFor({ state: 'detached' })
     t.same(await chats(page).allTextContents(), ['About the zebra'])
     t.ok(queries.length < 5 && queries.at(-1) === 'ZEBRA', `not each letter is a question: ${queries}`)
@@ -138,6 +141,10 @@ if (browser !== undefined) {
     await box.waitFor({ state: 'detached' })
     await textbox(page).press('ArrowUp')
     await box.fill('Another second question')
+    await page.route('**/edit', loseAnswer, { times: 1 })
+    await named(page, 'Send again').click()
+    await page.getByRole('alert').getByText('The message was not sent').waitFor()
+    t.match(complaints.splice(0), [/500/], 'as far as the page knows')
     await named(page, 'Send again').click()
     await page.getByRole('article', { name: 'You' }).last().getByText('Another second question').waitFor()
     await endOfReply(page)
@@ -145,7 +152,7 @@ if (browser !== undefined) {
 
     const { data } = await read(context, `/sessions/${sessionOf(page)}/messages`)
     const [question, reply1, reply2, question2, , question3, reply3] = data
-    t.equal(data.length, 7)
+    t.equal(data.length, 7, 'what was sent again is there once')
     t.equal(reply2.parent_id, question.id)
     t.equal(question2.parent_id, reply1.id, 'it followed the version that was on the screen')
     t.equal(question3.parent_id, reply1.id)
@@ -189,6 +196,23 @@ if (browser !== undefined) {
       await dialog.getByRole('alert').getByText(problem).waitFor()
     }
     t.equal(await page.getByText('Visitor', { exact: true }).count(), 1, 'nothing has changed')
+
+    const trial = Promise.withResolvers<Route>()
+    const ended = Promise.withResolvers<string>()
+    await page.route('**/api/v1/sessions?limit=1', trial.resolve, { times: 1 })
+    const tellEnd = (how: string) => (request: Request) => request.url().endsWith('?limit=1') && ended.resolve(how)
+    page.on('requestfailed', tellEnd('left'))
+    page.on('requestfinished', tellEnd('answered'))
+    await dialog.getByLabel('Token').fill(token)
+    await dialog.getByRole('button', { name: 'Sign in' }).click()
+    const held = await trial.promise
+    await dialog.getByRole('button', { name: 'Cancel' }).click()
+    await held.continue().catch(() => undefined) // there is nobody who waits for it
+    t.equal(await ended.promise, 'left')
+    t.equal(await page.getByText('Visitor', { exact: true }).count(), 1, 'who has cancelled is not signed in later')
+    t.equal(await dialog.isVisible(), false)
+
+    await named(page, 'Sign in').click()
     await dialog.getByLabel('Token').fill(token)
     await dialog.getByRole('button', { name: 'Sign in' }).click()
     await page.getByText('Ada', { exact: true }).waitFor()
@@ -208,6 +232,12 @@ if (browser !== undefined) {
     const elsewhere = await context.newPage()
     await elsewhere.goto(gateway.url)
     await elsewhere.getByText('Visitor', { exact: true }).waitFor()
+    const session = sessionOf(page)
+    await listenToTabs(page)
+    await elsewhere.evaluate(keepToken(makeToken(secret, { sub: 'reader-0', exp: inSeconds(600) })))
+    await page.evaluate('told')
+    t.equal(sessionOf(page), session, 'a tab with a token of its own stays where it is')
+    await elsewhere.evaluate("localStorage.removeItem('verbatim.token')")
     await named(page, 'Sign out').click()
     await page.getByText('Visitor', { exact: true }).waitFor()
     t.notMatch(await kept(), token.slice(-20), 'it is gone')
@@ -223,7 +253,7 @@ if (browser !== undefined) {
   t.test('a token that is no longer good leads to the dialog, and the next one goes on', async (t) => {
     const stale = makeToken('a key that was taken out of use long ago', { sub: 'reader-2', exp: inSeconds(600) })
     const fresh = makeToken(secret, { sub: 'reader-2', exp: inSeconds(600) })
-    const { page } = await openPage(t, browser, gateway.url, {
+    const { page, context } = await openPage(t, browser, gateway.url, {
       script: `if (location.protocol === 'http:' && !localStorage.getItem('seen')) { localStorage.setItem('seen', '1'); localStorage.setItem('verbatim.token', '${stale}') }`,
     })
     const dialog = page.getByRole('dialog', { name: 'Sign in' })
@@ -234,6 +264,32 @@ if (browser !== undefined) {
     await dialog.waitFor({ state: 'hidden' })
     await ask(page, 'Signed in')
     t.equal(await page.evaluate("localStorage.getItem('verbatim.token')"), fresh)
+
+    const session = sessionOf(page)
+    const elsewhere = await context.newPage()
+    await elsewhere.goto(gateway.url)
+    const renewed = makeToken(secret, { sub: 'reader-2', exp: inSeconds(700) })
+    const asked = page.waitForRequest((request) => request.headers().authorization === `Bearer ${renewed}`)
+    await elsewhere.evaluate(keepToken(renewed))
+    await asked
+    t.equal(sessionOf(page), session, 'a token that is renewed in another tab leaves the chat on the screen')
+    await elsewhere.evaluate(keepToken(makeToken(secret, { sub: 'reader-3', exp: inSeconds(600) })))
+    await page.getByText('reader-3', { exact: true }).waitFor()
+    await page.getByRole('article').first().waitFor({ state: 'detached' })
+    t.equal(sessionOf(page), '#/', 'somebody else begins anew')
+  })
+
+  t.test('where the browser keeps nothing, a sign-in lasts as long as the page', async (t) => {
+    const full = `Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }`
+    const { page, complaints } = await openPage(t, browser, gateway.url, { script: full, markdown: true })
+    await named(page, 'Sign in').click()
+    const dialog = page.getByRole('dialog', { name: 'Sign in' })
+    await dialog.getByLabel('Token').fill(makeToken(secret, { sub: 'reader-4', exp: inSeconds(600) }))
+    await dialog.getByRole('button', { name: 'Sign in' }).click()
+    await page.getByText('reader-4', { exact: true }).waitFor()
+    await named(page, 'Sign out').click()
+    await page.getByText('Visitor', { exact: true }).waitFor()
+    t.same(complaints, [])
   })
 
   t.test('everything is within reach of the keyboard, and is shown as the reader likes it', async (t) => {
@@ -372,6 +428,11 @@ if (browser !== undefined) {
       }
     }
     t.ok(contrast([255, 255, 255], [150, 150, 150]) < 4.5, 'the measure can tell')
+    await chatsButton.click()
+    await openMenu(page, 'On a phone', 'Delete')
+    const notice = await page.getByText('Deleted “On a phone”.').boundingBox()
+    const composer = await textbox(page).boundingBox()
+    t.ok(notice!.y + notice!.height < composer!.y, 'a notice does not lie on what one writes with')
     t.same(strayRequests, [])
     t.same(complaints, [])
   })
@@ -390,6 +451,20 @@ if (browser !== undefined) {
   async function checkNames(t: Test, page: Page): Promise<void> {
     t.same(await page.evaluate(nameless), [], 'all controls have names')
   }
+}
+
+/** The gateway does what it is asked, and the page is told that it failed. */
+async function loseAnswer(route: Route): Promise<void> {
+  await route.fetch()
+  const problem = { status: 500, code: 'internal', title: 'Lost', detail: 'Something broke.', retryable: false }
+  await route.fulfill({ status: 500, contentType: 'application/problem+json', body: JSON.stringify(problem) })
+}
+
+const keepToken = (token: string) => `localStorage.setItem('verbatim.token', '${token}')`
+
+/** `told` in the page resolves when another tab has changed what is kept, and the page has seen it. */
+async function listenToTabs(page: Page): Promise<void> {
+  await page.evaluate("void (window.told = new Promise((resolve) => addEventListener('storage', () => resolve())))")
 }
 
 /** Controls without a name, in the page's own words. */

@@ -50,6 +50,25 @@ const byteByByte = `{
   }
 }`
 
+// Counts what is done with an answer of a tool, with a delta, and with a file that is an address of its own.
+const countWork = `{
+  window.made = { answers: 0, deltas: 0, files: 0 }
+  const { stringify } = JSON
+  JSON.stringify = (value, ...rest) => {
+    if (value?.found !== undefined) made.answers += 1
+    if (value?.offset !== undefined) made.deltas += 1
+    return stringify(value, ...rest)
+  }
+  const href = Object.getOwnPropertyDescriptor(HTMLAnchorElement.prototype, 'href')
+  Object.defineProperty(HTMLAnchorElement.prototype, 'href', {
+    ...href,
+    set(url) {
+      if (url.startsWith('data:')) made.files += 1
+      href.set.call(this, url)
+    },
+  })
+}`
+
 /** Plays one connection after the other. @returns the cursors that the page came with, '' for none */
 async function startScript(t: Test, connections: readonly Connection[], opened: Promise<Page>, snapshot?: object) {
   const app = Fastify({ forceCloseConnections: true })
@@ -247,6 +266,44 @@ if (browser !== undefined) {
     t.same(cursors, ['1-9'])
   })
 
+  t.test('a part that has not changed is not made again, and what only the inspector shows is not made', async (t) => {
+    const call = { part: 0, call_id: 'a', name: 'search' }
+    const overlap = { part: 2, offset: 0, text: 'one two' }
+    const { page } = await readScript(
+      t,
+      [
+        {
+          pieces: [
+            'retry: 100\n',
+            event('run', run, '1-1'),
+            event('tool', { ...call, input: { q: 'x' }, output: { found: 3 } }, '1-2'),
+            event('part', { part: 1, kind: 'file', url: 'data:text/plain,x', media_type: 'text/plain' }, '1-3'),
+            event('part', { part: 2, kind: 'text' }, '1-4'),
+            delta('1-5', 0, 'one', 2),
+          ],
+          seen: 'one',
+          end: 'cut',
+        },
+        { pieces: [event('delta', overlap, '1-6')], seen: 'one two', end: 'cut' },
+        { pieces: [delta('1-7', 7, ' three', 2)], seen: 'one two three', end: 'cut' },
+        { pieces: [delta('1-8', 13, ' four', 2), event('done', done, '1-9')], end: 'clean' },
+      ],
+      countWork,
+    )
+    const made = await page.evaluate<Record<'answers' | 'deltas' | 'files', number>>('made')
+    t.ok(made.answers > 0 && made.answers <= 2, `while the reply goes on, and when it has ended: ${made.answers}`)
+    t.ok(made.files > 0 && made.files <= 2, `also a file: ${made.files}`)
+    t.equal(made.deltas, 0)
+    await page.keyboard.press('Control+i')
+    const row = page.getByRole('row').filter({ has: page.getByRole('cell', { name: '1-6', exact: true }) })
+    t.equal(
+      await row.getByRole('cell').nth(3).textContent(),
+      `${JSON.stringify(overlap).length}`,
+      'as large as it came, and not as what was new in it',
+    )
+    t.equal(await page.evaluate('made.deltas'), 0, 'which nobody has to measure')
+  })
+
   t.test('markup in a reply is text like any other', async (t) => {
     const markup = '<img src=x onerror="document.title=1"><script>document.title=2</script>&amp; **bold**'
     const { page, text, complaints } = await readScript(t, [
@@ -308,13 +365,14 @@ if (browser !== undefined) {
     },
   )
 
-  for (const [status, label, alerts] of [
-    ['interrupted', 'Interrupted', ['The reply broke off: The process ended.']],
-    ['stopped', 'Stopped', []],
-    ['failed', 'Failed', ['The reply failed: The process ended.']],
+  for (const [status, label, message, alerts] of [
+    ['interrupted', 'Interrupted', 'The process ended.', ['The reply broke off: The process ended.']],
+    ['interrupted', 'Interrupted', 'The reply broke off.', ['The reply broke off.']],
+    ['stopped', 'Stopped', 'The process ended.', []],
+    ['failed', 'Failed', 'The process ended.', ['The reply failed: The process ended.']],
   ] as const) {
-    t.test(`a reply that was ${status} keeps its words and is labelled`, async (t) => {
-      const error = { code: 'interrupted', message: 'The process ended.', retryable: true }
+    t.test(`a reply that was ${status} keeps its words and is labelled: ${message}`, async (t) => {
+      const error = { code: 'interrupted', message, retryable: true }
       const { page, text } = await readScript(t, [
         {
           pieces: [
