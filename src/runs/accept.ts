@@ -40,7 +40,7 @@ import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
 import { titleFrom } from '../sessions/model.ts'
-import { findSessionByName, isoTime } from '../sessions/store.ts'
+import { findSessionId, isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
 import {
   type Asked,
@@ -50,6 +50,7 @@ import {
   type Plan,
   planOf,
   sessionBusy,
+  sessionNamed,
   type Wishes,
 } from './asked.ts'
 import { writeBrought } from './brought.ts'
@@ -121,10 +122,10 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
   }
 
   async function isOfSession(owner: Owner, asked: Asked, run: RunRecord): Promise<boolean> {
-    const { session_id, external_id }: Partial<ChatAsked> = asked
-    if ((session_id ?? external_id) === undefined) return true
-    const named =
-      external_id === undefined ? session_id?.toLowerCase() : await findSessionByName(db, owner, external_id)
+    const name = sessionNamed(asked)
+    if (name === undefined) return true
+    // What came under a key may be asked for again when its session is deleted.
+    const named = 'session_id' in name ? name.session_id : await findSessionId(db, owner, name)
     return named === run.session_id
   }
 

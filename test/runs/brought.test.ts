@@ -8,9 +8,10 @@ import { sql } from '../../src/db/drizzle.ts'
 import { Problem } from '../../src/errors.ts'
 import type { Part } from '../../src/log/event.ts'
 import { createAccept } from '../../src/runs/accept.ts'
-import { type ChatAsked, hashAsked } from '../../src/runs/asked.ts'
+import { type ChatAsked, hashAsked, planOf } from '../../src/runs/asked.ts'
 import { type BroughtMessage, broughtBytesMax, broughtMessagesMax } from '../../src/runs/brought.ts'
 import { instructionsBytesMax } from '../../src/runs/model.ts'
+import { createResume } from '../../src/runs/resume.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { createSessionList } from '../../src/sessions/list.ts'
 import { databases } from '../support/database.ts'
@@ -110,6 +111,32 @@ for (const kind of databases()) {
       }
     })
 
+    await t.test('with a session that is there it is not even sent, and brings none back that is purged', async (t) => {
+      const own = createOwner()
+      for (const name of [{ session_id: randomUUID() }, { external_id: randomUUID() }]) {
+        const asked = { ...name, message: 'Two', before }
+        t.equal((await planOf(db, own, asked, randomUUID())).brought?.length, before.length, 'needed to make it')
+        const first = (await accept(own, { ...name, message: 'One', before: [] }, plansFor)).run
+        t.equal((await planOf(db, own, asked, randomUUID())).brought, undefined)
+        await end(first.session_id)
+        const purging = createAccept({
+          db: {
+            ...db,
+            // Between the look for the session and the statement that accepts.
+            async rows<Row>(statement: Parameters<typeof db.rows>[0]) {
+              await db.rows(sql`delete from chat_sessions where owner = ${own.key}`)
+              return db.rows<Row>(statement)
+            },
+          },
+          runs,
+          instanceId: randomUUID(),
+          runsPerOwnerMax: 0,
+        })
+        t.equal(await codeOf(purging.accept(own, asked, plansFor)), 'not_found')
+        t.equal(await sessions.hasAny(own.key), false)
+      }
+    })
+
     await t.test('answers of tools begin a session with the calls that they answer, or go on in one', async (t) => {
       const calls = before.slice(0, 2)
       const tool_results = [
@@ -119,6 +146,11 @@ for (const kind of databases()) {
       const session_id = randomUUID()
       const { run } = await ask({ session_id, tool_results, before: calls, instructions: 'Rhyme.' })
       t.strictSame(await historyOf(run.user_message_id), said.slice(0, 4))
+      const { readRounds } = createResume(db)
+      t.match(await readRounds(owner, run), [
+        { parts: before[1]?.parts, answers: [{ call_id: 'a' }, { call_id: 'b' }] },
+      ])
+      t.strictSame(await readRounds(createOwner(), run), [], 'they are nobody else’s')
       t.equal(await codeOf(ask({ tool_results, before: [text('user', 'Hi')] })), 'invalid_request', 'nobody has called')
       t.equal(await codeOf(ask({ tool_results: tool_results.slice(1), before: calls })), 'invalid_request', 'not all')
       await end(session_id)
