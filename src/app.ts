@@ -206,7 +206,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
   const stop = createStop({ db, runs, owned, control, takeover, changes })
   const stopSession = createStopSession({ db, runs, owned, stop, changes })
-  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes, ...models })
+  const accept = createAccept({
+    db,
+    runs,
+    instanceId,
+    runsPerOwnerMax: config.runsPerOwnerMax,
+    changes,
+    isWatched: owned.isWatched,
+    ...models,
+  })
   const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({
     accept,

@@ -53,7 +53,10 @@ export type ChatAsked = ChatBody & {
   readonly settings?: RunSettings
   /** With `on_disconnect: stop`: how long nobody may be there. */
   readonly linger_ms?: number
-  /** A repeat by a client that has no key: the newest run of this owner with the same request is meant, if it is not older. */
+  /**
+   * A repeat by a client that has no key: a run of this owner with the same request is meant, if it is not older and there is
+   * one that this client can have left; see accept.ts.
+   */
   readonly repeats_within_ms?: number
 }
 

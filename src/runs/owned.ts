@@ -395,6 +395,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       }
     },
 
+    /** Whether a viewer of the run is counted at this moment. */
+    isWatched: (runId: string) => viewers.has(runId),
+
     /** For who has come and is counted as a viewer only later: what would stop the run, because it was left, is called off. */
     keep,
 

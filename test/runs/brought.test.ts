@@ -55,7 +55,9 @@ const codeOf = (work: Promise<unknown>) =>
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
     const { db, runs, sessions, messages } = await openStore(t, kind)
-    const { accept } = createAccept({ db, runs, instanceId: randomUUID(), runsPerOwnerMax: 0 })
+    const watched = new Set<string>()
+    const isWatched = (id: string) => watched.has(id)
+    const { accept } = createAccept({ db, runs, instanceId: randomUUID(), runsPerOwnerMax: 0, isWatched })
     const owner = createOwner()
     const ask = (asked: ChatAsked) => accept(owner, asked, plansFor)
     const end = (session_id: string) =>
@@ -196,6 +198,45 @@ for (const kind of databases()) {
       t.equal((await ask(repeat)).isNew, true, 'in time')
       await db.rows(sql`update chat_runs set stop_requested_at = now() where owner = ${owner.key}`)
       t.equal((await ask(repeat)).isNew, true)
+    })
+
+    await t.test('a repeat without a key is not shown what was said to somebody else who asked the same', async (t) => {
+      const asked: ChatAsked = { message: `Twice ${randomUUID()}`, before: [] }
+      const repeat: ChatAsked = { ...asked, linger_ms: 5000, repeats_within_ms: 60_000 }
+      const own = createOwner()
+      const by = async (what: ChatAsked) => accept(own, what, plansFor)
+      const endedAgo = (ms: number) =>
+        db.rows(sql`
+          update chat_runs set status = 'completed', ended_at = now() - ${ms}::float8 * interval '1 millisecond'
+          where owner = ${own.key}`)
+      const first = (await by(asked)).run
+      t.equal((await by(repeat)).run.id, first.id)
+      watched.add(first.id)
+      const second = await by(repeat)
+      t.equal(second.isNew, true, 'somebody is there: it is theirs')
+      t.equal((await by(repeat)).run.id, second.run.id)
+      watched.add(second.run.id)
+      watched.delete(first.id)
+      t.equal((await by(repeat)).run.id, first.id, 'an older one that nobody watches')
+      watched.clear()
+      await endedAgo(12_500)
+      t.equal((await by(repeat)).run.id, second.run.id, 'as long after its end as its client may take')
+      await endedAgo(13_500)
+      t.equal((await by(repeat)).isNew, true, 'and no longer')
+
+      await endedAgo(60_000)
+      const session_id = randomUUID()
+      const named = await by({ ...asked, external_id: randomUUID() })
+      t.equal((await by({ ...repeat, session_id: named.run.session_id })).run.id, named.run.id)
+      t.equal((await by({ ...repeat, session_id })).isNew, true, 'in another session')
+      await db.rows(
+        sql`update chat_sessions set created_at = created_at - interval '1 second' where id = ${session_id}::uuid`,
+      )
+      const kept = await by({ ...asked, client_message_id: randomUUID() })
+      const bare = await by(repeat)
+      t.equal(bare.isNew, true, 'that of a named session, of one that was there and of a key have their names')
+      t.not(bare.run.id, kept.run.id)
+      t.equal((await by(repeat)).run.id, bare.run.id)
     })
 
     await t.test('what is too much is refused by name, and leaves nothing', async (t) => {
