@@ -9,9 +9,10 @@ import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { isoTime, mine } from '../sessions/store.ts'
 import { createGather } from './gather.ts'
-import type { Run, RunFacts, RunRecord } from './model.ts'
+import type { Run, RunFacts, RunRecord, RunState } from './model.ts'
 
-export const runColumns = {
+/** Nothing of what the reply is made from, which may hold hundreds of kilobytes: for who asks again and again. */
+export const stateColumns = {
   id: chatRuns.id,
   session_id: chatRuns.sessionId,
   user_message_id: chatRuns.userMessageId,
@@ -27,8 +28,6 @@ export const runColumns = {
   usage: sql<Run['usage']>`${chatRuns.usage}`,
   usage_source: chatRuns.usageSource,
   upstream_calls: sql<Run['upstream_calls']>`${chatRuns.upstreamCalls}`,
-  profile: sql<string | null>`${chatRuns.request} ->> 'profile'`,
-  profile_reasons: sql<string[] | null>`${chatRuns.request} -> 'reasons'`,
   finish_reason: chatRuns.finishReason,
   error: sql<Run['error']>`${chatRuns.error}`,
   generation: chatRuns.generation,
@@ -43,6 +42,16 @@ export const runColumns = {
   request_hash: chatRuns.requestHash,
   instance_id: chatRuns.instanceId,
   last_seq: chatRuns.lastSeq,
+}
+
+const shownColumns = {
+  ...stateColumns,
+  profile: sql<string | null>`${chatRuns.request} ->> 'profile'`,
+  profile_reasons: sql<string[] | null>`${chatRuns.request} -> 'reasons'`,
+}
+
+export const runColumns = {
+  ...shownColumns,
   request: sql<RunRecord['request']>`${chatRuns.request}`,
 }
 
@@ -157,8 +166,8 @@ export function createRunStore(db: Db) {
       ),
 
     /** For the gateway itself, which follows a run after its owner was checked. */
-    async reread(id: string): Promise<RunRecord | undefined> {
-      const [run] = await db.run((orm) => orm.select(runColumns).from(chatRuns).where(eq(chatRuns.id, id)))
+    async reread(id: string): Promise<RunState | undefined> {
+      const [run] = await db.run((orm) => orm.select(shownColumns).from(chatRuns).where(eq(chatRuns.id, id)))
       return run
     },
 
@@ -176,7 +185,7 @@ export function createRunStore(db: Db) {
      * Asks for a run's stop in a way that outlives this process. The process that owns the run looks at the column
      * whenever it renews its lease.
      */
-    async requestStop({ id, owner }: RunRecord): Promise<void> {
+    async requestStop({ id, owner }: Pick<RunRecord, 'id' | 'owner'>): Promise<void> {
       await db.run((orm) =>
         orm
           .update(chatRuns)
