@@ -310,11 +310,12 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         isKnown: sessions.hasAny,
         onRefused: metrics.countRateLimited,
       })
+      const apiKeys = createApiKeys(db)
       await api.register(identity, {
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
-        readApiKey: createApiKeys(db).readSubject,
+        readApiKey: (request, key) => limits.askForKey(request, key, apiKeys.readSubject),
         keys,
         noteUser: createUsers(db).note,
         admitVisitor: limits.admitVisitor,
