@@ -14,10 +14,10 @@ import { openDatabase } from '../src/backends.ts'
 import { readConfig } from '../src/config.ts'
 import { readConfigFile } from '../src/config-file.ts'
 import { readVariable } from '../src/config-values.ts'
+import { isSubject, subjectUnitsMax } from '../src/http/claims.ts'
+import { uuidPattern } from '../src/http/text.ts'
 import { type ApiKey, createApiKeys, type NewApiKey } from '../src/sessions/api-keys.ts'
 
-/** As of the `sub` of a token. */
-const subjectUnitsMax = 255
 const nameUnitsMax = 200
 const usage = 'usage: keys create --user <sub> [--name <text>] [--expires <time>] | list [--user <sub>] | revoke <id>'
 
@@ -34,7 +34,7 @@ function readArguments() {
 
 function readNewKey({ user, name = '', expires }: { user?: string; name?: string; expires?: string }): NewApiKey {
   if (user === undefined) throw new Refusal(usage)
-  if (user === '' || user.length > subjectUnitsMax || !user.isWellFormed() || user.includes('\u0000')) {
+  if (!isSubject(user)) {
     throw new Refusal(`--user must be the sub of a user: 1 to ${subjectUnitsMax} characters.`)
   }
   if (name.length > nameUnitsMax) throw new Refusal(`--name may have ${nameUnitsMax} characters.`)
@@ -59,8 +59,8 @@ const line = ({ id, subject, name, created_at, expires_at, revoked_at, last_used
 async function run(): Promise<readonly string[]> {
   const { values, positionals } = readArguments()
   const [command, id] = positionals
-  const isId = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id ?? '')
-  if (command === 'revoke' && !isId) throw new Refusal(`revoke takes the id of a key, as list shows it.\n${usage}`)
+  if (command === 'revoke' && !uuidPattern.test(id ?? ''))
+    throw new Refusal(`revoke takes the id of a key, as list shows it.\n${usage}`)
   if (command !== 'create' && command !== 'list' && command !== 'revoke') throw new Refusal(usage)
   const wanted = command === 'create' ? readNewKey(values) : undefined
   const config = readConfig(process.env, await readConfigFile(readVariable(process.env, 'CONFIG_FILE'), process.cwd()))

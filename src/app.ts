@@ -206,7 +206,15 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
   const stop = createStop({ db, runs, owned, control, takeover, changes })
   const stopSession = createStopSession({ db, runs, owned, stop, changes })
-  const accept = createAccept({ db, runs, instanceId, runsPerOwnerMax: config.runsPerOwnerMax, changes, ...models })
+  const accept = createAccept({
+    db,
+    runs,
+    instanceId,
+    runsPerOwnerMax: config.runsPerOwnerMax,
+    changes,
+    isWatched: owned.isWatched,
+    ...models,
+  })
   const tickets = createTickets({ db, ...overrides.tickets })
   const chat = createChat({
     accept,
@@ -302,11 +310,12 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
         isKnown: sessions.hasAny,
         onRefused: metrics.countRateLimited,
       })
+      const apiKeys = createApiKeys(db)
       await api.register(identity, {
         auth: config.auth,
         corsOrigins: config.corsOrigins,
         readTicket: tickets.read,
-        readApiKey: createApiKeys(db).readSubject,
+        readApiKey: (request, key) => limits.askForKey(request, key, apiKeys.readSubject),
         keys,
         noteUser: createUsers(db).note,
         admitVisitor: limits.admitVisitor,

@@ -4,6 +4,7 @@
  */
 import { Ajv, type ErrorObject, type ValidateFunction } from 'ajv'
 import ajvFormats from 'ajv-formats'
+import { uuidPattern } from './text.ts'
 
 export interface AjvOptions {
   /** Whether "5" may be read as 5. */
@@ -27,7 +28,7 @@ export function createAjv({ coerceTypes = false, foreignSchemas = false }: AjvOp
   })
   ajvFormats.default(ajv)
   // The library's own takes a `urn:uuid:` prefix, which Postgres does not.
-  ajv.addFormat('uuid', /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i)
+  ajv.addFormat('uuid', uuidPattern)
   return ajv
 }
 

@@ -14,7 +14,7 @@ import { type Static, Type } from 'typebox'
 /** How far the clocks of whoever makes tokens and of this process may differ. */
 export const leewaySeconds = 30
 const issuedAheadSecondsMax = 60
-const subjectUnitsMax = 255
+export const subjectUnitsMax = 255
 /** Together with the longest subject it fits into an entry of an index (2704 bytes), however many bytes a character has. */
 const issuerUnitsMax = 512
 // The year 9999. Also what is meant in milliseconds is beyond it: such a token would never expire.
@@ -83,10 +83,15 @@ const Claims = Type.Object({
 type Claims = Static<typeof Claims> & { readonly app_metadata?: { readonly role?: unknown } | null }
 
 const ajv = new Ajv({ coerceTypes: false, strict: false, strictNumbers: true, meta: false, validateSchema: false })
-ajv.addFormat('subject', (text: string) => text !== '' && isStorable(text, subjectUnitsMax))
+ajv.addFormat('subject', isSubject)
 ajv.addFormat('issuer', (text: string) => isStorable(text, issuerUnitsMax))
 // Compiled with the first token.
 const isClaims = (value: unknown): value is Claims => ajv.validate(Claims, value)
+
+/** Whether a text can be the `sub` of a user here, whatever credential names it. */
+export function isSubject(text: string): boolean {
+  return text !== '' && isStorable(text, subjectUnitsMax)
+}
 
 // Postgres refuses U+0000, and would mend a lone surrogate into a name that others can have too.
 function isStorable(text: string, unitsMax: number): boolean {

@@ -16,6 +16,9 @@
  * A browser sends cookies whoever asks it to. So a request that carries nothing else is believed only when it comes from
  * the gateway's own pages, from an origin on the list, or from no browser.
  *
+ * A key of the gateway is asked for in the database, so whoever makes some up is counted by address (limits.ts), and over the
+ * limit nobody is asked: 429. A JWT that is made up costs no question, and is not counted.
+ *
  * At each await nothing is half done: when the keys cannot be had the request is 503, when the database does not answer the
  * question for a ticket or a key of the gateway it is 503 too, and a user that could not be noted is noted the next time.
  */
@@ -59,8 +62,11 @@ export interface IdentityOptions {
   readonly auth: Config['auth']
   readonly corsOrigins: readonly string[]
   readonly readTicket: TicketReader
-  /** @returns `sub` of the user whose key of the gateway this is; undefined when it cannot be used */
-  readonly readApiKey: (key: string) => Promise<string | undefined>
+  /**
+   * @returns `sub` of the user whose key of the gateway this is; undefined when it cannot be used
+   * @throws Problem `rate_limited` when too many that cannot were tried from where the request comes from
+   */
+  readonly readApiKey: (request: FastifyRequest, key: string) => Promise<string | undefined>
   /** Undefined when none is configured: then no token with a public key's algorithm is good. */
   readonly keys: KeySet | undefined
   /** Told of every request that a user makes, and waited for. Never rejects. */
@@ -112,7 +118,7 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
       const text = /^bearer +(\S+)$/i.exec(authorization)?.[1]
       if (text === undefined || text.length > tokenUnitsMax) throw invalidToken()
       // No JWT begins so: its first characters are those of a brace.
-      if (text.startsWith(apiKeyPrefix)) return readKeyHolder(text)
+      if (text.startsWith(apiKeyPrefix)) return readKeyHolder(request, text)
       const bearer = await readBearer(text)
       if (bearer.kind === 'user') {
         await noteUser(bearer.issuer, bearer.subject)
@@ -130,8 +136,8 @@ export const identity = fastifyPlugin(async (app: FastifyInstance, options: Iden
     return issueVisitor(request, reply)
   }
 
-  async function readKeyHolder(key: string): Promise<Owner> {
-    const subject = await readApiKey(key)
+  async function readKeyHolder(request: FastifyRequest, key: string): Promise<Owner> {
+    const subject = await readApiKey(request, key)
     if (subject === undefined) throw invalidToken()
     return userNamed(subject)
   }

@@ -8,6 +8,11 @@
  * by their address, however many share it, unless they never wrote anything. The question whether something is stored is
  * asked once for a visitor, and waits `sharedWaitMs` for the database; without an answer the visitor is let in.
  *
+ * A key of the gateway that is nobody's counts as a new visitor of its address, and when that has had too many, the database is
+ * not asked for a key any more until the window ends. A good key costs nothing, and one that was good once here is always
+ * asked for: whoever makes keys up does not shut out who has one. Those that are asked for at the same moment are not counted
+ * before they are answered; they are no more than there are requests at once.
+ *
  * Windows are fixed: one begins with the first request and lasts a minute. So a minute that lies across two windows can
  * hold twice the limit; a sliding one would keep every request's time, for a limit that is a guard and no bill.
  *
@@ -25,7 +30,7 @@
  * An EventSource repeats its GET when it reconnects, with Last-Event-ID. That is a read: it never starts a run
  * (surfaces/native-routes.ts). If the budget is spent, it is told to come back, and does so until the window has ended.
  *
- * State, owned here: the windows of this process, and the visitors seen, each with a bound; they go with the
+ * State, owned here: the windows of this process, the visitors seen, and the keys that were good, each with a bound; they go with the
  * process. No await here is followed by anything that would have to be undone: a count that was for nothing ends with its
  * window.
  */
@@ -86,6 +91,15 @@ export interface Limits {
   spend(request: FastifyRequest): Promise<void>
   /** Before a visitor token is issued. @throws Problem `rate_limited` */
   admitVisitor(request: FastifyRequest): Promise<void>
+  /**
+   * Asks whose a key of the gateway is, unless its address has asked for too many that were nobody's.
+   * @throws Problem `rate_limited`; what `ask` throws
+   */
+  askForKey<T>(
+    request: FastifyRequest,
+    key: string,
+    ask: (key: string) => Promise<T | undefined>,
+  ): Promise<T | undefined>
 }
 
 const windowMs = 60_000
@@ -95,13 +109,14 @@ const sharedWaitDefaultMs = 250
 /** A salt is used for a day; processes whose clocks differ may ask for the one before. */
 const saltTtlMs = 2 * 24 * 3600 * 1000
 const visitorsMax = 50_000
+const goodKeysMax = 50_000
 
 const monotonic = (): number => performance.now()
 
 const names: Readonly<Record<Budget, string>> = {
   runs: 'runs',
   reads: 'requests',
-  visitors: 'new visitors from one address',
+  visitors: 'new visitors and unknown keys from one address',
 }
 
 /** @param app must have no limits yet; the routes under it are limited by whoever calls `spend` */
@@ -116,6 +131,7 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
   } = options
   const countShared = createSharedCount(options)
   const known = createSeen(visitorsMax)
+  const goodKeys = createSeen(goodKeysMax)
   const admitted = new WeakSet<FastifyRequest>()
   const salt = createSalt()
   let toldOfProxy = false
@@ -124,7 +140,7 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
   await app.register(fastifyRateLimit, { global: false, store: createStore(count) })
 
   async function count(key: string, max: number): Promise<Count> {
-    const window = windows.open(isAddress(key) ? seal(salt, key) : digest(salt, key))
+    const window = windows.open(nameOf(key))
     window.count += 1
     const own = { count: window.count, ttlMs: window.endsAt - now() }
     // Whatever the others have counted, it is too much.
@@ -138,6 +154,16 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
     if (window.share === 0) return { count: max + 1, ttlMs: window.spentUntil - now() }
     window.share -= 1
     return own
+  }
+
+  const nameOf = (key: string): string => (isAddress(key) ? seal(salt, key) : digest(salt, key))
+
+  /** @returns milliseconds until there is something left of a budget, as far as this process knows; 0 when there is */
+  function untilLeft(key: string, max: number): number {
+    const window = windows.find(nameOf(key))
+    if (window === undefined) return 0
+    if (window.count >= max) return window.endsAt - now()
+    return window.share === 0 ? Math.max(0, window.spentUntil - now()) : 0
   }
 
   /** @returns false when nobody answers for the other processes */
@@ -160,13 +186,21 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
       timeWindow: windowMs,
       keyGenerator: (request) => `${budget} ${keyOf(request)}`,
     })
-    return async (request: FastifyRequest): Promise<void> => {
-      const result = await check(request)
-      if (result.isAllowed || !result.isExceeded) return
+    function refuse(retryAfterSeconds: number): never {
       onRefused(budget)
       throw new Problem('rate_limited', `At most ${max} ${names[budget]} a minute.`, {
-        retryAfterSeconds: Math.max(1, result.ttlInSeconds),
+        retryAfterSeconds: Math.max(1, retryAfterSeconds),
       })
+    }
+    return {
+      async spend(request: FastifyRequest): Promise<void> {
+        const result = await check(request)
+        if (!result.isAllowed && result.isExceeded) refuse(result.ttlInSeconds)
+      },
+      refuseWhenSpent(request: FastifyRequest): void {
+        const ms = untilLeft(`${budget} ${keyOf(request)}`, max)
+        if (ms > 0) refuse(Math.ceil(ms / 1000))
+      },
     }
   }
 
@@ -188,7 +222,7 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
 
   async function admit(request: FastifyRequest): Promise<void> {
     warnOfProxy(request)
-    await visitors?.(request)
+    await visitors?.spend(request)
   }
 
   async function admitVisitorSeen(request: FastifyRequest): Promise<void> {
@@ -203,11 +237,22 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
   return {
     async spend(request) {
       await admitVisitorSeen(request)
-      await (startsRun(request) ? runs : reads)?.(request)
+      await (startsRun(request) ? runs : reads)?.spend(request)
     },
     async admitVisitor(request) {
       await admit(request)
       admitted.add(request)
+    },
+    async askForKey(request, key, ask) {
+      const name = digest(salt, `key ${key}`)
+      if (!goodKeys.has(name)) visitors?.refuseWhenSpent(request)
+      const answer = await ask(key)
+      if (answer !== undefined) goodKeys.add(name)
+      else {
+        goodKeys.remove(name)
+        await admit(request)
+      }
+      return answer
     },
   }
 }
@@ -295,6 +340,12 @@ function createWindows({ windowsMax = 100_000, now: readNow = monotonic }: Limit
       windows.set(key, window)
       return window
     },
+
+    /** @returns undefined when it has none, or when that has ended */
+    find(key: string): Window | undefined {
+      const known = windows.get(key)
+      return known !== undefined && known.endsAt > readNow() ? known : undefined
+    },
   }
 }
 
@@ -303,6 +354,7 @@ function createSeen(max: number) {
   const keys = new Set<string>()
   return {
     has: (key: string) => keys.has(key),
+    remove: (key: string) => void keys.delete(key),
     add(key: string): void {
       keys.delete(key)
       keys.add(key)

@@ -5,6 +5,9 @@
  */
 import { Problem } from '../errors.ts'
 
+/** A uuid as Postgres takes it, in either case and in nothing but its usual form. */
+export const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
+
 /** Deeper JSON is refused: walking and storing it is recursion, and no honest client sends it. */
 export const jsonDepthMax = 32
 

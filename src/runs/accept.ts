@@ -25,7 +25,12 @@
  * in at the very same instant can pass it together, by no more than there are connections to the database.
  *
  * A repeat without a key (an official client of OpenAI that has heard nothing) is found by what it asks, among the newest runs
- * of its owner. What it repeats may still be on its way into the database: it waits for that here, as long as the deadlines of
+ * of its owner in the same session, or in sessions of their own when it names none. A client says that it repeats also when
+ * its first try was refused; so it is not shown what others asked alike and were told: a run that ended before such a client
+ * could have left it is not meant, nor is one that somebody watches here. A client whose connection broke without a word may
+ * count as watching for a while, and its repeat makes another run then: a reply that is made twice costs money, one that is
+ * shown to the wrong question costs the message. Who watches on another process is not known here.
+ * What it repeats may still be on its way into the database: it waits for that here, as long as the deadlines of
  * the statements are. On another process it would not see it; such a client waits half a second before it repeats.
  *
  * If the process dies at the await, the statement has happened whole or not at all; a repeat with the same key finds
@@ -40,7 +45,7 @@ import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
 import { titleFrom } from '../sessions/model.ts'
-import { findSessionByName, isoTime } from '../sessions/store.ts'
+import { findSessionId, isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
 import {
   type Asked,
@@ -50,6 +55,7 @@ import {
   type Plan,
   planOf,
   sessionBusy,
+  sessionNamed,
   type Wishes,
 } from './asked.ts'
 import { writeBrought } from './brought.ts'
@@ -72,6 +78,8 @@ export interface AcceptOptions {
   readonly instanceId: string
   readonly runsPerOwnerMax: number
   readonly changes?: SessionChanges
+  /** Whether somebody is shown the run by this process now. Absent: nobody is shown any. */
+  readonly isWatched?: (runId: string) => boolean
   /** Absent: nothing is limited. */
   readonly budgets?: Pick<Budgets, 'holdFor' | 'refusalFor'>
 }
@@ -98,7 +106,11 @@ interface AcceptRow {
 // runs begin and end faster than this statement runs could go on like that.
 const attemptsMax = 8
 
-export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, budgets }: AcceptOptions) {
+/** The longest pause of the official clients before they repeat by themselves: it begins at half a second and doubles. */
+const repeatPauseMaxMs = 8000
+
+export function createAccept(options: AcceptOptions) {
+  const { db, runs, instanceId, runsPerOwnerMax, changes, isWatched = () => false, budgets } = options
   /** Requests without a key on their way into the database, by what makes two of them the same. */
   const underWay = new Map<string, Promise<Acceptance>>()
 
@@ -114,17 +126,21 @@ export function createAccept({ db, runs, instanceId, runsPerOwnerMax, changes, b
 
   /** The run that a client without a key means, which asks once more because it has heard nothing. */
   async function findRepeated(owner: Owner, asked: Asked, hash: string): Promise<RunRecord | undefined> {
-    const { repeats_within_ms: withinMs, client_message_id: key }: Partial<ChatAsked> = asked
+    const { repeats_within_ms: withinMs, linger_ms = 0, client_message_id: key }: Partial<ChatAsked> = asked
     if (withinMs === undefined || key !== undefined) return undefined
-    const run = await runs.findRepeated(owner, hash, withinMs)
-    return run !== undefined && (await isOfSession(owner, asked, run)) ? run : undefined
+    const name = sessionNamed(asked)
+    const sessionId = name && (await findSessionId(db, owner, name))
+    if (name !== undefined && sessionId === undefined) return undefined
+    // It goes on for a while without its client, and that waits before it comes back.
+    const endedWithinMs = linger_ms + repeatPauseMaxMs
+    return runs.findRepeated(owner, hash, { withinMs, endedWithinMs, sessionId, isLeftOut: isWatched })
   }
 
   async function isOfSession(owner: Owner, asked: Asked, run: RunRecord): Promise<boolean> {
-    const { session_id, external_id }: Partial<ChatAsked> = asked
-    if ((session_id ?? external_id) === undefined) return true
-    const named =
-      external_id === undefined ? session_id?.toLowerCase() : await findSessionByName(db, owner, external_id)
+    const name = sessionNamed(asked)
+    if (name === undefined) return true
+    // What came under a key may be asked for again when its session is deleted.
+    const named = 'session_id' in name ? name.session_id : await findSessionId(db, owner, name)
     return named === run.session_id
   }
 

@@ -21,7 +21,7 @@ import type { Mode, Part } from '../log/event.ts'
 import { openCallsOf } from '../sessions/context.ts'
 import { parentOf } from '../sessions/messages.ts'
 import { externalIdUnitsMax, metadataBytesMax } from '../sessions/model.ts'
-import { findSessionByName } from '../sessions/store.ts'
+import { findSessionId, type SessionName } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
 import { type BroughtMessage, checkBrought, type PlacedMessage, placeBrought } from './brought.ts'
 import {
@@ -53,7 +53,10 @@ export type ChatAsked = ChatBody & {
   readonly settings?: RunSettings
   /** With `on_disconnect: stop`: how long nobody may be there. */
   readonly linger_ms?: number
-  /** A repeat by a client that has no key: the newest run of this owner with the same request is meant, if it is not older. */
+  /**
+   * A repeat by a client that has no key: a run of this owner with the same request is meant, if it is not older and there is
+   * one that this client can have left; see accept.ts.
+   */
   readonly repeats_within_ms?: number
 }
 
@@ -81,7 +84,7 @@ export interface Plan {
   readonly text: string
   /** What the new message follows; null is nothing, undefined the session's newest message. */
   readonly parentId: string | null | undefined
-  /** The first messages of the session, if it is made now; the new message follows the last one. */
+  /** The first messages of the session, if it is made now; the new message follows the last one. Absent when it was there. */
   readonly brought?: readonly PlacedMessage[]
   /** Where the request does not say so: what goes with the run. */
   readonly request?: Pick<RunRequest, 'agent' | 'tools' | 'tool_choice' | 'instructions' | 'settings' | 'messages_max'>
@@ -93,6 +96,13 @@ export interface Plan {
 export type Wishes = Partial<
   Omit<ChatAsked, 'message' | 'tool_results' | 'session_id' | 'external_id' | 'parent_id' | 'before'>
 >
+
+/** The session that a message names; what else can be asked names a message, and so its session. */
+export function sessionNamed(asked: Asked): SessionName | undefined {
+  const { session_id, external_id }: Partial<ChatAsked> = asked
+  if (external_id !== undefined) return { external_id }
+  return session_id === undefined ? undefined : { session_id: session_id.toLowerCase() }
+}
 
 /** @throws Problem `invalid_request` `too_large` */
 export function cleanAsked<T extends Asked>(raw: T): T {
@@ -183,12 +193,13 @@ export async function planOf(db: Db, owner: Owner, asked: Asked, newSessionId: s
 
 async function planChat(db: Db, owner: Owner, asked: ChatAsked, newSessionId: string): Promise<Plan> {
   const { message = '', tool_results, session_id, external_id, parent_id, before } = asked
-  const named = external_id === undefined ? session_id : await findSessionByName(db, owner, external_id)
-  const sessionId = named ?? newSessionId
-  if (
-    tool_results !== undefined &&
-    (before === undefined || (named !== undefined && (await isThere(db, owner, named))))
-  ) {
+  const name = sessionNamed(asked)
+  // By its id it is found by the statement that accepts: what has to be known here is whether what comes along is needed.
+  const isAsked =
+    external_id !== undefined || (before !== undefined && (before.length > 0 || tool_results !== undefined))
+  const found = isAsked && name !== undefined ? await findSessionId(db, owner, name) : undefined
+  const sessionId = found ?? session_id ?? newSessionId
+  if (tool_results !== undefined && (before === undefined || found !== undefined)) {
     return planToolResults(db, owner, sessionId, parent_id, tool_results)
   }
   const called = before?.at(-1)
@@ -196,22 +207,16 @@ async function planChat(db: Db, owner: Owner, asked: ChatAsked, newSessionId: st
     tool_results && toAnswers(called?.role === 'assistant' ? openCallsOf(called.parts) : [], tool_results)
   return {
     sessionId: sessionId.toLowerCase(),
-    sessionExists: external_id !== undefined && named !== undefined,
-    ...(external_id !== undefined && named === undefined && { externalId: external_id }),
+    sessionExists: found !== undefined,
+    ...(external_id !== undefined && found === undefined && { externalId: external_id }),
     kind: 'chat',
     message,
     ...(toolParts && { toolParts }),
     answered: undefined,
     text: toolParts === undefined ? message : JSON.stringify(toolParts),
     parentId: parent_id,
-    ...(before && { brought: placeBrought(before) }),
+    ...(before && found === undefined && { brought: placeBrought(before) }),
   }
-}
-
-async function isThere(db: Db, owner: Owner, sessionId: string): Promise<boolean> {
-  const found = await db.rows(sql`
-    select 1 from chat_sessions where id = ${sessionId}::uuid and owner = ${owner.key} and deleted_at is null`)
-  return found.length > 0
 }
 
 interface Target {

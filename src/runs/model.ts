@@ -102,6 +102,9 @@ export interface RunRecord extends Run {
   readonly request: RunRequest | null
 }
 
+/** Where a run has come to: all of it but what its reply is made from. */
+export type RunState = Omit<RunRecord, 'request'>
+
 /** What is needed to make, follow and end a run; both an accepted and a read run have it. */
 export type RunFacts = Pick<
   RunRecord,
@@ -246,7 +249,7 @@ export const AcceptedRun = Type.Object({ run: Run, user_message: Message, messag
 export const StartedSession = Type.Object({ session: Session, run: Run })
 
 /** What a client may see of a run. */
-export function toRun(record: RunRecord): Run {
+export function toRun(record: RunState & Partial<RunRecord>): Run {
   const {
     owner: _owner,
     request_hash: _hash,

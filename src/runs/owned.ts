@@ -13,7 +13,8 @@
  * left to the next process, with its text in checkpoints and in the log.
  *
  * A run whose request said so is stopped when nobody watches it any more, at once or after a while. Who comes meanwhile, to
- * any process, keeps it; when the database does not say whether somebody has, it goes on.
+ * any process, keeps it, from the moment when it is known which run is meant; who leaves then has the whole while again. When
+ * the database does not say whether somebody has come elsewhere, it goes on.
  *
  * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
  * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown. Nor do the last
@@ -89,6 +90,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   const released = new Map<string, ActiveRun>()
   const places: CheckpointPlaces = new Map()
   const viewers = new Map<string, number>()
+  /** Left by their last viewer, and to be stopped when the time is up; aborted when somebody comes. */
+  const lingering = new Map<string, AbortController>()
   const arrivals = new Set<Promise<unknown>>()
   const closing = new AbortController()
   const draining = new AbortController()
@@ -202,15 +205,25 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
 
   /** Whoever comes within the time keeps the run, here or, by saying so in its row, on another process. */
   async function linger(facts: RunFacts, lingerMs: number): Promise<void> {
-    await pause(lingerMs, draining.signal)
-    if (viewers.has(facts.id) || draining.signal.aborted) return
+    if (draining.signal.aborted) return
+    const left = new AbortController()
+    lingering.set(facts.id, left)
+    await pause(lingerMs, left.signal)
+    if (left.signal.aborted) return
     await arrive(async () => {
       try {
-        if (!(await isKept(db, facts)) && !viewers.has(facts.id)) abandon(facts)
+        if (!(await isKept(db, facts)) && !left.signal.aborted) abandon(facts)
       } catch (error) {
         deps.onFault(facts.id, 'whether somebody else watches a run could not be read; it goes on', error)
       }
     })
+    if (!left.signal.aborted) lingering.delete(facts.id)
+  }
+
+  /** Somebody has come: whoever left before does not count any more. */
+  function keep(runId: string): void {
+    lingering.get(runId)?.abort()
+    lingering.delete(runId)
   }
 
   async function writeCheckpointsNow(): Promise<void> {
@@ -366,6 +379,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
      * one that leaves ends a run that asked for it.
      */
     countViewer(facts: RunFacts): (clientLeft: boolean) => void {
+      keep(facts.id)
       viewers.set(facts.id, (viewers.get(facts.id) ?? 0) + 1)
       return (clientLeft) => {
         const left = (viewers.get(facts.id) ?? 1) - 1
@@ -381,6 +395,12 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       }
     },
 
+    /** Whether a viewer of the run is counted at this moment. */
+    isWatched: (runId: string) => viewers.has(runId),
+
+    /** For who has come and is counted as a viewer only later: what would stop the run, because it was left, is called off. */
+    keep,
+
     refuseWhenDraining(): void {
       if (draining.signal.aborted) throw new Problem('draining', undefined, { retryAfterSeconds: 1 })
     },
@@ -388,6 +408,7 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     /** @param findSuccessor asks, when the time is up, whether another process can take over what is left */
     async drain(drainMs: number, findSuccessor: () => Promise<HandOver | undefined>): Promise<void> {
       draining.abort()
+      for (const runId of lingering.keys()) keep(runId)
       if (active.size > 0) logger.info({ runs: active.size, drain_ms: drainMs }, 'draining')
       await waitForAll(drainMs)
       const handOver = active.size + arrivals.size === 0 ? undefined : await findSuccessor()

@@ -10,12 +10,9 @@ import { and, desc, eq, sql } from '../db/drizzle.ts'
 import { chatRuns } from '../db/schema.ts'
 import type { Owner } from '../http/identity.ts'
 import type { Part } from '../log/event.ts'
-import { findSessionByName } from '../sessions/store.ts'
+import { findSessionId, type SessionName } from '../sessions/store.ts'
 import type { RunRecord } from './model.ts'
 import { runColumns } from './store.ts'
-
-/** A session by its id, or by the name that its owner has for it. */
-export type SessionName = { readonly session_id: string } | { readonly external_id: string }
 
 /** A message of the session that a client means. */
 export interface NamedMessage {
@@ -46,13 +43,7 @@ export type Resume = ReturnType<typeof createResume>
 export function createResume(db: Db) {
   return {
     /** @returns undefined when the owner has no such session */
-    async findSession(owner: Owner, name: SessionName): Promise<string | undefined> {
-      if ('external_id' in name) return findSessionByName(db, owner, name.external_id)
-      const [session] = await db.rows<{ id: string }>(sql`
-        select id from chat_sessions
-        where id = ${name.session_id}::uuid and owner = ${owner.key} and deleted_at is null`)
-      return session?.id
-    },
+    findSession: (owner: Owner, name: SessionName): Promise<string | undefined> => findSessionId(db, owner, name),
 
     /**
      * The run of a session that is to be shown to who comes back: the newest that goes on or waits, else the newest of all
@@ -118,12 +109,13 @@ export function createResume(db: Db) {
     },
 
     /** The replies that a run's reply goes on from, oldest first: none when it answers a message of the user. */
-    async readRounds(run: Pick<RunRecord, 'session_id' | 'user_message_id'>): Promise<readonly Round[]> {
+    async readRounds(owner: Owner, run: Pick<RunRecord, 'session_id' | 'user_message_id'>): Promise<readonly Round[]> {
       const rows = await db.rows<{ id: string; role: NamedMessage['role']; parts: readonly Part[] }>(sql`
         with recursive way as (
           select m.id, m.session_id, m.parent_id, m.role, m.parts, 1 as depth
-          from chat_messages m
+          from chat_messages m join chat_sessions s on s.id = m.session_id
           where m.id = ${run.user_message_id}::uuid and m.session_id = ${run.session_id}::uuid and m.role = 'tool'
+            and s.owner = ${owner.key}
           union all
           select m.id, m.session_id, m.parent_id, m.role, m.parts, way.depth + 1
           from way join chat_messages m on m.id = way.parent_id and m.session_id = way.session_id

@@ -85,14 +85,17 @@ export function createShow({ follow, owned, logger }: ShowOptions) {
 }
 
 /**
- * For who comes to a run that is there. One that is to be stopped a while after its last viewer has left is watched by the
- * process that makes it, which does not see who comes elsewhere: that is said in the run's row, where it looks before it stops.
+ * For who comes to a run that is there, before anything else is looked up for it: one that is to be stopped a while after its
+ * last viewer has left is not stopped any more because of who left before. The process that makes it does not see who comes
+ * elsewhere: that is said in the run's row, where it looks before it stops.
  * @throws Problem `db_unavailable`
  */
 export function createKeep({ runs, owned }: { readonly runs: RunStore; readonly owned: OwnedRuns }) {
   return async function keep(owner: Owner, run: RunFacts): Promise<void> {
     const mayEnd = run.on_disconnect === 'stop' && run.request?.linger_ms !== undefined && !isTerminal(run.status)
-    if (mayEnd && !owned.has(run.id)) await runs.keep(owner, run.id)
+    if (!mayEnd) return
+    owned.keep(run.id)
+    if (!owned.has(run.id)) await runs.keep(owner, run.id)
   }
 }
 

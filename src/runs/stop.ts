@@ -19,7 +19,7 @@ import type { Db } from '../db/db.ts'
 import type { Owner } from '../http/identity.ts'
 import type { Control } from '../log/control.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
-import { isTerminal, type RunRecord } from './model.ts'
+import { isTerminal, type RunRecord, type RunState } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
 import { stopQueued } from './queue.ts'
 import { pause, settledWithin } from './run.ts'
@@ -42,7 +42,7 @@ const patienceMs = 1000
 const pollMs = 100
 
 export function createStop({ db, runs, owned, control, takeover, changes }: StopOptions) {
-  async function untilEnded(run: RunRecord, ms: number): Promise<RunRecord> {
+  async function untilEnded(run: RunState, ms: number): Promise<RunState> {
     const enough = AbortSignal.timeout(ms)
     for (let last = run; ; await pause(pollMs, enough)) {
       const now = await runs.reread(run.id)
@@ -54,7 +54,7 @@ export function createStop({ db, runs, owned, control, takeover, changes }: Stop
   }
 
   /** @returns the run as it is afterwards: ended, unless the database needs longer than {@link stopWaitMs} */
-  return async function stop(run: RunRecord): Promise<RunRecord> {
+  return async function stop(run: RunRecord): Promise<RunState> {
     if (isTerminal(run.status)) return run
     await runs.requestStop(run)
     if (run.status === 'queued') {
@@ -93,7 +93,7 @@ export function createStopSession({ db, runs, owned, stop, changes }: StopSessio
       const commit = await stopQueued(db, run)
       nextMayWait ||= commit.nextMayWait
       if (commit.outcome === 'committed') changes?.changed(sessionId)
-      else begun.push((await runs.reread(run.id)) ?? run)
+      else begun.push({ ...run, ...(await runs.reread(run.id)) })
     }
     await Promise.all(begun.map(stop))
     // A message that came in after the wish may stand behind those that have left.

@@ -3,15 +3,16 @@
  * of the condition.
  */
 import type { Db } from '../db/db.ts'
-import { and, desc, eq, type SQL, sql } from '../db/drizzle.ts'
-import { chatMessages, chatRuns } from '../db/schema.ts'
+import { and, desc, eq, isNull, type SQL, sql } from '../db/drizzle.ts'
+import { chatMessages, chatRuns, chatSessions } from '../db/schema.ts'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
-import { isoTime } from '../sessions/store.ts'
+import { isoTime, mine } from '../sessions/store.ts'
 import { createGather } from './gather.ts'
-import type { Run, RunFacts, RunRecord } from './model.ts'
+import type { Run, RunFacts, RunRecord, RunState } from './model.ts'
 
-export const runColumns = {
+/** Nothing of what the reply is made from, which may hold hundreds of kilobytes: for who asks again and again. */
+export const stateColumns = {
   id: chatRuns.id,
   session_id: chatRuns.sessionId,
   user_message_id: chatRuns.userMessageId,
@@ -27,8 +28,6 @@ export const runColumns = {
   usage: sql<Run['usage']>`${chatRuns.usage}`,
   usage_source: chatRuns.usageSource,
   upstream_calls: sql<Run['upstream_calls']>`${chatRuns.upstreamCalls}`,
-  profile: sql<string | null>`${chatRuns.request} ->> 'profile'`,
-  profile_reasons: sql<string[] | null>`${chatRuns.request} -> 'reasons'`,
   finish_reason: chatRuns.finishReason,
   error: sql<Run['error']>`${chatRuns.error}`,
   generation: chatRuns.generation,
@@ -43,11 +42,35 @@ export const runColumns = {
   request_hash: chatRuns.requestHash,
   instance_id: chatRuns.instanceId,
   last_seq: chatRuns.lastSeq,
+}
+
+const shownColumns = {
+  ...stateColumns,
+  profile: sql<string | null>`${chatRuns.request} ->> 'profile'`,
+  profile_reasons: sql<string[] | null>`${chatRuns.request} -> 'reasons'`,
+}
+
+export const runColumns = {
+  ...shownColumns,
   request: sql<RunRecord['request']>`${chatRuns.request}`,
 }
 
 /** How long the question for a run waits for others to go with it. */
 const gatherMs = 2
+
+/** Runs of the same request among which the one is looked for that a repeat means. */
+const repeatedMax = 100
+
+/** Which runs a repeat without a key may mean. One that somebody has stopped, or that broke off, is never meant. */
+export interface Repeat {
+  /** How long ago it may have been accepted. */
+  readonly withinMs: number
+  /** How long ago it may have ended. */
+  readonly endedWithinMs: number
+  /** Where it was asked; undefined when the repeat names no session: then it is a run that has made its own, which has no name. */
+  readonly sessionId: string | undefined
+  readonly isLeftOut: (runId: string) => boolean
+}
 
 const active = sql`${chatRuns.status} in ('queued', 'running')`
 
@@ -94,24 +117,34 @@ export function createRunStore(db: Db) {
 
     findByKey: (owner: Owner, key: string) => findRun(owner, eq(chatRuns.idempotencyKey, key)),
 
-    /** The newest run of the same request that goes on, or has come to its own end: not one that somebody stopped, or that broke off. */
-    async findRepeated(owner: Owner, hash: string, withinMs: number): Promise<RunRecord | undefined> {
-      const [run] = await db.run((orm) =>
+    /** The newest run of the same request that a client without a key can mean which has heard nothing of it. */
+    async findRepeated(owner: Owner, hash: string, repeat: Repeat): Promise<RunRecord | undefined> {
+      const { withinMs, endedWithinMs, sessionId, isLeftOut } = repeat
+      // A session that a run has made has the time of the same statement.
+      const isOwnSession = and(isNull(chatSessions.externalId), eq(chatSessions.createdAt, chatRuns.createdAt))
+      const candidates = await db.run((orm) =>
         orm
-          .select(runColumns)
+          .select({ id: chatRuns.id })
           .from(chatRuns)
+          .innerJoin(chatSessions, eq(chatSessions.id, chatRuns.sessionId))
           .where(
             and(
               eq(chatRuns.owner, owner.key),
               eq(chatRuns.requestHash, hash),
+              isNull(chatRuns.idempotencyKey),
               sql`${chatRuns.createdAt} > now() - ${withinMs}::float8 * interval '1 millisecond'`,
+              sql`(${active} or ${chatRuns.endedAt} > now() - ${endedWithinMs}::float8 * interval '1 millisecond')`,
               sql`${chatRuns.status} not in ('stopped', 'interrupted') and ${chatRuns.stopRequestedAt} is null`,
+              sessionId === undefined ? isOwnSession : eq(chatRuns.sessionId, sessionId),
+              mine(owner),
             ),
           )
           .orderBy(desc(chatRuns.createdAt))
-          .limit(1),
+          .limit(repeatedMax),
       )
-      return run
+      // Asked now, and not before the question: whoever was being accepted then may be watching by now.
+      const meant = candidates.find(({ id }) => !isLeftOut(id))
+      return meant && findRun(owner, eq(chatRuns.id, meant.id))
     },
 
     findActive: (owner: Owner, sessionId: string) => findRun(owner, and(eq(chatRuns.sessionId, sessionId), active)),
@@ -133,8 +166,8 @@ export function createRunStore(db: Db) {
       ),
 
     /** For the gateway itself, which follows a run after its owner was checked. */
-    async reread(id: string): Promise<RunRecord | undefined> {
-      const [run] = await db.run((orm) => orm.select(runColumns).from(chatRuns).where(eq(chatRuns.id, id)))
+    async reread(id: string): Promise<RunState | undefined> {
+      const [run] = await db.run((orm) => orm.select(shownColumns).from(chatRuns).where(eq(chatRuns.id, id)))
       return run
     },
 
@@ -152,7 +185,7 @@ export function createRunStore(db: Db) {
      * Asks for a run's stop in a way that outlives this process. The process that owns the run looks at the column
      * whenever it renews its lease.
      */
-    async requestStop({ id, owner }: RunRecord): Promise<void> {
+    async requestStop({ id, owner }: Pick<RunRecord, 'id' | 'owner'>): Promise<void> {
       await db.run((orm) =>
         orm
           .update(chatRuns)

@@ -13,11 +13,14 @@ import { Problem } from '../errors.ts'
 import type { Done, LogEntry, Part } from '../log/event.ts'
 import { type Checkpoint, type CheckpointRow, foldCheckpoints } from './checkpoint.ts'
 import { createGather } from './gather.ts'
-import { isTerminal, type RunRecord } from './model.ts'
-import { runColumns } from './store.ts'
+import { isTerminal, type RunState } from './model.ts'
+import { stateColumns } from './store.ts'
+
+/** What a viewer has to know of it, each second. */
+type Standing = Omit<RunState, 'profile' | 'profile_reasons'>
 
 export interface StoredRun {
-  readonly run: RunRecord
+  readonly run: Standing
   /** All the text, and the event up to which it goes; for an ended run that is the one before `done`. */
   readonly text: Checkpoint
   readonly done: LogEntry | undefined
@@ -37,7 +40,7 @@ export interface StoredReader {
 /** How long a question waits for others to go with it. */
 const gatherMs = 5
 
-interface Row extends RunRecord {
+interface Row extends Standing {
   readonly parts: Part[]
   readonly ttft_ms: number | null
   readonly latency_ms: number | null
@@ -66,7 +69,7 @@ const readRows = (db: Db, ids: readonly string[]): Promise<Row[]> =>
   db.run((orm) =>
     orm
       .select({
-        ...runColumns,
+        ...stateColumns,
         parts: sql<Part[]>`${chatMessages.parts}`,
         ttft_ms: chatMessages.ttftMs,
         latency_ms: chatMessages.latencyMs,

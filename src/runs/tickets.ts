@@ -18,6 +18,7 @@ import type { Db } from '../db/db.ts'
 import { sql } from '../db/drizzle.ts'
 import { Problem } from '../errors.ts'
 import type { Owner, TicketReader } from '../http/identity.ts'
+import { uuidPattern } from '../http/text.ts'
 
 export const StreamTicket = Type.Object({
   ticket: Type.String(),
@@ -42,7 +43,6 @@ export interface Tickets {
 const keyBytes = 32
 // Milliseconds since 1970, thirteen digits until the year 2286; then 256 bits.
 const ticketPattern = /^(\d{13})\.([A-Za-z0-9_-]{43})$/
-const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
 const nowMs = sql`floor(extract(epoch from now()) * 1000)::float8`
 
 export function createTickets(options: TicketOptions): Tickets {

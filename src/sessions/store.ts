@@ -56,13 +56,18 @@ export const sessionColumns = {
 /** The condition that stands in every statement about a session. */
 export const mine = (owner: Owner) => and(eq(chatSessions.owner, owner.key), isNull(chatSessions.deletedAt))
 
-/** @returns the id of the owner's session with this `external_id`, unless it is deleted */
-export async function findSessionByName(db: Db, owner: Owner, externalId: string): Promise<string | undefined> {
+/** A session by its id, or by the name that its owner has for it. */
+export type SessionName = { readonly session_id: string } | { readonly external_id: string }
+
+/** @returns the id of the owner's session that is named so, unless it is deleted */
+export async function findSessionId(db: Db, owner: Owner, name: SessionName): Promise<string | undefined> {
+  const named =
+    'external_id' in name ? eq(chatSessions.externalId, name.external_id) : eq(chatSessions.id, name.session_id)
   const [session] = await db.run((orm) =>
     orm
       .select({ id: chatSessions.id })
       .from(chatSessions)
-      .where(and(eq(chatSessions.externalId, externalId), mine(owner))),
+      .where(and(named, mine(owner))),
   )
   return session?.id
 }

@@ -22,19 +22,20 @@ import { eventStream } from '../http/openapi.ts'
 import { beginProblem, readProblem } from '../http/problem.ts'
 import type { Server } from '../http/server.ts'
 import type { SseEdge, SseFraming } from '../http/sse.ts'
-import { cleanText } from '../http/text.ts'
+import { cleanText, uuidPattern } from '../http/text.ts'
 import type { EventId } from '../log/event.ts'
 import type { Acceptance } from '../runs/accept.ts'
 import type { Chat } from '../runs/chat.ts'
 import type { FollowDeps } from '../runs/follow.ts'
 import { BranchBody, isTerminal, keyUnitsMax, messageCharactersMax, type RunFacts, toolsMax } from '../runs/model.ts'
-import type { NamedMessage, Resume, Round, SessionName } from '../runs/resume.ts'
+import type { NamedMessage, Resume, Round } from '../runs/resume.ts'
 import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
 import { type KeepRun, pastEnd, readUpTo, type ShowRun } from '../runs/show.ts'
 import type { StopSession } from '../runs/stop.ts'
 import type { RunStore } from '../runs/store.ts'
 import type { MessageStore } from '../sessions/messages.ts'
 import { externalIdUnitsMax } from '../sessions/model.ts'
+import type { SessionName } from '../sessions/store.ts'
 import { type Chunk, createUiEncoder, parseCursor, sayAnswers, sayReply, type UiReply } from './ai-sdk.ts'
 import { type StoredMessage, toUiMessages, toUiParts, UiMessage, uiIdMember } from './ai-sdk-messages.ts'
 import { digest, readAsked, type UiAsked, type UiQuestion } from './ai-sdk-request.ts'
@@ -233,7 +234,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       const asked = readAsked(body)
       edge.refuseAtLimit(owner.key)
       const { run, isNew } = await accept(owner, body, asked, key)
-      const rounds = asked.kind === 'message' && isNew ? [] : await resume.readRounds(run)
+      const rounds = asked.kind === 'message' && isNew ? [] : await resume.readRounds(owner, run)
       await showRun(request, reply, run, rounds)
     },
   )
@@ -257,7 +258,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       if (!run) return reply.code(204).send(null)
       if (pastEnd(follow, run, cursor?.id) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
       await keep(owner, run)
-      const rounds = await resume.readRounds(run)
+      const rounds = await resume.readRounds(owner, run)
       // Who has a cursor has been shown, or has itself, what came before this reply.
       if (cursor !== undefined) await showRun(request, reply, run, rounds, { cursor: cursor.id })
       else await showRun(request, reply, run, rounds, { before: sayRounds(rounds) })
@@ -308,7 +309,10 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       const run = sessionId && (await resume.findShown(owner, sessionId))
       if (!run || isTerminal(run.status)) return reply.code(204).send(null)
       await stopSession(owner, run.session_id)
-      const [rounds, stopped] = await Promise.all([resume.readRounds(run), messages.getMessage(owner, run.message_id)])
+      const [rounds, stopped] = await Promise.all([
+        resume.readRounds(owner, run),
+        messages.getMessage(owner, run.message_id),
+      ])
       const said = [...sayRounds(rounds), ...sayReply({ round: rounds.length, ownTools }, stopped.parts)]
       const message: UiMessage = { id: rounds[0]?.id ?? stopped.id, role: 'assistant', parts: toUiParts(said) }
       reply.headers(runHeaders(run))
@@ -335,7 +339,7 @@ function sendText(problem: Problem, request: FastifyRequest, reply: FastifyReply
 
 /** @throws Problem `invalid_request` for a name that the other routes could not be asked for */
 function nameOf(id: string): SessionName {
-  if (/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return { session_id: id.toLowerCase() }
+  if (uuidPattern.test(id)) return { session_id: id.toLowerCase() }
   const name = cleanText(id)
   if (name === '' || encodeURIComponent(name).length > pathPartUnitsMax) {
     throw new Problem('invalid_request', `id has 1 to ${pathPartUnitsMax} characters as a part of a URL.`)

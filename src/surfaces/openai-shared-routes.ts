@@ -13,6 +13,7 @@ import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
 import { beginProblem, readProblem } from '../http/problem.ts'
 import type { SseFraming } from '../http/sse.ts'
+import { uuidPattern } from '../http/text.ts'
 import { Mode } from '../log/event.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import { externalIdUnitsMax } from '../sessions/model.ts'
@@ -115,8 +116,6 @@ export function modelNamed(
   }
   return { model: name }
 }
-
-const uuidPattern = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i
 
 /** Where the conversation is kept. The header and the metadata may both say it, when they say the same. */
 export function sessionNamed(

@@ -1,6 +1,7 @@
 /** The budgets on the real routes: which route spends which, and that a stream is put off and never killed. */
 import { test } from 'tap'
 import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { createApiKeys } from '../../src/sessions/api-keys.ts'
 import { createClient, isDelta, isDone } from '../support/client.ts'
 import { startGateway } from '../support/gateway.ts'
 
@@ -104,6 +105,35 @@ test('budgets of a gateway', async (t) => {
       t.match(answer, { status: 429, body: { code: 'rate_limited' } })
     }
     t.equal((await createClient(url, visitor(1)).get(sessions)).status, 200)
+  })
+
+  await t.test('keys that are made up are counted like visitors, and shut out nobody who has one', async (t) => {
+    const gateway = await startGateway(t, { env: { RATE_LIMIT_VISITORS: '3' } })
+    const keys = createApiKeys(gateway.app.db)
+    const { key, stored } = await keys.createKey({ subject: 'ada' })
+    const { key: late } = await keys.createKey({ subject: 'ada' })
+    const ask = async (key: string) => {
+      const { status, headers } = await fetch(`${gateway.url}${sessions}`, {
+        headers: { authorization: `Bearer ${key}` },
+      })
+      return [status, headers.get('retry-after') !== null]
+    }
+    const madeUp = (n: number) => `vk_${String(n).padStart(43, '0')}`
+    for (let i = 0; i < 5; i++) t.same(await ask(key), [200, false], 'a good one spends nothing')
+    for (let i = 0; i < 3; i++) t.same(await ask(madeUp(i)), [401, false])
+    t.same(await ask(madeUp(4)), [429, true])
+    t.same(await ask(late), [429, true], 'nobody asks whose a key is that was not seen here before')
+    t.same(await ask(key), [200, false], 'one that was good is asked for')
+    await keys.revokeKey(stored.id)
+    t.same(
+      [await ask(key), await ask(key)],
+      [
+        [429, true],
+        [429, true],
+      ],
+      'until it is not',
+    )
+    t.equal((await fetch(`${gateway.url}${sessions}`)).status, 429, 'and it is the budget of new visitors')
   })
 
   await t.test('a refused credential spends nothing, and health and numbers are always there', async (t) => {

@@ -8,9 +8,10 @@ import { sql } from '../../src/db/drizzle.ts'
 import { Problem } from '../../src/errors.ts'
 import type { Part } from '../../src/log/event.ts'
 import { createAccept } from '../../src/runs/accept.ts'
-import { type ChatAsked, hashAsked } from '../../src/runs/asked.ts'
+import { type ChatAsked, hashAsked, planOf } from '../../src/runs/asked.ts'
 import { type BroughtMessage, broughtBytesMax, broughtMessagesMax } from '../../src/runs/brought.ts'
 import { instructionsBytesMax } from '../../src/runs/model.ts'
+import { createResume } from '../../src/runs/resume.ts'
 import { readHistory } from '../../src/sessions/context.ts'
 import { createSessionList } from '../../src/sessions/list.ts'
 import { databases } from '../support/database.ts'
@@ -54,7 +55,9 @@ const codeOf = (work: Promise<unknown>) =>
 for (const kind of databases()) {
   test(`on ${kind}`, async (t) => {
     const { db, runs, sessions, messages } = await openStore(t, kind)
-    const { accept } = createAccept({ db, runs, instanceId: randomUUID(), runsPerOwnerMax: 0 })
+    const watched = new Set<string>()
+    const isWatched = (id: string) => watched.has(id)
+    const { accept } = createAccept({ db, runs, instanceId: randomUUID(), runsPerOwnerMax: 0, isWatched })
     const owner = createOwner()
     const ask = (asked: ChatAsked) => accept(owner, asked, plansFor)
     const end = (session_id: string) =>
@@ -110,6 +113,32 @@ for (const kind of databases()) {
       }
     })
 
+    await t.test('with a session that is there it is not even sent, and brings none back that is purged', async (t) => {
+      const own = createOwner()
+      for (const name of [{ session_id: randomUUID() }, { external_id: randomUUID() }]) {
+        const asked = { ...name, message: 'Two', before }
+        t.equal((await planOf(db, own, asked, randomUUID())).brought?.length, before.length, 'needed to make it')
+        const first = (await accept(own, { ...name, message: 'One', before: [] }, plansFor)).run
+        t.equal((await planOf(db, own, asked, randomUUID())).brought, undefined)
+        await end(first.session_id)
+        const purging = createAccept({
+          db: {
+            ...db,
+            // Between the look for the session and the statement that accepts.
+            async rows<Row>(statement: Parameters<typeof db.rows>[0]) {
+              await db.rows(sql`delete from chat_sessions where owner = ${own.key}`)
+              return db.rows<Row>(statement)
+            },
+          },
+          runs,
+          instanceId: randomUUID(),
+          runsPerOwnerMax: 0,
+        })
+        t.equal(await codeOf(purging.accept(own, asked, plansFor)), 'not_found')
+        t.equal(await sessions.hasAny(own.key), false)
+      }
+    })
+
     await t.test('answers of tools begin a session with the calls that they answer, or go on in one', async (t) => {
       const calls = before.slice(0, 2)
       const tool_results = [
@@ -119,6 +148,11 @@ for (const kind of databases()) {
       const session_id = randomUUID()
       const { run } = await ask({ session_id, tool_results, before: calls, instructions: 'Rhyme.' })
       t.strictSame(await historyOf(run.user_message_id), said.slice(0, 4))
+      const { readRounds } = createResume(db)
+      t.match(await readRounds(owner, run), [
+        { parts: before[1]?.parts, answers: [{ call_id: 'a' }, { call_id: 'b' }] },
+      ])
+      t.strictSame(await readRounds(createOwner(), run), [], 'they are nobody else’s')
       t.equal(await codeOf(ask({ tool_results, before: [text('user', 'Hi')] })), 'invalid_request', 'nobody has called')
       t.equal(await codeOf(ask({ tool_results: tool_results.slice(1), before: calls })), 'invalid_request', 'not all')
       await end(session_id)
@@ -164,6 +198,45 @@ for (const kind of databases()) {
       t.equal((await ask(repeat)).isNew, true, 'in time')
       await db.rows(sql`update chat_runs set stop_requested_at = now() where owner = ${owner.key}`)
       t.equal((await ask(repeat)).isNew, true)
+    })
+
+    await t.test('a repeat without a key is not shown what was said to somebody else who asked the same', async (t) => {
+      const asked: ChatAsked = { message: `Twice ${randomUUID()}`, before: [] }
+      const repeat: ChatAsked = { ...asked, linger_ms: 5000, repeats_within_ms: 60_000 }
+      const own = createOwner()
+      const by = async (what: ChatAsked) => accept(own, what, plansFor)
+      const endedAgo = (ms: number) =>
+        db.rows(sql`
+          update chat_runs set status = 'completed', ended_at = now() - ${ms}::float8 * interval '1 millisecond'
+          where owner = ${own.key}`)
+      const first = (await by(asked)).run
+      t.equal((await by(repeat)).run.id, first.id)
+      watched.add(first.id)
+      const second = await by(repeat)
+      t.equal(second.isNew, true, 'somebody is there: it is theirs')
+      t.equal((await by(repeat)).run.id, second.run.id)
+      watched.add(second.run.id)
+      watched.delete(first.id)
+      t.equal((await by(repeat)).run.id, first.id, 'an older one that nobody watches')
+      watched.clear()
+      await endedAgo(12_500)
+      t.equal((await by(repeat)).run.id, second.run.id, 'as long after its end as its client may take')
+      await endedAgo(13_500)
+      t.equal((await by(repeat)).isNew, true, 'and no longer')
+
+      await endedAgo(60_000)
+      const session_id = randomUUID()
+      const named = await by({ ...asked, external_id: randomUUID() })
+      t.equal((await by({ ...repeat, session_id: named.run.session_id })).run.id, named.run.id)
+      t.equal((await by({ ...repeat, session_id })).isNew, true, 'in another session')
+      await db.rows(
+        sql`update chat_sessions set created_at = created_at - interval '1 second' where id = ${session_id}::uuid`,
+      )
+      const kept = await by({ ...asked, client_message_id: randomUUID() })
+      const bare = await by(repeat)
+      t.equal(bare.isNew, true, 'that of a named session, of one that was there and of a key have their names')
+      t.not(bare.run.id, kept.run.id)
+      t.equal((await by(repeat)).run.id, bare.run.id)
     })
 
     await t.test('what is too much is refused by name, and leaves nothing', async (t) => {

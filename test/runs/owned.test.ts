@@ -12,9 +12,10 @@ import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
 import type { ActiveRun } from '../../src/runs/run.ts'
+import { createKeep } from '../../src/runs/show.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
-import { countRows, openLedger, openStore, silent } from '../support/runs.ts'
+import { countRows, createOwner, openLedger, openStore, silent } from '../support/runs.ts'
 
 /** The runs of one process, whose checkpoint clock never ticks: first words and a drain bring about a checkpoint. */
 function openOwned(db: Db, makeReply: (run: ActiveRun) => AsyncIterable<UpstreamEvent>) {
@@ -58,6 +59,39 @@ for (const kind of databases()) {
     }
   })
 }
+
+test('who comes to a run that was left keeps it, and who leaves it again has the whole while again', async (t) => {
+  const { db, accept, runs } = await openStore(t, 'pglite')
+  const owner = createOwner()
+  const lingerMs = 150
+  const { owned, log, instanceId } = openOwned(db, async function* ({ signal }) {
+    yield { type: 'text', text: 'So far' }
+    await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+  })
+  const begin = async () => {
+    const run = await accept({ owner, instanceId, body: { on_disconnect: 'stop', linger_ms: lingerMs } })
+    owned.start(run)
+    return run
+  }
+  const [kept, left] = [await begin(), await begin()]
+  owned.countViewer(kept)(true)
+  await createKeep({ runs, owned })(owner, kept)
+  owned.countViewer(left)(true)
+  await sleep(lingerMs / 2)
+  const leave = owned.countViewer(left)
+  const leftAt = performance.now()
+  leave(true)
+  await owned.ended(left.id)
+  // A timer may be early by a part of a millisecond.
+  t.ok(performance.now() - leftAt > lingerMs - 2, 'not when the one who left before would have had it stopped')
+  t.match(await runs.reread(left.id), { status: 'stopped' })
+  t.match(await runs.reread(kept.id), { status: 'running', on_disconnect: 'stop' }, 'left earlier, and kept')
+  owned.countViewer(kept)(true)
+  await owned.ended(kept.id)
+  t.match(await runs.reread(kept.id), { status: 'stopped' }, 'until it is left once more')
+  await owned.drain(0, async () => undefined)
+  await log.close()
+})
 
 for (const kind of databases().filter((kind) => kind === 'postgres')) {
   test(`on ${kind}, a checkpoint and a commit that cross each other leave nothing behind`, async (t) => {

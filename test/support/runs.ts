@@ -15,11 +15,12 @@ import type { LogEntry, Part } from '../../src/log/event.ts'
 import type { EventLog } from '../../src/log/log.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { createAccept, type PlansFor } from '../../src/runs/accept.ts'
+import type { ChatAsked } from '../../src/runs/asked.ts'
 import type { TokenPricing } from '../../src/runs/budgets.ts'
 import type { Ending } from '../../src/runs/commit.ts'
 import { createEstimator } from '../../src/runs/estimate.ts'
 import { createLedger, type Pricing } from '../../src/runs/ledger.ts'
-import type { ChatBody, RunFacts } from '../../src/runs/model.ts'
+import type { RunFacts } from '../../src/runs/model.ts'
 import type { OwnedRuns } from '../../src/runs/owned.ts'
 import { createReaper } from '../../src/runs/reaper.ts'
 import { createRunStore } from '../../src/runs/store.ts'
@@ -126,7 +127,7 @@ export interface Store {
 export interface AcceptOptions {
   readonly owner?: Owner
   readonly instanceId?: string
-  readonly body?: Partial<ChatBody>
+  readonly body?: Partial<ChatAsked>
 }
 
 /** The schema in a database of the test's own. */
