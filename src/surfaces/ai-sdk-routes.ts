@@ -197,7 +197,10 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
   }
 
   const sayRounds = (rounds: readonly Round[]): readonly Chunk[] =>
-    rounds.flatMap(({ parts, answers }, round) => [...sayReply({ round, ownTools }, parts), ...sayAnswers(answers)])
+    rounds.flatMap(({ parts, answers }, round) => [
+      ...sayReply({ round, status: 'completed' }, parts),
+      ...sayAnswers(answers),
+    ])
 
   const open = (request: FastifyRequest, reply: FastifyReply, run: RunFacts) =>
     edge.open(request, reply, { ...runHeaders(run), ...streamHeaders, 'x-resumable-stream-id': run.id }, framing)
@@ -290,7 +293,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       const stored: StoredMessage[] = page.data.reverse()
       // Not from the middle of a message of several replies.
       const first = page.next_cursor === null ? 0 : stored.findIndex(({ role }) => role === 'user')
-      return { id, messages: toUiMessages(stored.slice(Math.max(0, first)), ownTools) }
+      return { id, messages: toUiMessages(stored.slice(Math.max(0, first))) }
     },
   )
 
@@ -309,7 +312,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       if (!run || isTerminal(run.status)) return reply.code(204).send(null)
       await stopSession(owner, run.session_id)
       const [rounds, stopped] = await Promise.all([resume.readRounds(run), messages.getMessage(owner, run.message_id)])
-      const said = [...sayRounds(rounds), ...sayReply({ round: rounds.length, ownTools }, stopped.parts)]
+      const said = [...sayRounds(rounds), ...sayReply({ round: rounds.length, status: stopped.status }, stopped.parts)]
       const message: UiMessage = { id: rounds[0]?.id ?? stopped.id, role: 'assistant', parts: toUiParts(said) }
       reply.headers(runHeaders(run))
       return { id, message }

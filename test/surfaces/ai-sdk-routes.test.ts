@@ -10,6 +10,7 @@ import {
   callTool,
   chunk,
   createGate,
+  doneMarker,
   forever,
   refuse,
   say,
@@ -42,13 +43,19 @@ for (const database of databases()) {
       parameters: Type.Object({}),
       execute: () => ({ hour: 9 }),
     })
+    const sundial = defineTool({
+      name: 'sundial',
+      description: 'Waits for the sun.',
+      parameters: Type.Object({}),
+      execute: () => forever(),
+    })
     const env = {
       ...store,
       OPENAI_BASE_URL: upstream.url,
       FRAME_MS: '5',
       JWT_SECRET: 'a secret of more than 32 bytes, for all',
     }
-    const options = { env, tools: [clock], sse: { heartbeatMs: 300 } }
+    const options = { env, tools: [clock, sundial], sse: { heartbeatMs: 300 } }
     const gateway = await startGateway(t, options)
     const second = database === 'postgres' ? await startGateway(t, options) : gateway
     const visit = () => {
@@ -458,6 +465,40 @@ for (const database of databases()) {
         { type: 'start-step' },
         { type: 'text-start' },
       ])
+    })
+
+    await once("an open call that is loaded is the client's exactly when it can be answered", async (t) => {
+      const { ui, client } = visit()
+      const callsOf = (message: { parts: UiChunk[] }) => message.parts.filter(({ type }) => type.startsWith('tool-'))
+      upstream.answer(() => callTool({ name: 'clock' }))
+      const theirs = { id: 'theirs', messages: [userMessage('u1', 'Time?')] }
+      await (await ui.send({ ...theirs, tools: [{ ...look, name: 'clock' }] })).ended
+      const [question, held] = (await ui.load('theirs')).messages
+      const [call = { type: '' }] = callsOf(held)
+      t.same([call.state, 'providerExecuted' in call], ['input-available', false], 'named as one of the gateway')
+      const parts = held.parts.map((part: UiChunk) =>
+        part.type === 'tool-clock' ? { ...part, state: 'output-available', output: { hour: 10 } } : part,
+      )
+      upstream.answer(() => say({ text: 'Ten' }))
+      const answered = await ui.send({ id: 'theirs', messages: [question, { ...held, parts }] })
+      t.same([await answered.ended, wordsOf(answered.chunks)], ['done', 'Ten'])
+
+      upstream.answer(async function* () {
+        yield chunk({
+          tool_calls: ['look', 'sundial'].map((name, index) => ({
+            index,
+            id: `call_${name}`,
+            function: { name, arguments: '{}' },
+          })),
+        })
+        yield chunk({}, 'tool_calls')
+        yield doneMarker
+      })
+      const waiting = await ui.send({ id: 'open', messages: [userMessage('u2', 'Look')], tools: [look] })
+      await waiting.until(({ type, toolName }) => type === 'tool-input-available' && toolName === 'look')
+      const { message } = (await client.post('/api/chat/open/stop')).body
+      t.match(callsOf(message)[0], { type: 'tool-look', state: 'input-available', providerExecuted: true })
+      t.same((await ui.load('open')).messages[1], message)
     })
 
     await once('what is refused is plain text with a code beside it', async (t) => {
