@@ -20,8 +20,10 @@ import { sql } from '../../src/db/drizzle.ts'
 import { defineTool } from '../../src/runs/tools.ts'
 import { chatBodyBytesMax } from '../../src/surfaces/ai-sdk-routes.ts'
 import { createClient } from '../support/client.ts'
+import { openServer } from '../support/cluster.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
-import { createDataFolder, startGateway } from '../support/gateway.ts'
+import { createDataFolder, databaseEnv, startGateway } from '../support/gateway.ts'
+import { withoutRedis } from '../support/redis.ts'
 import { createUiClient, isWords, type UiChunk, type UiStream, userMessage, wordsOf } from './ui-client.ts'
 
 const look = { name: 'look', description: 'Looks.', parameters: { type: 'object' } }
@@ -586,3 +588,41 @@ for (const database of databases()) {
     })
   })
 }
+
+test('on two processes with one Redis', { skip: withoutRedis }, async (t) => {
+  const upstream = await startFakeUpstream()
+  t.teardown(() => upstream.close())
+  const redis = await openServer(t, 'redis')
+  const store = { ...(await databaseEnv(t, 'postgres')), REDIS_URL: redis.url }
+  const env = { ...store, OPENAI_BASE_URL: upstream.url, FRAME_MS: '5' }
+  const [gateway, second] = await Promise.all([startGateway(t, { env }), startGateway(t, { env })])
+  const client = createClient(gateway.url)
+  const [ui, elsewhere] = [createUiClient(gateway.url, client), createUiClient(second.url, client)]
+
+  await t.test('a cursor is taken up on the other one, while the reply is made and behind its end', async (t) => {
+    const gate = createGate()
+    upstream.answer(async function* () {
+      yield chunk({ reasoning_content: 'Hm' })
+      yield* begin({ text: 'Hel' })
+      await gate.opened
+      yield* say({ text: 'lo' })
+    })
+    const own = await ui.send({ id: 'c', messages: [userMessage('u1', 'Hi')] })
+    await own.until(isWords)
+    const held = own.chunks.length
+    const cursor = own.lastId()
+    const tail = await elsewhere.resume('c', cursor)
+    gate.open()
+    t.same(await Promise.all([own.ended, tail.ended]), ['done', 'done'])
+    t.equal(wordsOf(own.chunks), 'Hello')
+    t.equal(wordsOf(tail.chunks), 'lo', 'what is behind the cursor, and nothing before it')
+    t.same(tail.chunks, own.chunks.slice(held))
+    t.equal(tail.lastId(), own.lastId())
+    const late = await elsewhere.resume('c', cursor)
+    t.equal(await late.ended, 'done')
+    t.same([wordsOf(late.chunks), late.chunks.at(-1)], ['lo', { type: 'finish' }])
+    t.notOk(late.chunks.some(({ type }) => type === 'start' || type.startsWith('reasoning')))
+    t.equal((await elsewhere.resume('c', own.lastId())).status, 204, 'nothing is behind the end')
+    t.equal(upstream.calls.length, 1)
+  })
+})
