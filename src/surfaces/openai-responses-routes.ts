@@ -7,8 +7,8 @@
  * up behind the number of its last event.
  *
  * At each await: when the client goes, the run does not, except as said above. When the database does not answer after the
- * acceptance, the client is told 503, and its repeat means the same run. Who waits for a whole response whose reply cannot
- * be stored for now is told so, and finds it later.
+ * acceptance, the client is told 503, and its repeat means the same run; it counts as one that was there and has left. Who
+ * waits for a whole response whose reply cannot be stored for now is told so, and finds it later.
  */
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { type Static, Type } from 'typebox'

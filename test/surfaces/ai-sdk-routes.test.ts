@@ -17,6 +17,7 @@ import {
   startFakeUpstream,
 } from '../../scripts/fake-upstream.ts'
 import { sql } from '../../src/db/drizzle.ts'
+import { toolsMax } from '../../src/runs/model.ts'
 import { defineTool } from '../../src/runs/tools.ts'
 import { chatBodyBytesMax } from '../../src/surfaces/ai-sdk-routes.ts'
 import { createClient } from '../support/client.ts'
@@ -544,7 +545,10 @@ for (const database of databases()) {
       const large = await client.post('/api/chat', { id: 'c', messages: [old, message] })
       t.same([large.status, large.body], [413, 'Too large. The body may hold 16 MiB at most.'])
       upstream.answer(() => say({ text: 'Fine' }))
-      const fits = await ui.send({ id: 'c', messages: [userMessage('u0', 'x'.repeat(3 * 1024 * 1024)), message] })
+      const toolsOf = (count: number) => Array.from({ length: count }, (_, n) => ({ ...look, name: `n${n}` }))
+      const long = { id: 'c', messages: [userMessage('u0', 'x'.repeat(3 * 1024 * 1024)), message] }
+      await bad({ id: 'c', messages: [message], tools: toolsOf(toolsMax + 1) }, /tools/)
+      const fits = await ui.send({ ...long, tools: toolsOf(toolsMax) })
       t.equal(await fits.ended, 'done', 'a long history is no reason')
     })
 
