@@ -79,7 +79,12 @@ import { registerAiSdk, registerAiSdkMissing } from './surfaces/ai-sdk-routes.ts
 import { registerNative } from './surfaces/native-routes.ts'
 import { registerOpenaiChat } from './surfaces/openai-chat-routes.ts'
 import { registerResponses } from './surfaces/openai-responses-routes.ts'
-import { type DeliveryLimits, registerOpenaiErrors, usualDelivery } from './surfaces/openai-shared-routes.ts'
+import {
+  type DeliveryLimits,
+  registerOpenaiErrors,
+  registerOpenaiMissing,
+  usualDelivery,
+} from './surfaces/openai-shared-routes.ts'
 import type { Agent } from './upstream/agent.ts'
 import { type Catalog, createCatalog } from './upstream/catalog.ts'
 import { demoProvider } from './upstream/providers.ts'
@@ -121,6 +126,7 @@ export interface App {
 const startPauseFirstMs = 250
 const startPauseMaxMs = 2000
 const aiSdkPrefix = '/api/chat'
+const openaiPrefix = '/v1'
 /** Beside the drain: the last commits, the hand-over, and what is stopped before and after them. */
 const closeGraceMs = 15_000
 /** At the end of a shutdown, what an answer under way may still take. */
@@ -356,7 +362,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
           registerOpenaiChat(openai as Server, parts)
           registerResponses(openai as Server, { ...parts, stop })
         },
-        { prefix: '/v1' },
+        { prefix: openaiPrefix },
       )
       await api.register(
         async (ui) =>
@@ -365,6 +371,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
             runs,
             resume: createResume(db),
             messages,
+            owned,
             follow,
             show,
             keep,
@@ -376,6 +383,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
       )
     },
   )
+  await server.register(async (openai) => registerOpenaiMissing(openai), { prefix: openaiPrefix })
   await server.register(async (ui) => registerAiSdkMissing(ui as Server), { prefix: aiSdkPrefix })
 
   server.addHook('preClose', async () => {

@@ -137,6 +137,9 @@ export const catalogue = {
 
 export type ErrorCode = keyof typeof catalogue
 
+/** Of a run that another version has stored, it may be one that is not known here. */
+export const isErrorCode = (code: string): code is ErrorCode => Object.hasOwn(catalogue, code)
+
 /** The form an error takes in `done.error` and in a run's `error`. */
 export interface RunError {
   readonly code: ErrorCode

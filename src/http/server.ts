@@ -21,7 +21,7 @@ export type Server = FastifyInstance<
 /** A message of 100 000 characters, each escaped as a surrogate pair, is 1.2 MB; metadata comes on top. */
 export const bodyBytesMax = 2 * 1024 * 1024
 /** The name of an artifact has 128 characters, and a client may escape each of them. */
-const pathPartBytesMax = 3 * 128
+export const pathPartBytesMax = 3 * 128
 const headerBytesMax = 16 * 1024
 const foreignCharset = /;\s*charset\s*=(?!\s*"?(utf-?8|us-ascii)"?\s*(;|$))/i
 const messageUnitsMax = 300

@@ -105,6 +105,9 @@ export const RunStarted = Type.Object({
 })
 export type RunStarted = Static<typeof RunStarted>
 
+/** The name of a tool: the narrowest that providers agree on. */
+export const toolNamePattern = /^[A-Za-z0-9_-]{1,64}$/
+
 /** Opens a part of another kind than text, or a second text part. Part 0 needs none when it is text. */
 export const PartOpened = Type.Object({
   part: Type.Integer(),

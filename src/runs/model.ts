@@ -9,7 +9,8 @@
  * message has the status `streaming` from acceptance on, also while its run is queued.
  */
 import { type Static, Type } from 'typebox'
-import { Mode, RunErrorSchema, RunStatus, type ToolError, Usage } from '../log/event.ts'
+import { isErrorCode, Problem } from '../errors.ts'
+import { Mode, RunErrorSchema, RunStatus, type ToolError, toolNamePattern, Usage } from '../log/event.ts'
 import { Message, nullable, Session, Time, Uuid } from '../sessions/model.ts'
 import type { RunPlan } from '../upstream/plan.ts'
 import type { Effort, ReplyFormat, ToolChoice, ToolDefinition } from '../upstream/upstream.ts'
@@ -125,9 +126,10 @@ export type RunFacts = Pick<
 >
 
 export const messageCharactersMax = 100_000
-export const keyUnitsMax = 128
+const keyUnitsMax = 128
 export const modelUnitsMax = 200
-export const toolsMax = 64
+/** As many as OpenAI takes. */
+export const toolsMax = 128
 /** Of all of a request together, as JSON. */
 export const toolsBytesMax = 64 * 1024
 export const toolResultsMax = 64
@@ -140,10 +142,11 @@ export const instructionsBytesMax = 256 * 1024
 export const settingsBytesMax = 64 * 1024
 const toolErrorUnitsMax = 10_000
 
-const key = Type.String({ pattern: `^[A-Za-z0-9._:-]{1,${keyUnitsMax}}$` })
+export const keyPattern = new RegExp(`^[A-Za-z0-9._:-]{1,${keyUnitsMax}}$`)
 
-// The narrowest that providers agree on.
-const toolName = Type.String({ pattern: '^[A-Za-z0-9_-]{1,64}$' })
+const key = Type.String({ pattern: keyPattern.source })
+
+const toolName = Type.String({ pattern: toolNamePattern.source })
 
 export const Tool = Type.Object(
   {
@@ -259,6 +262,15 @@ export function toRun(record: RunState & Partial<RunRecord>): Run {
     ...run
   } = record
   return run
+}
+
+/** How a run has failed, for whoever has waited for its reply. A code that is not known here is `internal`. */
+export function problemOf({ id, error }: Pick<Run, 'id' | 'error'>): Problem {
+  const { code = 'internal', message, retryable } = error ?? {}
+  return new Problem(isErrorCode(code) ? code : 'internal', message, {
+    members: { run_id: id },
+    ...(retryable !== undefined && { retryable }),
+  })
 }
 
 /** Whether something is held back of budgets for it: the limit of its reply is stored in the same breath. */

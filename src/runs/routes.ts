@@ -14,6 +14,8 @@ import type { FollowDeps } from './follow.ts'
 import {
   ChatBody,
   isTerminal,
+  keyPattern,
+  problemOf,
   Run,
   type RunFacts,
   type RunRecord,
@@ -56,7 +58,7 @@ export function withIdempotencyKey<Body extends { readonly client_message_id?: s
 ): Body {
   if (header === undefined) return body
   const key = String(header)
-  if (!/^[A-Za-z0-9._:-]{1,128}$/.test(key)) {
+  if (!keyPattern.test(key)) {
     throw new Problem('invalid_request', 'Idempotency-Key must be 1 to 128 of A-Z a-z 0-9 . _ : -')
   }
   if (body.client_message_id !== undefined && body.client_message_id !== key) {
@@ -185,7 +187,5 @@ export function registerRuns(app: Server, options: RunRoutesOptions): void {
 
 /** A reply of which nothing came is an error to whoever asked for the whole; a partial one is kept and given. */
 function refuseEmptyFailure(run: RunRecord, message: Message): void {
-  if (run.error === null || message.parts.length > 0) return
-  const { code, message: detail, retryable } = run.error
-  throw new Problem(code as Problem['code'], detail, { retryable, members: { run_id: run.id } })
+  if (run.error !== null && message.parts.length === 0) throw problemOf(run)
 }

@@ -127,6 +127,26 @@ export async function untilEnded(
   return !gone.signal.aborted
 }
 
+/**
+ * What has to be read before a viewer can be shown its run. It is counted meanwhile, so one that is told an error instead
+ * has been there, and left: a run that goes on for its viewers only must not go on for nobody.
+ */
+export async function readForViewer<T>(
+  { owned }: Pick<ShowOptions, 'owned'>,
+  run: RunFacts,
+  read: () => Promise<T>,
+): Promise<T> {
+  const leave = owned.countViewer(run)
+  let isRead = false
+  try {
+    const said = await read()
+    isRead = true
+    return said
+  } finally {
+    leave(!isRead)
+  }
+}
+
 /** Where a cursor stands to the terminal event: 0 at it, 1 behind it; undefined before it, or while there is none. */
 export function pastEnd(deps: Pick<FollowDeps, 'log'>, run: RunFacts, after: EventId | undefined): 0 | 1 | undefined {
   const terminal = terminalIdOf(deps, run)

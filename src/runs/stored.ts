@@ -40,10 +40,13 @@ export interface StoredReader {
 /** How long a question waits for others to go with it. */
 const gatherMs = 5
 
-interface Row extends Standing {
-  readonly parts: Part[]
+interface ReplyTimes {
   readonly ttft_ms: number | null
   readonly latency_ms: number | null
+}
+
+interface Row extends Standing, ReplyTimes {
+  readonly parts: Part[]
   readonly checkpoints: CheckpointRow[] | null
 }
 
@@ -94,15 +97,16 @@ function toState(row: Row | undefined): StoredState {
   }
 }
 
-function toDone(row: Row): Done {
+/** The terminal event of a run that has ended, without the times when they are not at hand. */
+export function toDone({ ttft_ms = null, latency_ms = null, ...row }: Standing & Partial<ReplyTimes>): Done {
   return {
     status: row.status as Done['status'],
     message_id: row.message_id,
     ...(row.finish_reason === null ? {} : { finish_reason: row.finish_reason }),
     ...(row.usage === null ? {} : { usage: row.usage }),
     ...(row.cost_usd === null ? {} : { cost_usd: row.cost_usd }),
-    ...(row.ttft_ms === null ? {} : { ttft_ms: row.ttft_ms }),
-    ...(row.latency_ms === null ? {} : { latency_ms: row.latency_ms }),
+    ...(ttft_ms === null ? {} : { ttft_ms }),
+    ...(latency_ms === null ? {} : { latency_ms }),
     ...(row.error === null ? {} : { error: row.error }),
   }
 }

@@ -14,7 +14,7 @@ import type { ValidateFunction } from 'ajv'
 import type { Static, TSchema } from 'typebox'
 import { createAjv } from '../http/ajv.ts'
 import { cleanJson } from '../http/text.ts'
-import type { ToolError } from '../log/event.ts'
+import { type ToolError, toolNamePattern } from '../log/event.ts'
 import type { ToolDefinition } from '../upstream/upstream.ts'
 
 export interface ToolContext {
@@ -57,7 +57,6 @@ export interface Tools {
   execute(call: ToolCall, signal: AbortSignal): Promise<ToolAnswer>
 }
 
-export const toolNamePattern = /^[A-Za-z0-9_-]{1,64}$/
 const timeoutDefaultMs = 30_000
 const timeoutMaxMs = 600_000
 /** Of an answer as JSON: it is stored, shown, and paid for with every step behind it. */

@@ -14,6 +14,11 @@ import { createSessionStore, isoTime, mine } from './store.ts'
 
 export type MessageStore = ReturnType<typeof createMessageStore>
 
+export interface Asking {
+  readonly metadata: Message['metadata']
+  readonly previous_run_id: string | null
+}
+
 export const messageColumns = {
   id: chatMessages.id,
   session_id: chatMessages.sessionId,
@@ -128,6 +133,22 @@ export function createMessageStore(db: Db) {
       )
       if (message === undefined) throw new Problem('not_found')
       return message
+    },
+
+    /**
+     * What a message that was answered says of its request: its metadata, and the run that made the reply which it follows.
+     * @throws Problem `not_found`
+     */
+    async readAsking(owner: Owner, id: string): Promise<Asking> {
+      const [asking] = await db.rows<Asking>(sql`
+        select m.metadata, reply.run_id as previous_run_id
+        from chat_messages m
+        join chat_sessions s on s.id = m.session_id
+        left join chat_messages reply
+          on reply.id = ${parentOf} and reply.session_id = m.session_id and reply.role = 'assistant'
+        where m.id = ${id}::uuid and s.owner = ${owner.key} and s.deleted_at is null`)
+      if (asking === undefined) throw new Problem('not_found')
+      return asking
     },
 
     /** For the gateway itself, which follows a run after its owner was checked. */

@@ -1,6 +1,7 @@
 /**
  * Stored messages as `useChat` holds them (UIMessage). A reply's parts are made of the very chunks that its viewers were
- * sent (ai-sdk.ts), by the rules of the SDK, so what a page loads is what it would hold if it had watched.
+ * sent (ai-sdk.ts), by the rules of the SDK, so what a page loads is what it would hold if it had watched. Only of a call
+ * that was left open when its reply broke off it learns more: that no answer to it would be taken.
  *
  * A reply that went on after the client had answered its calls is one message, with the answers in it. A reply that is
  * being made is left out: whoever loads the page is shown it from its beginning by the stream.
@@ -31,7 +32,7 @@ export interface StoredMessage {
 export const uiIdMember = 'ui_message_id'
 
 /** @param messages one way through a session, oldest first */
-export function toUiMessages(messages: readonly StoredMessage[], ownTools: ReadonlySet<string>): UiMessage[] {
+export function toUiMessages(messages: readonly StoredMessage[]): UiMessage[] {
   const shown: UiMessage[] = []
   let reply: { readonly id: string; readonly chunks: Chunk[]; round: number } | undefined
   let before: StoredMessage | undefined
@@ -51,7 +52,7 @@ export function toUiMessages(messages: readonly StoredMessage[], ownTools: Reado
       if (before?.role !== 'tool') showReply()
       if (reply === undefined) reply = { id, chunks: [], round: 0 }
       else reply.round += 1
-      reply.chunks.push(...sayReply({ round: reply.round, ownTools }, parts))
+      reply.chunks.push(...sayReply({ round: reply.round, status: message.status }, parts))
     }
     before = message
   }

@@ -7,6 +7,7 @@
  */
 import { createHash } from 'node:crypto'
 import { Problem } from '../errors.ts'
+import { isFields } from './fields.ts'
 
 /** What the SDK's transport sends, beside what a page adds. */
 export interface UiBody {
@@ -85,7 +86,7 @@ function readQuestion(message: unknown): UiQuestion {
   return {
     id: typeof id === 'string' && id !== '' ? id : undefined,
     words,
-    metadata: isObject(metadata) ? metadata : {},
+    metadata: isFields(metadata) ? metadata : {},
   }
 }
 
@@ -132,9 +133,5 @@ function partsOf(message: unknown): readonly unknown[] {
 }
 
 function read(value: unknown, member: string): unknown {
-  return isObject(value) ? value[member] : undefined
-}
-
-function isObject(value: unknown): value is Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
+  return isFields(value) ? value[member] : undefined
 }

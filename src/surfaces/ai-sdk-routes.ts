@@ -20,17 +20,18 @@ import { catalogue, Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import { eventStream } from '../http/openapi.ts'
 import { beginProblem, readProblem } from '../http/problem.ts'
-import type { Server } from '../http/server.ts'
+import { pathPartBytesMax, type Server } from '../http/server.ts'
 import type { SseEdge, SseFraming } from '../http/sse.ts'
-import { cleanText, uuidPattern } from '../http/text.ts'
-import type { EventId } from '../log/event.ts'
+import { cleanText } from '../http/text.ts'
+import { type EventId, toolNamePattern } from '../log/event.ts'
 import type { Acceptance } from '../runs/accept.ts'
 import type { Chat } from '../runs/chat.ts'
 import type { FollowDeps } from '../runs/follow.ts'
-import { BranchBody, isTerminal, keyUnitsMax, messageCharactersMax, type RunFacts, toolsMax } from '../runs/model.ts'
+import { BranchBody, isTerminal, keyPattern, messageCharactersMax, type RunFacts, toolsMax } from '../runs/model.ts'
+import type { OwnedRuns } from '../runs/owned.ts'
 import type { NamedMessage, Resume, Round } from '../runs/resume.ts'
 import { IdempotencyHeader, runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import { type KeepRun, pastEnd, readUpTo, type ShowRun } from '../runs/show.ts'
+import { type KeepRun, pastEnd, readForViewer, readUpTo, type ShowRun } from '../runs/show.ts'
 import type { StopSession } from '../runs/stop.ts'
 import type { RunStore } from '../runs/store.ts'
 import type { MessageStore } from '../sessions/messages.ts'
@@ -39,12 +40,14 @@ import type { SessionName } from '../sessions/store.ts'
 import { type Chunk, createUiEncoder, parseCursor, sayAnswers, sayReply, type UiReply } from './ai-sdk.ts'
 import { type StoredMessage, toUiMessages, toUiParts, UiMessage, uiIdMember } from './ai-sdk-messages.ts'
 import { digest, readAsked, type UiAsked, type UiQuestion } from './ai-sdk-request.ts'
+import { CursorHeader, isFields, isUuid, readCursor } from './fields.ts'
 
 export interface AiSdkRoutesOptions {
   readonly chat: Chat
   readonly runs: RunStore
   readonly resume: Resume
   readonly messages: MessageStore
+  readonly owned: OwnedRuns
   readonly follow: FollowDeps
   readonly show: ShowRun
   readonly keep: KeepRun
@@ -58,8 +61,8 @@ export interface AiSdkRoutesOptions {
 export const chatBodyBytesMax = 16 * 1024 * 1024
 /** Messages of a chat that are given to a page; the newest. */
 export const chatMessagesMax = 1000
-/** As the routes' paths take it (server.ts): a name of 128 characters, all of them escaped. */
-const pathPartUnitsMax = 3 * 128
+/** Of a name that is repeated in a refusal. */
+const shownUnitsMax = 64
 const errorHeader = 'X-Error-Code'
 const tags = ['chat']
 
@@ -98,12 +101,8 @@ const stream = {
   description: 'UI message chunks of the AI SDK as server-sent events, as in docs/ai-sdk.md',
 }
 
-const CursorHeader = Type.Object({
-  'last-event-id': Type.Optional(Type.String({ description: 'the id of the last event received' })),
-})
-
 export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
-  const { chat, runs, resume, messages, follow, show, keep, edge, stopSession, ownTools } = options
+  const { chat, runs, resume, messages, owned, follow, show, keep, edge, stopSession, ownTools } = options
   const encoder = createUiEncoder()
 
   app.setErrorHandler((error: FastifyError, request, reply) => sendText(readProblem(error, request), request, reply))
@@ -198,7 +197,10 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
   }
 
   const sayRounds = (rounds: readonly Round[]): readonly Chunk[] =>
-    rounds.flatMap(({ parts, answers }, round) => [...sayReply({ round, ownTools }, parts), ...sayAnswers(answers)])
+    rounds.flatMap(({ parts, answers }, round) => [
+      ...sayReply({ round, status: 'completed' }, parts),
+      ...sayAnswers(answers),
+    ])
 
   const open = (request: FastifyRequest, reply: FastifyReply, run: RunFacts) =>
     edge.open(request, reply, { ...runHeaders(run), ...streamHeaders, 'x-resumable-stream-id': run.id }, framing)
@@ -234,7 +236,10 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       const asked = readAsked(body)
       edge.refuseAtLimit(owner.key)
       const { run, isNew } = await accept(owner, body, asked, key)
-      const rounds = asked.kind === 'message' && isNew ? [] : await resume.readRounds(owner, run)
+      const rounds =
+        asked.kind === 'message' && isNew
+          ? []
+          : await readForViewer({ owned }, run, () => resume.readRounds(owner, run))
       await showRun(request, reply, run, rounds)
     },
   )
@@ -251,7 +256,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
     },
     async (request, reply) => {
       const { owner } = request
-      const cursor = readCursor(request.headers['last-event-id'])
+      const cursor = readCursor(request.headers['last-event-id'], parseCursor)
       edge.refuseAtLimit(owner.key)
       const sessionId = await resume.findSession(owner, nameOf(request.params.id))
       const run = sessionId && (await findRun(owner, sessionId, cursor?.runId))
@@ -291,7 +296,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
       const stored: StoredMessage[] = page.data.reverse()
       // Not from the middle of a message of several replies.
       const first = page.next_cursor === null ? 0 : stored.findIndex(({ role }) => role === 'user')
-      return { id, messages: toUiMessages(stored.slice(Math.max(0, first)), ownTools) }
+      return { id, messages: toUiMessages(stored.slice(Math.max(0, first))) }
     },
   )
 
@@ -313,7 +318,7 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
         resume.readRounds(owner, run),
         messages.getMessage(owner, run.message_id),
       ])
-      const said = [...sayRounds(rounds), ...sayReply({ round: rounds.length, ownTools }, stopped.parts)]
+      const said = [...sayRounds(rounds), ...sayReply({ round: rounds.length, status: stopped.status }, stopped.parts)]
       const message: UiMessage = { id: rounds[0]?.id ?? stopped.id, role: 'assistant', parts: toUiParts(said) }
       reply.headers(runHeaders(run))
       return { id, message }
@@ -339,10 +344,10 @@ function sendText(problem: Problem, request: FastifyRequest, reply: FastifyReply
 
 /** @throws Problem `invalid_request` for a name that the other routes could not be asked for */
 function nameOf(id: string): SessionName {
-  if (uuidPattern.test(id)) return { session_id: id.toLowerCase() }
+  if (isUuid(id)) return { session_id: id.toLowerCase() }
   const name = cleanText(id)
-  if (name === '' || encodeURIComponent(name).length > pathPartUnitsMax) {
-    throw new Problem('invalid_request', `id has 1 to ${pathPartUnitsMax} characters as a part of a URL.`)
+  if (name === '' || encodeURIComponent(name).length > pathPartBytesMax) {
+    throw new Problem('invalid_request', `id has 1 to ${pathPartBytesMax} characters as a part of a URL.`)
   }
   return { external_id: name }
 }
@@ -373,8 +378,8 @@ function wishesOf({
 function toolsOf(tools: ChatBody['tools']): Pick<BranchBody, 'tools'> {
   if (tools === undefined || Array.isArray(tools)) return tools === undefined ? {} : { tools }
   const named = Object.entries(tools).map(([name, { description, parameters }]) => {
-    if (typeof parameters !== 'object' || parameters === null || Array.isArray(parameters)) {
-      throw new Problem('invalid_request', `tools: ${name.slice(0, toolNameUnitsMax)} has no parameters.`)
+    if (!isFields(parameters)) {
+      throw new Problem('invalid_request', `tools: ${name.slice(0, shownUnitsMax)} has no parameters.`)
     }
     return { name, ...(description !== undefined && { description }), parameters: { ...parameters } }
   })
@@ -389,15 +394,4 @@ function checkWords(words: string): string {
   throw new Problem('too_large', `A message has ${messageCharactersMax} characters at most.`)
 }
 
-const keyPattern = new RegExp(`^[A-Za-z0-9._:-]{1,${keyUnitsMax}}$`)
-const toolNameUnitsMax = 64
-const toolNamePattern = new RegExp(`^[A-Za-z0-9_-]{1,${toolNameUnitsMax}}$`)
-
 const keyOf = (id: string | undefined) => (id !== undefined && keyPattern.test(id) ? id : undefined)
-
-function readCursor(text: string | undefined) {
-  if (text === undefined || text === '') return undefined
-  const cursor = parseCursor(text)
-  if (cursor === undefined) throw new Problem('invalid_request', 'Last-Event-ID must be an id of an earlier event.')
-  return cursor
-}

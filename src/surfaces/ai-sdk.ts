@@ -117,9 +117,16 @@ export function createUiEncoder(): UiEncoder {
   }
 }
 
-/** What is said of a whole reply, without the message's beginning and end. */
-export function sayReply(reply: Omit<UiReply, 'runId' | 'messageId'>, parts: readonly Part[]): readonly Chunk[] {
-  const whole = { ...reply, runId: '', messageId: '' }
+/**
+ * What is said of a stored reply, without the message's beginning and end. A call in it that nobody has answered is the
+ * client's exactly when the reply is whole: only then is an answer taken, and the gateway answers its own before that.
+ */
+export function sayReply(
+  { round, status }: { readonly round: number; readonly status: string },
+  parts: readonly Part[],
+): readonly Chunk[] {
+  const ownTools = new Set(status === 'completed' ? [] : parts.map(({ name = '' }) => name))
+  const whole: UiReply = { round, ownTools, runId: '', messageId: '' }
   const place = { generation: 1, seq: 1 }
   const entries: readonly LogEntry[] = [
     { ...place, event: { type: 'reset', data: { message_id: '', parts: [...parts], cursor: '' } } },

@@ -14,7 +14,7 @@ import type { Owner } from '../http/identity.ts'
 import { eventStream, problemResponses } from '../http/openapi.ts'
 import type { Server } from '../http/server.ts'
 import type { SseConnection, SseEdge } from '../http/sse.ts'
-import { type EventId, parseEventId } from '../log/event.ts'
+import { parseEventId } from '../log/event.ts'
 import type { Acceptance } from '../runs/accept.ts'
 import type { AnswerWithStream } from '../runs/branches.ts'
 import type { Chat } from '../runs/chat.ts'
@@ -25,6 +25,7 @@ import { type KeepRun, pastEnd, type ShowRun } from '../runs/show.ts'
 import type { RunStore } from '../runs/store.ts'
 import { StreamTicket, type Tickets } from '../runs/tickets.ts'
 import { IdParams, Uuid } from '../sessions/model.ts'
+import { CursorHeader, readCursor } from './fields.ts'
 import { createNativeEncoder, readyBlock } from './native.ts'
 
 export interface NativeRoutesOptions {
@@ -51,10 +52,6 @@ const AttachQuery = Type.Object(
 
 const TicketBody = Type.Object({ run_id: Uuid }, { additionalProperties: false })
 
-const CursorHeader = Type.Object({
-  'last-event-id': Type.Optional(Type.String({ description: 'the id of the last event received' })),
-})
-
 const CursorAndKeyHeaders = Type.Object({ ...CursorHeader.properties, ...IdempotencyHeader.properties })
 
 const response = { 200: eventStream, ...problemResponses }
@@ -79,7 +76,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
 
   async function answerWithStream(request: FastifyRequest, reply: FastifyReply, accept: () => Promise<Acceptance>) {
     // Clients on fetch repeat their POST when they reconnect, key and cursor included.
-    const after = readCursor(request.headers['last-event-id'])
+    const after = readCursor(request.headers['last-event-id'], parseEventId)
     edge.refuseAtLimit(request.owner.key)
     const { run, isNew } = await accept()
     const connection = open(request, reply, run)
@@ -105,7 +102,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
       errorHandler: turnReconnectAway,
     },
     async (request, reply) => {
-      const after = readCursor(request.headers['last-event-id'])
+      const after = readCursor(request.headers['last-event-id'], parseEventId)
       edge.refuseAtLimit(request.owner.key)
       // It has seen events of a run that is purged by now, or another owner's: made anew, it would bring them back.
       if (after !== undefined && (await isGone(request.owner, request.query.client_message_id))) {
@@ -134,7 +131,8 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     },
     async (request, reply) => {
       // A reconnecting EventSource repeats its URL, so its header is the newer of the two.
-      const after = readCursor(request.headers['last-event-id']) ?? readCursor(request.query.after)
+      const after =
+        readCursor(request.headers['last-event-id'], parseEventId) ?? readCursor(request.query.after, parseEventId)
       edge.refuseAtLimit(request.owner.key)
       const run = await runs.getRun(request.owner, request.params.id)
       // Beyond the end is a cursor from the future, and is answered with `reset`.
@@ -158,12 +156,4 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
   }
 
   return answerWithStream
-}
-
-/** @throws Problem `invalid_request` for what is not an event id */
-function readCursor(text: string | string[] | undefined): EventId | undefined {
-  if (text === undefined || text === '') return undefined
-  const id = parseEventId(String(text))
-  if (id === undefined) throw new Problem('invalid_request', 'Last-Event-ID must be an id of an earlier event.')
-  return id
 }

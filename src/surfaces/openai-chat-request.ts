@@ -7,54 +7,55 @@
  */
 import { type Static, Type } from 'typebox'
 import type { Part } from '../log/event.ts'
+import { type Fields, isFields, optional } from './fields.ts'
 import { invalid, type Said } from './openai-conversation.ts'
-import { type Fields, isFields, readEffort, readFormat, readFunction, toCall } from './openai-fields.ts'
+import { readEffort, readFormat, readFunction, toCall } from './openai-fields.ts'
 
-const toolsMax = 128
 const stopsMax = 4
 const messagesMax = 4000
 
-const nullable = <T extends Type.TSchema>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
 const open = { additionalProperties: true } as const
 
 const Content = Type.Union([Type.String(), Type.Null(), Type.Array(Type.Object({ type: Type.String() }, open))])
 
-export const CompletionBody = Type.Object(
-  {
-    model: Type.Optional(Type.String({ minLength: 1, description: 'a mode (`fast` …) or `provider:model`' })),
-    messages: Type.Array(
-      Type.Object(
-        {
-          role: Type.String(),
-          content: Type.Optional(Content),
-          tool_call_id: Type.Optional(Type.String()),
-          tool_calls: nullable(Type.Array(Type.Object({ type: Type.Optional(Type.String()) }, open))),
-        },
-        open,
+/** @param toolsMax that a request may bring */
+export const completionBody = (toolsMax: number) =>
+  Type.Object(
+    {
+      model: Type.Optional(Type.String({ minLength: 1, description: 'a mode (`fast` …) or `provider:model`' })),
+      messages: Type.Array(
+        Type.Object(
+          {
+            role: Type.String(),
+            content: Type.Optional(Content),
+            tool_call_id: Type.Optional(Type.String()),
+            tool_calls: optional(Type.Array(Type.Object({ type: Type.Optional(Type.String()) }, open))),
+          },
+          open,
+        ),
+        { minItems: 1, maxItems: messagesMax },
       ),
-      { minItems: 1, maxItems: messagesMax },
-    ),
-    stream: nullable(Type.Boolean()),
-    stream_options: nullable(Type.Object({ include_usage: nullable(Type.Boolean()) }, open)),
-    temperature: nullable(Type.Number({ minimum: 0, maximum: 2 })),
-    top_p: nullable(Type.Number({ minimum: 0, maximum: 1 })),
-    frequency_penalty: nullable(Type.Number({ minimum: -2, maximum: 2 })),
-    presence_penalty: nullable(Type.Number({ minimum: -2, maximum: 2 })),
-    max_tokens: nullable(Type.Integer({ minimum: 1 })),
-    max_completion_tokens: nullable(Type.Integer({ minimum: 1 })),
-    stop: nullable(Type.Union([Type.String(), Type.Array(Type.String())])),
-    reasoning_effort: nullable(Type.String()),
-    response_format: nullable(Type.Object({ type: Type.String() }, open)),
-    tools: nullable(Type.Array(Type.Object({ type: Type.String() }, open), { maxItems: toolsMax })),
-    tool_choice: nullable(Type.Union([Type.String(), Type.Object({ type: Type.String() }, open)])),
-    parallel_tool_calls: nullable(Type.Boolean()),
-    metadata: nullable(Type.Record(Type.String(), Type.Unknown())),
-    n: nullable(Type.Integer()),
-    logprobs: nullable(Type.Boolean()),
-  },
-  open,
-)
-export type CompletionBody = Static<typeof CompletionBody>
+      stream: optional(Type.Boolean()),
+      stream_options: optional(Type.Object({ include_usage: optional(Type.Boolean()) }, open)),
+      temperature: optional(Type.Number({ minimum: 0, maximum: 2 })),
+      top_p: optional(Type.Number({ minimum: 0, maximum: 1 })),
+      frequency_penalty: optional(Type.Number({ minimum: -2, maximum: 2 })),
+      presence_penalty: optional(Type.Number({ minimum: -2, maximum: 2 })),
+      max_tokens: optional(Type.Integer({ minimum: 1 })),
+      max_completion_tokens: optional(Type.Integer({ minimum: 1 })),
+      stop: optional(Type.Union([Type.String(), Type.Array(Type.String())])),
+      reasoning_effort: optional(Type.String()),
+      response_format: optional(Type.Object({ type: Type.String() }, open)),
+      tools: optional(Type.Array(Type.Object({ type: Type.String() }, open), { maxItems: toolsMax })),
+      tool_choice: optional(Type.Union([Type.String(), Type.Object({ type: Type.String() }, open)])),
+      parallel_tool_calls: optional(Type.Boolean()),
+      metadata: optional(Type.Record(Type.String(), Type.Unknown())),
+      n: optional(Type.Integer()),
+      logprobs: optional(Type.Boolean()),
+    },
+    open,
+  )
+export type CompletionBody = Static<ReturnType<typeof completionBody>>
 
 /** What would change a reply and is not to be had. */
 const refused: Readonly<Record<string, (value: unknown) => boolean>> = {

@@ -17,14 +17,22 @@ import { Mode } from '../log/event.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import type { Chat } from '../runs/chat.ts'
 import type { FollowDeps } from '../runs/follow.ts'
-import type { RunFacts } from '../runs/model.ts'
+import { isTerminal, problemOf, type RunFacts, toolsMax } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
 import { type KeepRun, type ShowRun, untilEnded } from '../runs/show.ts'
 import type { RunStore } from '../runs/store.ts'
+import { toDone } from '../runs/stored.ts'
 import type { MessageStore } from '../sessions/messages.ts'
 import { type ChatView, createChatEncoder, toCompletion } from './openai-chat.ts'
-import { CompletionBody, readMessages, readSettings, readTools, refuseUnsupported } from './openai-chat-request.ts'
+import {
+  type CompletionBody,
+  completionBody,
+  readMessages,
+  readSettings,
+  readTools,
+  refuseUnsupported,
+} from './openai-chat-request.ts'
 import { toConversation } from './openai-conversation.ts'
 import {
   type DeliveryLimits,
@@ -93,7 +101,7 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
       schema: {
         tags: ['openai'],
         headers: OpenaiHeaders,
-        body: CompletionBody,
+        body: completionBody(toolsMax),
         response: {
           200: {
             description: 'A whole completion, or with `stream` its chunks as server-sent events',
@@ -132,19 +140,10 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
       runs.getRun(request.owner, run.id),
       messages.getMessage(request.owner, run.message_id),
     ])
-    const { status, error, finish_reason, usage, message_id } = ended
-    if (error !== null) {
-      const { code, message: detail, retryable } = error
-      // What there is of it is stored; a part of a reply is no completion.
-      throw new Problem(code as Problem['code'], detail, { retryable, members: { run_id: run.id } })
-    }
-    if (status === 'queued' || status === 'running') throw new Problem('internal')
-    return toCompletion(view, message.parts, {
-      status,
-      message_id,
-      ...(finish_reason === null ? {} : { finish_reason }),
-      ...(usage === null ? {} : { usage }),
-    })
+    // What there is of it is stored; a part of a reply is no completion.
+    if (ended.error !== null) throw problemOf(ended)
+    if (!isTerminal(ended.status)) throw new Problem('internal')
+    return toCompletion(view, message.parts, toDone(ended))
   }
 
   const toModel = (id: string) => ({

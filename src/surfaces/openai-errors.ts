@@ -2,7 +2,7 @@
  * How an error is said to clients of OpenAI: the codes of the catalogue, in OpenAI's shape, before the status and in
  * mid-stream alike. Pure.
  */
-import { catalogue, type ErrorCode } from '../errors.ts'
+import { catalogue, isErrorCode } from '../errors.ts'
 
 export interface OpenaiErrorBody {
   readonly error: {
@@ -32,6 +32,6 @@ export function toOpenaiError(
   { code, message }: { readonly code: string; readonly message: string },
   param: string | null = null,
 ): OpenaiErrorBody {
-  const status = code in catalogue ? catalogue[code as ErrorCode].status : 500
+  const status = isErrorCode(code) ? catalogue[code].status : 500
   return { error: { message, type: types[status] ?? 'server_error', code, param } }
 }

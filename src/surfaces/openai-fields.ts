@@ -2,20 +2,15 @@
  * Fields that the requests of both surfaces for clients of OpenAI have, each in a place of its own: functions, calls, effort,
  * and the form of a reply. Pure.
  */
-import type { Part } from '../log/event.ts'
+import { type Part, toolNamePattern } from '../log/event.ts'
+import { type Fields, isFields } from './fields.ts'
 import { invalid } from './openai-conversation.ts'
-
-export type Fields = Readonly<Record<string, unknown>>
 
 const efforts = ['none', 'minimal', 'low', 'medium', 'high'] as const
 
-export function isFields(value: unknown): value is Fields {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
 /** @throws Problem `invalid_request` */
 export function readFunction({ name, description, parameters }: Fields, place: string) {
-  if (typeof name !== 'string' || !/^[A-Za-z0-9_-]{1,64}$/.test(name)) {
+  if (typeof name !== 'string' || !toolNamePattern.test(name)) {
     throw invalid(`${place}.name`, 'A name has 1 to 64 of A-Z a-z 0-9 _ -')
   }
   return {

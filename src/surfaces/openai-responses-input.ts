@@ -6,8 +6,9 @@
  * Reasoning that a client gives back is left out, because the gateway keeps what a provider wants back of it itself.
  */
 import type { Part } from '../log/event.ts'
+import { type Fields, isFields } from './fields.ts'
 import { type Conversation, invalid, type Said, toConversation } from './openai-conversation.ts'
-import { type Fields, isFields, readFunction, toCall } from './openai-fields.ts'
+import { readFunction, toCall } from './openai-fields.ts'
 
 /** An item of an earlier response, named by its id alone. */
 export interface Reference {

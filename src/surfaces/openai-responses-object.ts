@@ -203,6 +203,7 @@ interface AskedRequest {
   readonly tools?: readonly { readonly name: string; readonly description?: string; readonly parameters: unknown }[]
   readonly tool_choice?: 'auto' | 'none' | 'required' | { readonly name: string }
   readonly instructions?: string
+  readonly linger_ms?: number
   readonly settings?: {
     readonly temperature?: number
     readonly top_p?: number
@@ -216,7 +217,7 @@ interface AskedRequest {
 /** @param asked what stands in its messages: the metadata of the request, and the response that it goes on from */
 export function toShownRun(
   { id, session_id, provider, model, on_disconnect, created_at, request }: AskedRun,
-  asked: { readonly metadata: unknown; readonly previousRunId: string | undefined },
+  asked: { readonly metadata: unknown; readonly previous_run_id: string | null },
 ): ShownRun {
   const { tools = [], tool_choice = 'auto', instructions = '', settings = {} } = request ?? {}
   // As it was asked: which one of several has made the reply is known only at its end.
@@ -225,7 +226,9 @@ export function toShownRun(
     id: toResponseId(id),
     object: 'response',
     created_at: toSeconds(created_at),
-    background: on_disconnect === 'continue',
+    // As it was asked: who comes back to a run that was to end with its viewers keeps it (`on_disconnect`), and has not
+    // changed the request.
+    background: on_disconnect === 'continue' && request?.linger_ms === undefined,
     conversation: { id: session_id },
     instructions: instructions === '' ? null : instructions,
     max_output_tokens: settings.max_output_tokens ?? null,
@@ -233,7 +236,7 @@ export function toShownRun(
     metadata: asked.metadata,
     model: `${first.provider}:${first.model}`,
     parallel_tool_calls: settings.parallel_tool_calls ?? true,
-    previous_response_id: asked.previousRunId === undefined ? null : toResponseId(asked.previousRunId),
+    previous_response_id: asked.previous_run_id === null ? null : toResponseId(asked.previous_run_id),
     reasoning: { effort: settings.effort ?? null, summary: null },
     store: true,
     temperature: settings.temperature ?? null,

@@ -7,8 +7,8 @@
  * up behind the number of its last event.
  *
  * At each await: when the client goes, the run does not, except as said above. When the database does not answer after the
- * acceptance, the client is told 503, and its repeat means the same run. Who waits for a whole response whose reply cannot
- * be stored for now is told so, and finds it later.
+ * acceptance, the client is told 503, and its repeat means the same run; it counts as one that was there and has left. Who
+ * waits for a whole response whose reply cannot be stored for now is told so, and finds it later.
  */
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { type Static, Type } from 'typebox'
@@ -20,15 +20,16 @@ import type { SseEdge } from '../http/sse.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import type { Chat } from '../runs/chat.ts'
 import type { FollowDeps } from '../runs/follow.ts'
-import { modelUnitsMax, type RunFacts, type RunRecord } from '../runs/model.ts'
+import { isTerminal, modelUnitsMax, problemOf, type RunFacts, type RunRecord, toolsMax } from '../runs/model.ts'
 import type { OwnedRuns } from '../runs/owned.ts'
 import { runHeaders, withIdempotencyKey } from '../runs/routes.ts'
-import { type KeepRun, type ShowRun, untilEnded } from '../runs/show.ts'
+import { type KeepRun, readForViewer, type ShowRun, untilEnded } from '../runs/show.ts'
 import type { createStop } from '../runs/stop.ts'
 import type { RunStore } from '../runs/store.ts'
+import { toDone } from '../runs/stored.ts'
 import { openCallsOf } from '../sessions/context.ts'
 import type { MessageStore } from '../sessions/messages.ts'
-import { nullable } from '../sessions/model.ts'
+import { optional } from './fields.ts'
 import { invalid, type Said } from './openai-conversation.ts'
 import { readEffort, readFormat } from './openai-fields.ts'
 import { createResponsesEncoder } from './openai-responses.ts'
@@ -75,12 +76,10 @@ export interface ResponsesRoutesOptions {
   readonly delivery: DeliveryLimits
 }
 
-const toolsMax = 128
 const itemsMax = 4000
 /** Earlier responses whose items one input may name by their ids alone. */
 const referencedRunsMax = 200
 
-const optional = <T extends Type.TSchema>(schema: T) => Type.Optional(nullable(schema))
 const JsonObject = Type.Record(Type.String(), Type.Unknown())
 
 const ResponseBody = Type.Object({
@@ -146,29 +145,17 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
 
   /** The run with what its messages say of its request. @throws Problem `not_found` when its session is gone */
   async function readShown(owner: Owner, run: RunFacts): Promise<ShownRun> {
-    const { metadata, parent_id: parentId } = await messages.getMessage(owner, run.user_message_id)
-    const before = parentId === null ? undefined : await messages.getMessage(owner, parentId)
-    const previousRunId = before?.role === 'assistant' ? (before.run_id ?? undefined) : undefined
-    return toShownRun(run, { metadata, previousRunId })
+    return toShownRun(run, await messages.readAsking(owner, run.user_message_id))
   }
 
   /** The response as it is now. While the reply is made, it has no output yet. */
-  async function readResponse(owner: Owner, id: string) {
-    const run = await runs.getRun(owner, id)
-    const shown = await readShown(owner, run)
-    const { status, message_id } = run
-    if (status === 'queued' || status === 'running') {
-      return toResponse(shown, unended(status === 'queued' ? 'queued' : 'in_progress'), [])
+  async function readResponse(owner: Owner, run: RunRecord) {
+    const { status } = run
+    if (!isTerminal(status)) {
+      return toResponse(await readShown(owner, run), unended(status === 'queued' ? 'queued' : 'in_progress'), [])
     }
-    const { parts } = await messages.getMessage(owner, message_id)
-    const { finish_reason, error, usage } = run
-    const done = {
-      status,
-      message_id,
-      ...(finish_reason !== null && { finish_reason }),
-      ...(error !== null && { error }),
-      ...(usage !== null && { usage }),
-    }
+    const [shown, { parts }] = await Promise.all([readShown(owner, run), messages.getMessage(owner, run.message_id)])
+    const done = toDone(run)
     const outcome = toOutcome(done)
     const completedAt = outcome.status === 'completed' && run.ended_at !== null ? toSeconds(run.ended_at) : null
     return { ...toResponse(shown, outcome, toOutput(shown, parts, done)), completed_at: completedAt }
@@ -180,7 +167,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     run: RunFacts,
     after: number | undefined,
   ): Promise<void> {
-    const shown = await readShown(request.owner, run)
+    const shown = await readForViewer({ owned }, run, () => readShown(request.owner, run))
     const connection = edge.open(request, reply, runHeaders(run), openaiFraming)
     const viewer = encoder.createViewer({ ...shown, isQueued: run.status === 'queued', after })
     // Numbers count from the first event, so every viewer is led from there, and is told what is behind its cursor.
@@ -267,23 +254,13 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
       // The client has left before the reply was whole: nobody reads what is answered.
       if (body.background !== true && !(await untilEnded({ follow, owned }, run, reply.raw))) return reply.hijack()
       reply.headers(runHeaders(run))
-      const whole = await readResponse(owner, run.id)
+      const record = await runs.getRun(owner, run.id)
+      const whole = await readResponse(owner, record)
       // A reply of which nothing came is an error to whoever waits for it.
-      if (body.background !== true && whole.status === 'failed' && whole.output.length === 0) {
-        throw await failureOf(owner, run)
-      }
+      if (body.background !== true && whole.status === 'failed' && whole.output.length === 0) throw problemOf(record)
       return whole
     },
   )
-
-  async function failureOf(owner: Owner, { id }: RunFacts): Promise<Problem> {
-    const { error } = await runs.getRun(owner, id)
-    const { code = 'internal', message, retryable } = error ?? {}
-    return new Problem(code as Problem['code'], message, {
-      members: { run_id: id },
-      ...(retryable !== undefined && { retryable }),
-    })
-  }
 
   app.get(
     '/responses/:id',
@@ -294,7 +271,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
       const run = await getRun(request.owner, request.params.id, undefined)
       if (stream !== true) {
         reply.headers(runHeaders(run))
-        return readResponse(request.owner, run.id)
+        return readResponse(request.owner, run)
       }
       await keep(request.owner, run)
       return showResponse(request, reply, run, starting_after)
@@ -306,9 +283,9 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     { schema: { tags: ['openai'], params: Params, response } },
     async (request, reply) => {
       const run = await getRun(request.owner, request.params.id, undefined)
-      await stop(run)
+      const stopped = { ...run, ...(await stop(run)) }
       reply.headers(runHeaders(run))
-      return readResponse(request.owner, run.id)
+      return readResponse(request.owner, stopped)
     },
   )
 }

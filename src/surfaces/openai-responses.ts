@@ -74,7 +74,10 @@ export function createResponsesEncoder(): ResponsesEncoder {
           const isShared = before >= begunNumber && before >= after
           const known = isShared ? encoded.get(entry) : undefined
           if (known?.before === before) return known.bytes
-          const bytes = toBytes(events.flatMap((event) => cut(event, after)))
+          // The end is told to everybody: a reply that was lost in part is shorter than what some have seen of it, and its
+          // end may have a number that they have passed.
+          const end = entry.event.type === 'done' ? events.at(-1) : undefined
+          const bytes = toBytes(events.flatMap((event) => (event === end ? [event] : cut(event, after))))
           if (isShared) encoded.set(entry, { before, bytes })
           return bytes
         },

@@ -13,10 +13,10 @@ import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
 import { beginProblem, readProblem } from '../http/problem.ts'
 import type { SseFraming } from '../http/sse.ts'
-import { uuidPattern } from '../http/text.ts'
 import { Mode } from '../log/event.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import { externalIdUnitsMax } from '../sessions/model.ts'
+import { isUuid } from './fields.ts'
 import { invalid } from './openai-conversation.ts'
 import { toOpenaiError } from './openai-errors.ts'
 
@@ -56,11 +56,15 @@ export const openaiErrors = {
 /** A comment for a sign of life, in the form in which any reader of lines can pass over it; no last words, for who knows none. */
 export const openaiFraming: SseFraming = { opening: '', heartbeat: ': keep-alive\n\n' }
 
-/** Errors and unknown routes of a scope, in OpenAI's shape. */
+/** Errors of a scope, in OpenAI's shape. */
 export function registerOpenaiErrors(app: FastifyInstance): void {
   app.setErrorHandler((error: FastifyError, request, reply) =>
     sendOpenaiError(readProblem(error, request), request, reply, error),
   )
+}
+
+/** For what is under the prefix and no route: without a question who asks. */
+export function registerOpenaiMissing(app: FastifyInstance): void {
   app.setNotFoundHandler((request, reply) =>
     sendOpenaiError(new Problem('not_found', 'There is no such route.'), request, reply),
   )
@@ -132,7 +136,7 @@ export function sessionNamed(
   if (typeof name !== 'string' || name === '' || name.length > externalIdUnitsMax) {
     throw invalid('metadata.session_id', `A session is named with 1 to ${externalIdUnitsMax} characters.`)
   }
-  return uuidPattern.test(name) ? { session_id: name } : { external_id: name }
+  return isUuid(name) ? { session_id: name } : { external_id: name }
 }
 
 /** What the client wants of the run beside its reply, as its headers say; without a key it cannot come back. */

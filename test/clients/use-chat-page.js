@@ -1,13 +1,24 @@
 /**
  * The smallest page around `useChat`, as docs/ai-sdk.md shows it: the default transport, `resume: true`, the stored chat
- * before the first render. Bundled once for each version of the SDK; `chat-react` is that version's package.
+ * before the first render. Bundled once for each version of the SDK; `chat-react` and `chat-core` are that version's packages.
+ * With `?resuming` in its URL it goes on over broken connections, as docs/client.md shows it.
  */
+import { DefaultChatTransport } from 'chat-core'
 import { useChat } from 'chat-react'
 import { createElement as h } from 'react'
 import { createRoot } from 'react-dom/client'
+import { createResumingFetch } from '../../src/client/index.ts'
+
+const resuming = () => new DefaultChatTransport({ fetch: createResumingFetch({ limits: { backOffMaxMs: 200 } }) })
+const own = location.search === '?resuming' ? { transport: resuming() } : {}
 
 function Chat({ id, messages: stored }) {
-  const { messages, status, error, sendMessage, regenerate, stop } = useChat({ id, messages: stored, resume: true })
+  const { messages, status, error, sendMessage, regenerate, stop } = useChat({
+    id,
+    messages: stored,
+    resume: true,
+    ...own,
+  })
 
   function send(event) {
     event.preventDefault()

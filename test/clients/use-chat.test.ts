@@ -3,32 +3,38 @@
  * screen is what is stored, whatever the page goes through, and a provider is asked once for each reply.
  *
  * Every version goes through a turn that is reloaded in the middle and at its end, a second turn, regenerate, stop and
- * errors. When more is asked for (FAULT_TRIALS), also through two tabs, a stop that only leaves, and a cut connection.
+ * errors. One also goes over connections that are cut, with the fetch of our client, and one without it. When more is asked
+ * for (FAULT_TRIALS), all go also through two tabs and a stop that only leaves.
  */
 import { createRequire } from 'node:module'
 import { dirname } from 'node:path'
 import { build } from 'esbuild'
 import type { Browser, BrowserContext, Page } from 'playwright-core'
 import t, { type Test } from 'tap'
-import { begin, createGate, refuse, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { begin, createGate, refuse, say } from '../../scripts/fake-upstream.ts'
 import { sql } from '../../src/db/drizzle.ts'
 import { openChromium } from '../browser/chromium.ts'
 import { startGateway } from '../support/gateway.ts'
 import { trialsOf } from '../support/trials.ts'
+import { type CutPlace, startCuttingProxy } from './cutting-proxy.ts'
+import { startWaitingUpstream, wholeText } from './runs.ts'
 
 const versions = { 5: ['ai5-react', 'ai'], 6: ['ai6-react', 'ai6'], 7: ['ai7-react', undefined] } as const
+const cuts: readonly CutPlace[] = ['between', 'data', 'id']
 const isThorough = trialsOf(1) > 1
 const { resolve } = createRequire(import.meta.url)
 
 /** The page's script with a version of the SDK. @param core its `ai`; that which the React package brings when absent */
 async function bundle(react: string, core: string | undefined): Promise<string> {
+  const brought = new URL(`../../node_modules/${react}/node_modules/ai`, import.meta.url).pathname
+  const ai = core === undefined ? brought : dirname(dirname(resolve(core)))
   const { outputFiles } = await build({
     entryPoints: [new URL('use-chat-page.js', import.meta.url).pathname],
     bundle: true,
     write: false,
     format: 'esm',
     target: 'es2022',
-    alias: { 'chat-react': react, ...(core !== undefined && { ai: dirname(dirname(resolve(core))) }) },
+    alias: { 'chat-react': react, 'chat-core': ai, ...(core !== undefined && { ai }) },
     define: { 'process.env.NODE_ENV': '"production"' },
     logLevel: 'error',
   })
@@ -39,8 +45,7 @@ t.setTimeout(240_000)
 
 const browser = await openChromium(t)
 if (browser !== undefined) {
-  const upstream = await startFakeUpstream()
-  t.teardown(() => upstream.close())
+  const upstream = await startWaitingUpstream(t)
   const gateway = await startGateway(t, { env: { OPENAI_BASE_URL: upstream.url, FRAME_MS: '5' } })
   for (const [version, [react, core]] of Object.entries(versions)) {
     await t.test(`ai ${version}`, (t) => tellAll(t, browser, version, bundle(react, core)))
@@ -53,11 +58,13 @@ if (browser !== undefined) {
     const url = `${gateway.url}/try#${chat}`
     const complaints: string[] = []
     context.on('weberror', (error) => complaints.push(String(error.error())))
-    await context.route(`${gateway.url}/try`, (route) =>
-      route.fulfill({ contentType: 'text/html', body: '<!doctype html><script type="module" src="/try.js"></script>' }),
-    )
+    const html = '<!doctype html><script type="module" src="/try.js"></script>'
     const body = await script
-    await context.route(`${gateway.url}/try.js`, (route) => route.fulfill({ contentType: 'text/javascript', body }))
+    async function serve(origin: string): Promise<void> {
+      await context.route(`${origin}/try*`, (route) => route.fulfill({ contentType: 'text/html', body: html }))
+      await context.route(`${origin}/try.js`, (route) => route.fulfill({ contentType: 'text/javascript', body }))
+    }
+    await serve(gateway.url)
     const page = await open(context, url)
     let asked = 0
     const begun = upstream.calls.length
@@ -131,6 +138,49 @@ if (browser !== undefined) {
       await settled(page)
       await check(t, 'after an error', 1)
     })
+
+    // Of the cases below: what has just been said there would be told once more, and cut, before its turn.
+    const ownChat = `${chat}-cut`
+    if (version === '6') {
+      await t.test(
+        'connections that are cut within the words are not noticed, with the fetch of our client',
+        async (t) => {
+          const proxy = await startCuttingProxy(t, [gateway.url], cuts)
+          await serve(proxy.url)
+          upstream.follow('Cut me', proxy, cuts.length)
+          const there = await open(context, `${proxy.url}/try?resuming#${ownChat}`)
+          await tell(there, 'Cut me')
+          await there.locator('article').last().and(there.getByText('and the end.')).waitFor()
+          await settled(there)
+          t.same(await shown(there), await stored(context, ownChat))
+          asked += 1
+          await check(t, 'the other chat', 0)
+          t.equal((await shown(there)).at(-1), wholeText(cuts.length))
+          t.equal(proxy.cuts, cuts.length)
+          t.equal(await there.getByRole('alert').count(), 0)
+          await there.close()
+        },
+      )
+    }
+
+    if (version === '7') {
+      await t.test('a connection that is cut is an error to a bare fetch, and a reload shows the whole', async (t) => {
+        const proxy = await startCuttingProxy(t, [gateway.url], ['between'])
+        await serve(proxy.url)
+        upstream.follow('Cut me', proxy, 1)
+        const there = await open(context, `${proxy.url}/try#${ownChat}`)
+        await tell(there, 'Cut me')
+        await there.getByRole('alert').waitFor()
+        await there.reload()
+        await there.locator('article').last().and(there.getByText('and the end.')).waitFor()
+        await settled(there)
+        t.same(await shown(there), await stored(context, ownChat))
+        asked += 1
+        await check(t, 'the other chat', 0)
+        t.equal((await shown(there)).at(-1), wholeText(1))
+        await there.close()
+      })
+    }
 
     if (isThorough) {
       await t.test('two tabs show the same, and each can stop', async (t) => {

@@ -5,6 +5,7 @@
 import { type Test, test } from 'tap'
 import { say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import type { ErrorCode } from '../../src/errors.ts'
+import { toolsMax } from '../../src/runs/model.ts'
 import { passOn } from '../support/agents.ts'
 import { type Client, createClient, isDone } from '../support/client.ts'
 import { databases } from '../support/database.ts'
@@ -107,7 +108,7 @@ const badChatFields: Readonly<Record<string, readonly unknown[]>> = {
     [{ ...tool, name: 'x'.repeat(65) }],
     [{ ...tool, parameters: [] }],
     [{ ...tool, strict: true }],
-    Array.from({ length: 65 }, (_, n) => ({ ...tool, name: `n${n}` })),
+    Array.from({ length: toolsMax + 1 }, (_, n) => ({ ...tool, name: `n${n}` })),
   ],
   tool_choice: [null, 5, '', 'any', {}, { name: 'a b' }, { name: 'look', type: 'function' }],
   tool_results: [...wrongTypes, [{ call_id: 'a', output: 1 }]],

@@ -2,7 +2,7 @@
  * A client for tests: one visitor or user, JSON requests, and streams read the way the protocol says. It remembers
  * everything it was sent, and folds events into the text that a person would see.
  */
-import { createParser } from 'eventsource-parser'
+import { type Arrivals, readArrivals } from './arrivals.ts'
 
 export interface Received {
   readonly event: string
@@ -11,17 +11,9 @@ export interface Received {
   readonly id: string | undefined
 }
 
-export interface Stream {
+export interface Stream extends Arrivals<Received> {
   readonly status: number
   readonly headers: Headers
-  /** Everything received so far. */
-  readonly received: readonly Received[]
-  /** The raw bytes so far, as text. */
-  readonly text: () => string
-  /** Resolves with the first event for which `found` is true, now or when it comes. */
-  until(found: (event: Received) => boolean): Promise<Received>
-  /** Resolves when the body has ended: `clean`, or `cut` when the connection broke. */
-  readonly ended: Promise<'clean' | 'cut'>
   /** Closes the connection as a closed tab does. */
   close(): void
 }
@@ -90,48 +82,10 @@ export function createClient(url: string, headers: Record<string, string> = {}) 
 }
 
 function readStream(response: Response, abort: AbortController): Stream {
-  const received: Received[] = []
-  const waiters: {
-    found: (event: Received) => boolean
-    resolve: (event: Received) => void
-    reject: (e: Error) => void
-  }[] = []
-  let raw = ''
-  const parser = createParser({
-    onEvent({ event = 'message', data, id }) {
-      const one = { event, data: JSON.parse(data), id }
-      received.push(one)
-      for (const waiter of waiters) if (waiter.found(one)) waiter.resolve(one)
-    },
-  })
-
-  async function read(): Promise<'clean' | 'cut'> {
-    const decoder = new TextDecoder()
-    try {
-      for await (const bytes of response.body ?? []) {
-        const text = decoder.decode(bytes, { stream: true })
-        raw += text
-        parser.feed(text)
-      }
-      return 'clean'
-    } catch {
-      return 'cut' // whatever undici calls it: the body did not end as it should
-    } finally {
-      for (const waiter of waiters) waiter.reject(new Error(`the stream ended first; it said: ${raw.slice(-500)}`))
-    }
-  }
-
   return {
     status: response.status,
     headers: response.headers,
-    received,
-    text: () => raw,
-    ended: read(),
-    until(found) {
-      const known = received.find(found)
-      if (known !== undefined) return Promise.resolve(known)
-      return new Promise((resolve, reject) => waiters.push({ found, resolve, reject }))
-    },
+    ...readArrivals(response, ({ event = 'message', data, id }): Received => ({ event, data: JSON.parse(data), id })),
     close: () => abort.abort(),
   }
 }

@@ -10,17 +10,21 @@ import {
   callTool,
   chunk,
   createGate,
+  doneMarker,
   forever,
   refuse,
   say,
   startFakeUpstream,
 } from '../../scripts/fake-upstream.ts'
 import { sql } from '../../src/db/drizzle.ts'
+import { toolsMax } from '../../src/runs/model.ts'
 import { defineTool } from '../../src/runs/tools.ts'
 import { chatBodyBytesMax } from '../../src/surfaces/ai-sdk-routes.ts'
 import { createClient } from '../support/client.ts'
+import { openServer } from '../support/cluster.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
-import { createDataFolder, startGateway } from '../support/gateway.ts'
+import { createDataFolder, databaseEnv, startGateway } from '../support/gateway.ts'
+import { withoutRedis } from '../support/redis.ts'
 import { createUiClient, isWords, type UiChunk, type UiStream, userMessage, wordsOf } from './ui-client.ts'
 
 const look = { name: 'look', description: 'Looks.', parameters: { type: 'object' } }
@@ -42,13 +46,19 @@ for (const database of databases()) {
       parameters: Type.Object({}),
       execute: () => ({ hour: 9 }),
     })
+    const sundial = defineTool({
+      name: 'sundial',
+      description: 'Waits for the sun.',
+      parameters: Type.Object({}),
+      execute: () => forever(),
+    })
     const env = {
       ...store,
       OPENAI_BASE_URL: upstream.url,
       FRAME_MS: '5',
       JWT_SECRET: 'a secret of more than 32 bytes, for all',
     }
-    const options = { env, tools: [clock], sse: { heartbeatMs: 300 } }
+    const options = { env, tools: [clock, sundial], sse: { heartbeatMs: 300 } }
     const gateway = await startGateway(t, options)
     const second = database === 'postgres' ? await startGateway(t, options) : gateway
     const visit = () => {
@@ -460,6 +470,40 @@ for (const database of databases()) {
       ])
     })
 
+    await once("an open call that is loaded is the client's exactly when it can be answered", async (t) => {
+      const { ui, client } = visit()
+      const callsOf = (message: { parts: UiChunk[] }) => message.parts.filter(({ type }) => type.startsWith('tool-'))
+      upstream.answer(() => callTool({ name: 'clock' }))
+      const theirs = { id: 'theirs', messages: [userMessage('u1', 'Time?')] }
+      await (await ui.send({ ...theirs, tools: [{ ...look, name: 'clock' }] })).ended
+      const [question, held] = (await ui.load('theirs')).messages
+      const [call = { type: '' }] = callsOf(held)
+      t.same([call.state, 'providerExecuted' in call], ['input-available', false], 'named as one of the gateway')
+      const parts = held.parts.map((part: UiChunk) =>
+        part.type === 'tool-clock' ? { ...part, state: 'output-available', output: { hour: 10 } } : part,
+      )
+      upstream.answer(() => say({ text: 'Ten' }))
+      const answered = await ui.send({ id: 'theirs', messages: [question, { ...held, parts }] })
+      t.same([await answered.ended, wordsOf(answered.chunks)], ['done', 'Ten'])
+
+      upstream.answer(async function* () {
+        yield chunk({
+          tool_calls: ['look', 'sundial'].map((name, index) => ({
+            index,
+            id: `call_${name}`,
+            function: { name, arguments: '{}' },
+          })),
+        })
+        yield chunk({}, 'tool_calls')
+        yield doneMarker
+      })
+      const waiting = await ui.send({ id: 'open', messages: [userMessage('u2', 'Look')], tools: [look] })
+      await waiting.until(({ type, toolName }) => type === 'tool-input-available' && toolName === 'look')
+      const { message } = (await client.post('/api/chat/open/stop')).body
+      t.match(callsOf(message)[0], { type: 'tool-look', state: 'input-available', providerExecuted: true })
+      t.same((await ui.load('open')).messages[1], message)
+    })
+
     await once('what is refused is plain text with a code beside it', async (t) => {
       const { ui, client } = visit()
       const refused = async (sent: unknown, status: number, code: string, words: RegExp, headers = {}) => {
@@ -501,7 +545,10 @@ for (const database of databases()) {
       const large = await client.post('/api/chat', { id: 'c', messages: [old, message] })
       t.same([large.status, large.body], [413, 'Too large. The body may hold 16 MiB at most.'])
       upstream.answer(() => say({ text: 'Fine' }))
-      const fits = await ui.send({ id: 'c', messages: [userMessage('u0', 'x'.repeat(3 * 1024 * 1024)), message] })
+      const toolsOf = (count: number) => Array.from({ length: count }, (_, n) => ({ ...look, name: `n${n}` }))
+      const long = { id: 'c', messages: [userMessage('u0', 'x'.repeat(3 * 1024 * 1024)), message] }
+      await bad({ id: 'c', messages: [message], tools: toolsOf(toolsMax + 1) }, /tools/)
+      const fits = await ui.send({ ...long, tools: toolsOf(toolsMax) })
       t.equal(await fits.ended, 'done', 'a long history is no reason')
     })
 
@@ -545,3 +592,41 @@ for (const database of databases()) {
     })
   })
 }
+
+test('on two processes with one Redis', { skip: withoutRedis }, async (t) => {
+  const upstream = await startFakeUpstream()
+  t.teardown(() => upstream.close())
+  const redis = await openServer(t, 'redis')
+  const store = { ...(await databaseEnv(t, 'postgres')), REDIS_URL: redis.url }
+  const env = { ...store, OPENAI_BASE_URL: upstream.url, FRAME_MS: '5' }
+  const [gateway, second] = await Promise.all([startGateway(t, { env }), startGateway(t, { env })])
+  const client = createClient(gateway.url)
+  const [ui, elsewhere] = [createUiClient(gateway.url, client), createUiClient(second.url, client)]
+
+  await t.test('a cursor is taken up on the other one, while the reply is made and behind its end', async (t) => {
+    const gate = createGate()
+    upstream.answer(async function* () {
+      yield chunk({ reasoning_content: 'Hm' })
+      yield* begin({ text: 'Hel' })
+      await gate.opened
+      yield* say({ text: 'lo' })
+    })
+    const own = await ui.send({ id: 'c', messages: [userMessage('u1', 'Hi')] })
+    await own.until(isWords)
+    const held = own.chunks.length
+    const cursor = own.lastId()
+    const tail = await elsewhere.resume('c', cursor)
+    gate.open()
+    t.same(await Promise.all([own.ended, tail.ended]), ['done', 'done'])
+    t.equal(wordsOf(own.chunks), 'Hello')
+    t.equal(wordsOf(tail.chunks), 'lo', 'what is behind the cursor, and nothing before it')
+    t.same(tail.chunks, own.chunks.slice(held))
+    t.equal(tail.lastId(), own.lastId())
+    const late = await elsewhere.resume('c', cursor)
+    t.equal(await late.ended, 'done')
+    t.same([wordsOf(late.chunks), late.chunks.at(-1)], ['lo', { type: 'finish' }])
+    t.notOk(late.chunks.some(({ type }) => type === 'start' || type.startsWith('reasoning')))
+    t.equal((await elsewhere.resume('c', own.lastId())).status, 204, 'nothing is behind the end')
+    t.equal(upstream.calls.length, 1)
+  })
+})

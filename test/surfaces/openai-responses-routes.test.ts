@@ -3,7 +3,9 @@
  * and that a response is the same when the process that made it is long gone.
  */
 import { test } from 'tap'
-import { begin, createGate, forever, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { begin, createGate, forever, refuse, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
+import { PgDialect, type SQL, sql } from '../../src/db/drizzle.ts'
+import { Problem } from '../../src/errors.ts'
 import { createClient, type Received } from '../support/client.ts'
 import { databases } from '../support/database.ts'
 import { databaseEnv, startGateway } from '../support/gateway.ts'
@@ -153,19 +155,17 @@ test('the routes', async (t) => {
     upstream.answer(() => say({ text: 'One two three.' }))
   })
 
-  await t.test('a cursor at the end or beyond it ends at once, and what is none is refused', async (t) => {
+  await t.test('a cursor at the end or beyond it is told the end, and what is none is refused', async (t) => {
     const made = await stream({ input: 'Hello' })
     await made.ended
     const id = idOf(made.received)
     const end = made.received.at(-1)?.data.sequence_number
-    for (const after of [end, end + 1, Number.MAX_SAFE_INTEGER]) {
-      const nothing = await watch(id, `&starting_after=${after}`)
-      t.equal(await nothing.ended, 'clean')
-      t.equal(nothing.text(), '')
+    // Beyond it is who has seen more of a reply that was lost in part.
+    for (const after of [end - 1, end, end + 1, Number.MAX_SAFE_INTEGER]) {
+      const last = await watch(id, `&starting_after=${after}`)
+      t.equal(await last.ended, 'clean')
+      t.same(last.received, [made.received.at(-1)])
     }
-    const last = await watch(id, `&starting_after=${end - 1}`)
-    await last.ended
-    t.same(last.received, [made.received.at(-1)])
     for (const wrong of ['-1', '1.5', 'x', '', '99999999999999999999']) {
       t.match(await client.get(`${url}/${id}?stream=true&starting_after=${wrong}`), {
         status: 400,
@@ -201,6 +201,7 @@ test('the routes', async (t) => {
       [{ input: 'Hello', previous_response_id: id, conversation: 'a' }, 'conversation'],
       [{ input: 'Hello', model: 'nobody:knows' }, null],
       [{ input: 'Hello', tools: [{ type: 'function', name: 'a b' }] }, 'tools.0.name'],
+      [{ input: 'Hello', tools: Array.from({ length: 129 }, () => ({ type: 'function', name: 'a' })) }, 'tools'],
       [{ input: 'Hello', tool_choice: { type: 'file_search' } }, 'tool_choice'],
       [{ input: 'Hello', text: { format: { type: 'grammar' } } }, 'text.format'],
       [{ input: 'Hello', reasoning: { effort: 'huge' } }, 'reasoning.effort'],
@@ -217,6 +218,70 @@ test('the routes', async (t) => {
     }
     const foreign = { type: 'item_reference', id: 'msg_00000000000000000000000000000000_0' }
     t.match(await create({ input: [foreign, user] }), { status: 404, body: { error: { param: 'input.0.id' } } })
+  })
+
+  await t.test('a route that is not there is refused without a question who asks', async (t) => {
+    for (const [method, path, headers] of [
+      ['GET', '/v1/nothing', {}],
+      ['GET', url, {}],
+      ['POST', '/v1', { authorization: 'Bearer x' }],
+    ] as const) {
+      const answer = await fetch(`${gateway.url}${path}`, { method, headers })
+      t.match(await answer.json(), { error: { type: 'not_found_error', code: 'not_found', param: null } })
+      t.same([answer.status, answer.headers.get('x-visitor-token')], [404, null], `${method} ${path}`)
+    }
+  })
+
+  await t.test('a run that has failed in a way that only another version knows is an error all the same', async (t) => {
+    upstream.answer(() => refuse(401))
+    const input = 'Hello'
+    const asked = [
+      [url, { input }],
+      ['/v1/chat/completions', { messages: [{ role: 'user', content: input }] }],
+      ['/api/v1/chat/message', { message: input }],
+    ] as const
+    for (const [path, body] of asked) {
+      const name = path.replaceAll('/', '.')
+      const key = { 'Idempotency-Key': name }
+      const first = await client.post(path, body, key)
+      t.equal(first.status, 502)
+      await gateway.app.db.rows(sql`
+        update chat_runs set error = error || '{"code": "of_tomorrow", "message": "Not today."}'
+        where idempotency_key = ${name}`)
+      const again = await client.post(path, body, key)
+      t.equal(again.status, 500)
+      const { code, message = again.body.detail } = again.body.error ?? again.body
+      t.same([code, message], ['internal', 'Not today.'])
+    }
+    upstream.answer(() => say({ text: 'One two three.' }))
+  })
+
+  await t.test('when the database goes before the first byte, the run does not go on for nobody', async (t) => {
+    const { db } = gateway.app
+    const { rows, run } = db
+    const refused = () => Promise.reject(new Problem('db_unavailable', undefined, { retryAfterSeconds: 1 }))
+    let isAway = false
+    // As it is asked for requests: what the run itself needs is asked elsewhere.
+    Object.assign(db, {
+      rows: async (statement: SQL) => {
+        if (isAway) return refused()
+        const found = await rows(statement)
+        isAway = new PgDialect().sqlToQuery(statement).sql.includes('into chat_runs')
+        return found
+      },
+      run: (query: Parameters<typeof run>[0]) => (isAway ? refused() : run(query)),
+    })
+    t.teardown(() => Object.assign(db, { rows, run }))
+    upstream.answer(async function* () {
+      yield* begin({ text: 'Is anybody ' })
+      await forever()
+    })
+    const before = upstream.calls.length
+    const told = await client.post(url, { input: 'Hello', stream: true })
+    Object.assign(db, { rows, run })
+    t.match(told, { status: 503, body: { error: { code: 'db_unavailable' } } })
+    await (await upstream.call(before)).aborted
+    upstream.answer(() => say({ text: 'One two three.' }))
   })
 
   // Two processes cannot have the embedded database open; what it stores is shown alike (openai-responses.test.ts).
@@ -245,5 +310,14 @@ test('the routes', async (t) => {
     t.same(await Promise.all([endless.ended, there.ended]), ['clean', 'clean'])
     t.match(there.received.at(-1), { event: 'response.incomplete', data: { response: { status: 'cancelled' } } })
     t.same(atomsOf(there.received), atomsOf(endless.received).slice(2))
+
+    const kept = await stream({ input: 'Hello' })
+    await kept.until(({ event }) => event === 'response.output_text.delta')
+    const keeper = await other.open('GET', `${url}/${idOf(kept.received)}?stream=true`)
+    await keeper.until(({ event }) => event === 'response.output_text.delta')
+    t.equal((await client.get(`/api/v1/runs/${kept.headers.get('x-run-id')}`)).body.on_disconnect, 'continue')
+    t.match((await other.post(`${url}/${idOf(kept.received)}/cancel`)).body, { background: false })
+    t.same(await Promise.all([kept.ended, keeper.ended]), ['clean', 'clean'])
+    for (const { received } of [kept, keeper]) t.equal(received.at(-1)?.data.response.background, false)
   })
 })

@@ -1,5 +1,5 @@
 /** A client of the AI SDK surface for tests: what `useChat` and its transport send, and what they read, without React. */
-import { createParser } from 'eventsource-parser'
+import { type Arrivals, readArrivals } from '../support/arrivals.ts'
 import type { Client } from '../support/client.ts'
 
 export interface UiChunk {
@@ -8,14 +8,12 @@ export interface UiChunk {
   readonly [member: string]: any
 }
 
-export interface UiStream {
+export interface UiStream extends Pick<Arrivals<UiChunk>, 'text' | 'until'> {
   readonly status: number
   readonly headers: Headers
   readonly chunks: readonly UiChunk[]
   /** Of the last event with one. */
   readonly lastId: () => string
-  readonly text: () => string
-  until(found: (chunk: UiChunk) => boolean): Promise<UiChunk>
   /** Resolves when the body has ended: `done` behind [DONE], `clean` without it, `cut` when the connection broke. */
   readonly ended: Promise<'done' | 'clean' | 'cut'>
   close(): void
@@ -65,55 +63,21 @@ export function createUiClient(url: string, client: Client) {
 }
 
 function read(response: Response, abort: AbortController): UiStream {
-  const chunks: UiChunk[] = []
-  const waiters: {
-    found: (chunk: UiChunk) => boolean
-    resolve: (chunk: UiChunk) => void
-    reject: (e: Error) => void
-  }[] = []
   let lastId = ''
-  let raw = ''
   let isDone = false
-  const parser = createParser({
-    onEvent({ data, id }) {
-      lastId = id ?? lastId
-      isDone = data === '[DONE]'
-      if (isDone) return
-      const chunk: UiChunk = JSON.parse(data)
-      chunks.push(chunk)
-      for (const waiter of waiters) if (waiter.found(chunk)) waiter.resolve(chunk)
-    },
+  const { received, ended, text, until } = readArrivals(response, ({ data, id }): UiChunk | undefined => {
+    lastId = id ?? lastId
+    isDone = data === '[DONE]'
+    return isDone ? undefined : JSON.parse(data)
   })
-
-  async function readBody(): Promise<'done' | 'clean' | 'cut'> {
-    const decoder = new TextDecoder()
-    const isStream = response.headers.get('content-type') === 'text/event-stream'
-    try {
-      for await (const bytes of response.body ?? []) {
-        const text = decoder.decode(bytes, { stream: true })
-        raw += text
-        if (isStream) parser.feed(text)
-      }
-      return isDone ? 'done' : 'clean'
-    } catch {
-      return 'cut' // whatever undici calls it: the body did not end as it should
-    } finally {
-      for (const waiter of waiters) waiter.reject(new Error(`the stream ended first; it said: ${raw.slice(-500)}`))
-    }
-  }
-
   return {
     status: response.status,
     headers: response.headers,
-    chunks,
+    chunks: received,
     lastId: () => lastId,
-    text: () => raw,
-    ended: readBody(),
-    until(found) {
-      const known = chunks.find(found)
-      if (known !== undefined) return Promise.resolve(known)
-      return new Promise((resolve, reject) => waiters.push({ found, resolve, reject }))
-    },
+    text,
+    ended: ended.then((how) => (how === 'clean' && isDone ? 'done' : how)),
+    until,
     close: () => abort.abort(),
   }
 }
