@@ -11,7 +11,7 @@
  *
  * A delta never ends between the halves of a surrogate pair: no other language could read it.
  */
-import type { Done, LogEntry, Part, RunEvent } from '../log/event.ts'
+import { beforeAll, type Done, type EventId, type LogEntry, type Part, type RunEvent } from '../log/event.ts'
 import { nothingTold, type Told, tellChanges } from './changes.ts'
 import {
   isShown,
@@ -81,6 +81,14 @@ export function createResponsesEncoder(): ResponsesEncoder {
       }
     },
   }
+}
+
+/**
+ * Where a viewer is led from. One who has words is led over all that was ever said: where some of them were taken back, it
+ * is lost, and not told the tail of another text. One who has none begins where everybody does, behind what was taken back.
+ */
+export function leadFrom(after: number | undefined): EventId | undefined {
+  return after === undefined || after <= begunNumber ? undefined : beforeAll
 }
 
 /** What is left of an event for a client that has all up to `after`. */
