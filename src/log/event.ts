@@ -198,6 +198,9 @@ export interface EventId {
   readonly seq: number
 }
 
+/** The place before a run's first event. */
+export const beforeAll: EventId = { generation: 1, seq: 0 }
+
 /** One numbered event of a run's log. */
 export interface LogEntry extends EventId {
   readonly event: RunEvent

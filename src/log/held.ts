@@ -12,6 +12,11 @@ import type { LogPage } from './log.ts'
 interface HeldRun {
   /** Without a hole, except directly before a `reset`: what another hole would separate from the rest is let go. */
   entries: LogEntry[]
+  /**
+   * Index of the entry that reading from the beginning starts with: the last `reset`, which replaces all before it, else the
+   * first event; undefined while the beginning is gone and no `reset` stands for it.
+   */
+  beginning: number | undefined
   units: number
   terminal: LogEntry | undefined
   endedAt: number
@@ -56,17 +61,20 @@ export function createHeldLogs(local: boolean, options: HeldOptions = {}) {
       if (entries.length === 0) return
       let run = runs.get(runId)
       if (run === undefined) {
-        run = { entries: [], units: 0, terminal: undefined, endedAt: 0 }
+        run = { entries: [], beginning: undefined, units: 0, terminal: undefined, endedAt: 0 }
         runs.set(runId, run)
       }
       for (const entry of entries) {
         const last = run.entries.at(-1)
         // Nothing comes after a terminal event, and an id that does not rise is one that is here, or a zombie's.
         if (run.terminal !== undefined || (last !== undefined && compareEventIds(entry, last) <= 0)) continue
+        const isReset = entry.event.type === 'reset'
         if (last !== undefined && !follows(last, entry)) run.entries = []
         // What cannot be read from the beginning is made whole by a reset: from there on, everybody can read.
-        if (entry.event.type === 'reset' && !isBeginning(run.entries[0])) run.entries = []
-        run.entries.push(entry)
+        else if (isReset && run.beginning === undefined) run.entries = []
+        const index = run.entries.push(entry) - 1
+        if (isReset) run.beginning = index
+        else if (index === 0) run.beginning = entry.seq === 1 ? 0 : undefined
         run.units += unitsOf(entry)
         if (entry.event.type === 'done') {
           run.terminal = entry
@@ -80,7 +88,7 @@ export function createHeldLogs(local: boolean, options: HeldOptions = {}) {
     read(runId: string, after: EventId | undefined, entriesMax: number): LogPage {
       const run = runs.get(runId)
       if (run === undefined) return { kind: 'unknown' }
-      const start = indexAfter(run.entries, after)
+      const start = indexAfter(run, after)
       if (start === undefined) return { kind: 'unservable', local }
       return { kind: 'entries', entries: run.entries.slice(start, start + entriesMax), local }
     },
@@ -104,8 +112,6 @@ function follows(last: EventId, next: LogEntry): boolean {
   return next.generation === last.generation && next.seq === last.seq + 1
 }
 
-const isBeginning = (entry: LogEntry | undefined): boolean => entry?.seq === 1 || entry?.event.type === 'reset'
-
 function unitsOf({ event }: LogEntry): number {
   if (event.type === 'delta') return event.data.text.length
   if (event.type === 'part') return event.data.url?.length ?? 0
@@ -116,11 +122,10 @@ function unitsOf({ event }: LogEntry): number {
 }
 
 /** Where reading after a cursor starts; undefined when something would be missing between the two. */
-function indexAfter(entries: readonly LogEntry[], after: EventId | undefined): number | undefined {
+function indexAfter({ entries, beginning }: HeldRun, after: EventId | undefined): number | undefined {
   const first = entries[0]
-  if (first === undefined) return undefined
-  // A log whose beginning is gone cannot be read from the beginning, unless a reset stands there.
-  if (after === undefined) return isBeginning(first) ? 0 : undefined
+  // Not from before a reset: who cannot take back what was said would be told what the reset takes back, each time anew.
+  if (first === undefined || after === undefined) return beginning
   const start = firstBehind(entries, after)
   const previous = entries[start - 1]
   const next = entries[start]

@@ -38,7 +38,10 @@ export type LogPage =
 export interface EventLog {
   /** Appends the new events of many runs at once. A run's first append makes its log; its terminal event closes it. */
   append(frame: readonly RunEntries[]): void
-  /** @param after the cursor; undefined reads from the beginning */
+  /**
+   * @param after the cursor; undefined reads from the beginning, which is the last `reset` if there is one. What came before
+   * it is read behind `beforeAll` (event.ts)
+   */
   read(runId: string, after: EventId | undefined, entriesMax: number): Promise<LogPage>
   /**
    * Calls `wake` whenever a run's log grows or is let go, until the returned function is called. `wake` must not throw.

@@ -14,7 +14,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { SseConnection } from '../http/sse.ts'
-import { compareEventIds, type EventId, type LogEntry } from '../log/event.ts'
+import { beforeAll, compareEventIds, type EventId, type LogEntry } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
 import { type FollowDeps, followRun, terminalIdOf } from './follow.ts'
 import { isTerminal, type RunFacts } from './model.ts'
@@ -164,7 +164,7 @@ export async function readUpTo(
   run: RunFacts,
   cursor: EventId,
 ): Promise<readonly LogEntry[] | undefined> {
-  const page = await log.read(run.id, undefined, Number.MAX_SAFE_INTEGER)
+  const page = await log.read(run.id, beforeAll, Number.MAX_SAFE_INTEGER)
   const known = page.kind === 'entries' ? page.entries : await log.load(run.id)
   if (known === 'unanswered') return undefined
   const end = known.findIndex((entry) => compareEventIds(entry, cursor) === 0)

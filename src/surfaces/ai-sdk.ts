@@ -12,7 +12,7 @@
  * A step is what the SDK calls one call of the model. The log does not know where one begins; here it does when something
  * new is said, or called, behind calls that have all been answered. So calls that wait for the client are always of one step.
  */
-import { type Done, formatEventId, type LogEntry, type Part, parseEventId } from '../log/event.ts'
+import { type Done, formatEventId, type LogEntry, type Part, parseEventId, type RunEvent } from '../log/event.ts'
 import { type Change, isToldAlike, nothingTold, type Told, tellChanges } from './changes.ts'
 
 /** Of ai 5.0.0, as far as they are said here. */
@@ -97,7 +97,7 @@ export function createUiEncoder(): UiEncoder {
       return {
         encode(entry) {
           const known = encoded.get(entry)
-          const isKnown = known !== undefined && isSaidAlike(known.before, said)
+          const isKnown = known !== undefined && isSaidAlike(known.before, said, entry.event)
           if (isKnown && (before.length === 0 || entry.event.type !== 'run')) {
             said = known.after
             return known.bytes
@@ -171,8 +171,8 @@ function toBytes(chunks: readonly Chunk[], id: string, isEnd: boolean): Buffer |
   return data.length === 0 ? undefined : Buffer.from(`${data.join('\n')}id: ${id}\n\n`)
 }
 
-const isSaidAlike = (a: Said, b: Said): boolean =>
-  a === b || (a.calls === b.calls && a.waiting === b.waiting && isToldAlike(a.told, b.told))
+const isSaidAlike = (a: Said, b: Said, event: RunEvent): boolean =>
+  a === b || (a.calls === b.calls && a.waiting === b.waiting && isToldAlike(a.told, b.told, event))
 
 function sayEvent(
   reply: UiReply,

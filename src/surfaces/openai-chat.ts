@@ -13,6 +13,7 @@
  */
 import { contentOf, type Done, type LogEntry, type Part, type RunEvent, type Usage } from '../log/event.ts'
 import { type Change, isToldAlike, nothingTold, type Told, tellChanges } from './changes.ts'
+import { emptyList, itemAt, type List, put, toArray } from './list.ts'
 import { toOpenaiError } from './openai-errors.ts'
 
 export interface ChatView {
@@ -48,7 +49,7 @@ interface Said {
   readonly told: Told
   readonly greeted: boolean
   /** Parts that are shown as calls, in their order. */
-  readonly calls: readonly number[]
+  readonly calls: List<number>
 }
 
 interface Encoded {
@@ -58,7 +59,7 @@ interface Encoded {
   readonly bytes: Buffer | undefined
 }
 
-const nothingSaid: Said = { told: nothingTold, greeted: false, calls: [] }
+const nothingSaid: Said = { told: nothingTold, greeted: false, calls: emptyList }
 
 /** What is encoded is kept with its event, for all viewers who have been told as much and asked in the same way. */
 export function createChatEncoder(): ChatEncoder {
@@ -69,7 +70,7 @@ export function createChatEncoder(): ChatEncoder {
       return {
         encode(entry) {
           const known = encoded.get(entry)
-          if (known !== undefined && isSameView(known.view, view) && isSaidAlike(known.before, said)) {
+          if (known !== undefined && isSameView(known.view, view) && isSaidAlike(known.before, said, entry.event)) {
             said = known.after
             return known.bytes
           }
@@ -89,8 +90,8 @@ export function createChatEncoder(): ChatEncoder {
 const isSameView = (a: ChatStreamView, b: ChatStreamView): boolean =>
   a.model === b.model && a.includeUsage === b.includeUsage
 
-const isSaidAlike = (a: Said, b: Said): boolean =>
-  a === b || (a.greeted === b.greeted && a.calls.length === b.calls.length && isToldAlike(a.told, b.told))
+const isSaidAlike = (a: Said, b: Said, event: RunEvent): boolean =>
+  a === b || (a.greeted === b.greeted && a.calls.size === b.calls.size && isToldAlike(a.told, b.told, event))
 
 /** The fields that a chunk and a whole completion share. */
 const headOf = <const Kind extends string>({ runId, createdAt, model }: ChatView, object: Kind) => ({
@@ -111,7 +112,7 @@ function sayEvent(
   const { includeUsage, clientTools } = view
   const head = headOf(view, 'chat.completion.chunk')
   const noUsage = includeUsage ? { usage: null } : {}
-  const calls = [...shown]
+  let calls = shown
   const blocks: string[] = []
 
   function say(data: object): void {
@@ -124,13 +125,14 @@ function sayEvent(
   }
 
   function openCall(index: number, part: Part, args: string): void {
-    const place = calls.push(index) - 1
+    const place = calls.size
+    calls = put(calls, place, index)
     sayChoice({ tool_calls: [{ index: place, ...toToolCall(part, place, args) }] })
   }
 
   function growCall(index: number, args: string): void {
-    const place = calls.indexOf(index)
-    if (place === -1 || args === '') return
+    const place = placeOf(calls, index)
+    if (place === undefined || args === '') return
     sayChoice({ tool_calls: [{ index: place, function: { arguments: args } }] })
   }
 
@@ -139,13 +141,13 @@ function sayEvent(
       say(toOpenaiError(done.error))
       return
     }
-    const parts = told.parts.map(({ part }) => part)
+    const parts = toArray(told.parts).map(({ part }) => part)
     for (const [index, part] of parts.entries()) {
-      if (isLeftOpen(part, done) && !calls.includes(index)) openCall(index, part, argumentsOf(part))
+      if (isLeftOpen(part, done) && placeOf(shown, index) === undefined) openCall(index, part, argumentsOf(part))
     }
     const annotations = annotationsOf(parts)
     if (annotations.length > 0) sayChoice({ annotations })
-    sayChoice({}, finishReasonOf(done, calls.length > 0))
+    sayChoice({}, finishReasonOf(done, calls.size > 0))
     if (includeUsage) say({ ...head, choices: [], usage: toUsage(done.usage) })
     blocks.push('data: [DONE]\n\n')
   }
@@ -175,6 +177,18 @@ function sayEvent(
   if (!greeted) sayChoice({ role: 'assistant', content: '' })
   for (const change of changes) sayChange(change)
   return { said: { told, greeted: true, calls }, blocks }
+}
+
+/** Where a part stands among the calls. They are in the order of the message, so the range is halved until it is found. */
+function placeOf(calls: List<number>, index: number): number | undefined {
+  let low = 0
+  let high = calls.size
+  while (low < high) {
+    const middle = (low + high) >>> 1
+    if ((itemAt(calls, middle) as number) < index) low = middle + 1
+    else high = middle
+  }
+  return itemAt(calls, low) === index ? low : undefined
 }
 
 /** The whole of a reply that has ended by itself, or was stopped. */

@@ -11,8 +11,9 @@
  *
  * A delta never ends between the halves of a surrogate pair: no other language could read it.
  */
-import type { Done, LogEntry, Part, RunEvent } from '../log/event.ts'
-import { nothingTold, type Told, tellChanges } from './changes.ts'
+import { beforeAll, type Done, type EventId, type LogEntry, type Part, type RunEvent } from '../log/event.ts'
+import { isToldAlike, nothingTold, type Told, type ToldPart, tellChanges } from './changes.ts'
+import { itemAt, toArray } from './list.ts'
 import {
   isShown,
   isWholeReply,
@@ -49,9 +50,18 @@ export interface ResponsesEncoder {
   createViewer(viewer: ResponseViewer): { encode(entry: LogEntry): Buffer | 'lost' | undefined }
 }
 
+/** What a viewer has been told, as a value; viewers who have been told the same share it. */
+interface Said {
+  readonly told: Told
+  /** Of the last event that was told. */
+  readonly number: number
+  readonly current: Current | undefined
+  readonly next: Place
+}
+
 interface Encoded {
-  /** The number of the last event before it. */
-  readonly before: number
+  readonly before: Said
+  readonly after: Said
   readonly bytes: Buffer | undefined
 }
 
@@ -67,23 +77,48 @@ export function createResponsesEncoder(): ResponsesEncoder {
       const teller = createTeller(viewer)
       return {
         encode(entry) {
-          const before = teller.number
+          const before = teller.said
+          const known = encoded.get(entry)
+          // Who has been told as much is told the same now; who has a cursor behind it, is told nothing but the end.
+          if (known !== undefined && isSaidAlike(known.before, before, entry.event)) {
+            const isWhole = before.number >= after
+            if (isWhole || (known.after.number <= after && entry.event.type !== 'done')) {
+              teller.goOn(known.after)
+              return isWhole ? known.bytes : undefined
+            }
+          }
           const events = teller.tell(entry.event)
           if (events === 'lost') return 'lost'
-          // Who has been told as much is told the same now. The first event is not of the log.
-          const isShared = before >= begunNumber && before >= after
-          const known = isShared ? encoded.get(entry) : undefined
-          if (known?.before === before) return known.bytes
           // The end is told to everybody: a reply that was lost in part is shorter than what some have seen of it, and its
           // end may have a number that they have passed.
           const end = entry.event.type === 'done' ? events.at(-1) : undefined
           const bytes = toBytes(events.flatMap((event) => (event === end ? [event] : cut(event, after))))
-          if (isShared) encoded.set(entry, { before, bytes })
+          // The first event is not of the log, and not the same for who has seen the queue.
+          const isShared = before.number >= begunNumber && before.number >= after
+          if (isShared) encoded.set(entry, { before, after: teller.said, bytes })
           return bytes
         },
       }
     },
   }
+}
+
+function isSaidAlike(a: Said, b: Said, event: RunEvent): boolean {
+  if (a === b) return true
+  if (a.number !== b.number || !isSamePlace(a.next, b.next) || !isToldAlike(a.told, b.told, event)) return false
+  if (a.current === undefined || b.current === undefined) return a.current === b.current
+  const { isBegun, pending } = a.current
+  return isSamePlace(a.current, b.current) && isBegun === b.current.isBegun && pending === b.current.pending
+}
+
+const isSamePlace = (a: Place, b: Place): boolean => a.part === b.part && a.item === b.item
+
+/**
+ * Where a viewer is led from. One who has words is led over all that was ever said: where some of them were taken back, it
+ * is lost, and not told the tail of another text. One who has none begins where everybody does, behind what was taken back.
+ */
+export function leadFrom(after: number | undefined): EventId | undefined {
+  return after === undefined || after <= begunNumber ? undefined : beforeAll
 }
 
 /** What is left of an event for a client that has all up to `after`. */
@@ -101,27 +136,32 @@ function toBytes(events: readonly ResponseEvent[]): Buffer | undefined {
   return Buffer.from(events.map((event) => `event: ${event.type}\ndata: ${JSON.stringify(event)}\n\n`).join(''))
 }
 
-/** The item that is being told. */
-interface Current {
+/** Of a part, and of its item among those that are shown. */
+interface Place {
   readonly part: number
   readonly item: number
+}
+
+/** The item that is being told. */
+interface Current extends Place {
   readonly isBegun: boolean
   /** What it has to say, and was not told yet. */
   readonly pending: string
 }
 
+const nothingSaid: Said = { told: nothingTold, number: -1, current: undefined, next: { part: 0, item: 0 } }
+
 interface Teller {
-  /** Of the last event that was told. */
-  readonly number: number
+  readonly said: Said
   tell(event: RunEvent): readonly ResponseEvent[] | 'lost'
+  /** Goes on from what another viewer of the run has been told, who has been told the same. */
+  goOn(said: Said): void
 }
 
 /** Events of a run -> all events of its response. */
 export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
-  let told: Told = nothingTold
-  let number = -1
-  let current: Current | undefined
-  let next = { part: 0, item: 0 }
+  let said = nothingSaid
+  let { told, number, current, next } = said
   let events: ResponseEvent[] = []
 
   function say(type: string, members: Readonly<Record<string, unknown>>): void {
@@ -170,8 +210,8 @@ export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
       say('response.output_text.done', { ...place, text: words, logprobs: [] })
       say('response.content_part.done', { ...place, part: toOutputText(words) })
     }
-    const parts = told.parts.map((held) => held.part)
-    const ended = toItem(run, index, part, statusOf(parts, index, isWhole), words)
+    const status = statusOf([part], 0, isWhole || index < told.lastSaid)
+    const ended = toItem(run, index, part, status, words)
     say('response.output_item.done', { output_index: item, item: ended })
   }
 
@@ -184,8 +224,8 @@ export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
 
   /** Tells all that can be told by now. */
   function advance(isWhole: boolean): void {
-    while (next.part < told.parts.length) {
-      const { part, phase } = told.parts[next.part] as Told['parts'][number]
+    while (next.part < told.parts.size) {
+      const { part, phase } = itemAt(told.parts, next.part) as ToldPart
       const isClosed = phase !== 'open'
       if (!isShown(run, part)) {
         next = { part: next.part + 1, item: next.item }
@@ -210,7 +250,7 @@ export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
   function sayEnd(done: Done): void {
     // One that was stopped in the queue has not begun.
     number = Math.max(number, begunNumber)
-    const parts = told.parts.map((held) => held.part)
+    const parts = toArray(told.parts).map((held) => held.part)
     const outcome = toOutcome(done)
     const response = toResponse(run, outcome, toOutput(run, parts, done))
     say(`response.${outcome.status === 'cancelled' ? 'incomplete' : outcome.status}`, { response })
@@ -218,12 +258,12 @@ export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
 
   /** Of a run that was stopped before it said anything. */
   function isEmptyEnd(done: Done | undefined): boolean {
-    return done?.status === 'stopped' && told.parts.length === 0
+    return done?.status === 'stopped' && told.parts.size === 0
   }
 
   return {
-    get number() {
-      return number
+    get said() {
+      return said
     },
     tell(event) {
       const step = tellChanges(told, event)
@@ -238,7 +278,12 @@ export function createTeller(run: Omit<ResponseViewer, 'after'>): Teller {
       sayBeginning(run.isQueued && (event.type === 'run' || isEmptyEnd(done)))
       advance(done === undefined || isWholeReply(done))
       if (done !== undefined) sayEnd(done)
+      said = { told, number, current, next }
       return events
+    },
+    goOn(other) {
+      said = other
+      ;({ told, number, current, next } = other)
     },
   }
 }

@@ -5,8 +5,8 @@
  */
 import { randomUUID } from 'node:crypto'
 import type { Test } from 'tap'
-import { compareEventIds, type EventId, formatEventId, type LogEntry } from '../../src/log/event.ts'
-import { resetEntry } from '../../src/log/fold.ts'
+import { beforeAll, compareEventIds, type EventId, formatEventId, type LogEntry } from '../../src/log/event.ts'
+import { foldEvents, resetEntry } from '../../src/log/fold.ts'
 import type { EventLog, LogPage } from '../../src/log/log.ts'
 import { createRandom } from '../support/random.ts'
 
@@ -109,9 +109,26 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
     writer.append([{ runId: run, entries: [reset(1, 2, 'taken over')] }])
     writer.append([{ runId: run, entries: [...deltas(3, 5), done(6)] }])
     writer.append([{ runId: run, entries: [done(2, 2)] }])
-    const page = await untilAt(reader, run, '2-2')
-    t.same(ids(page), ['1-1', '1-2', '2-1', '2-2'])
+    await untilAt(reader, run, '2-2')
+    t.same(ids(await reader.read(run, beforeAll, max)), ['1-1', '1-2', '2-1', '2-2'])
     t.match(reader.terminalId(run), { generation: 2, seq: 2 })
+  })
+
+  await t.test('whoever begins anew is told nothing that a reset has taken back, and reads to the end', async (t) => {
+    const run = randomUUID()
+    writer.append([{ runId: run, entries: deltas(1, 3) }])
+    await untilAt(reader, run, '1-3')
+    const [first, second] = [reset(1, 2, '1-1;'), reset(3, 2, '1-1;2-2;')]
+    writer.append([{ runId: run, entries: [first, delta(2, 2)] }])
+    t.same(ids(await untilAt(reader, run, '2-2')), ['2-1', '2-2'])
+    writer.append([{ runId: run, entries: [second, delta(4, 2), done(5, 2)] }])
+    const page = await untilAt(reader, run, '2-5')
+    t.same(ids(page), ['2-3', '2-4', '2-5'], 'the last one, where there are several')
+    t.same(foldEvents(page.kind === 'entries' ? page.entries : []), [{ kind: 'text', text: '1-1;2-2;2-4;' }])
+    t.same(ids(await reader.read(run, undefined, 2)), ['2-3', '2-4'])
+    t.same(ids(await reader.read(run, { generation: 2, seq: 4 }, 2)), ['2-5'])
+    const whole = ['1-1', '1-2', '1-3', '2-1', '2-2', '2-3', '2-4', '2-5']
+    t.same(ids(await reader.read(run, beforeAll, max)), whole, 'what was said before is there for who asks for it')
   })
 
   await t.test('nothing comes after the terminal event', async (t) => {

@@ -4,9 +4,26 @@
  */
 import OpenAI from 'openai7'
 import t from 'tap'
-import { contentOf, type Done, type LogEntry, type Part, type RunEvent } from '../../src/log/event.ts'
+import {
+  beforeAll,
+  contentOf,
+  type Done,
+  type EventId,
+  type LogEntry,
+  type Part,
+  type RunEvent,
+} from '../../src/log/event.ts'
 import { resetEntry } from '../../src/log/fold.ts'
-import { createResponsesEncoder, createTeller, cut, type ResponseEvent } from '../../src/surfaces/openai-responses.ts'
+import { createMemoryLog } from '../../src/log/memory.ts'
+import { followRun } from '../../src/runs/follow.ts'
+import type { RunFacts } from '../../src/runs/model.ts'
+import {
+  createResponsesEncoder,
+  createTeller,
+  cut,
+  leadFrom,
+  type ResponseEvent,
+} from '../../src/surfaces/openai-responses.ts'
 import {
   type ShownRun,
   toOutcome,
@@ -210,6 +227,41 @@ t.test('what a reset takes back cannot be told, and its viewer is lost', async (
   teller.tell(delta(0, 0, 'Hello'))
   t.equal(teller.tell(reset([{ kind: 'text', text: 'Hel' }])), 'lost')
 })
+
+t.test(
+  'who was lost comes back without a cursor and reads to the end; with one, it is never told another tail',
+  async (t) => {
+    const log = createMemoryLog()
+    t.teardown(() => log.close())
+    const said = [started, delta(0, 0, 'Hello'), delta(0, 5, ' all')]
+    const taken = [reset([{ kind: 'text', text: 'Hel' }]), delta(0, 3, 'p is here'), done()]
+    log.append([{ runId, entries: [...number(said), ...number(taken).map((entry) => ({ ...entry, generation: 2 }))] }])
+    const facts = { ...started.data, id: runId, status: 'running', generation: 2 } as unknown as RunFacts
+    const deps = { log, stored: { read: async () => 'unanswered' as const }, isPersistPending: () => false }
+    async function come(after: number | undefined, from: EventId | undefined): Promise<string> {
+      const viewer = createResponsesEncoder().createViewer({ ...run, isQueued: false, after })
+      let body = ''
+      for await (const { entries } of followRun(deps, facts, from, new AbortController().signal)) {
+        for (const entry of entries) {
+          const bytes = viewer.encode(entry)
+          if (bytes === 'lost') return `${body}LOST`
+          body += bytes ?? ''
+        }
+      }
+      return body
+    }
+    const whole = tell([started, delta(0, 0, 'Help is here'), done()])
+    const cuts = (body: string) => [...body.matchAll(/"delta":"(.*?)"/g)].map(([, words]) => words)
+    t.match(await come(undefined, beforeAll), /LOST$/, 'as one was that was there all the time')
+    for (const after of [undefined, 0, 2]) {
+      const body = await come(after, leadFrom(after))
+      t.same(cuts(body).join(''), 'Help is here')
+      t.ok(body.endsWith(`data: ${JSON.stringify(whole.at(-1))}\n\n`))
+    }
+    t.match(await come(8, leadFrom(8)), /LOST$/, 'of a text that went on in another way')
+    t.notMatch(await come(8, undefined), /LOST/, 'which nothing but the events from before the reset can tell')
+  },
+)
 
 t.test('ids of responses are those of their runs, and nothing else is one', async (t) => {
   t.equal(toRunId(toResponseId(runId)), runId)
