@@ -22,7 +22,7 @@ import { eventStream } from '../http/openapi.ts'
 import { beginProblem, readProblem } from '../http/problem.ts'
 import { pathPartBytesMax, type Server } from '../http/server.ts'
 import type { SseEdge, SseFraming } from '../http/sse.ts'
-import { cleanText } from '../http/text.ts'
+import { cleanText, uuidPattern } from '../http/text.ts'
 import { type EventId, toolNamePattern } from '../log/event.ts'
 import type { Acceptance } from '../runs/accept.ts'
 import type { Chat } from '../runs/chat.ts'
@@ -40,7 +40,7 @@ import type { SessionName } from '../sessions/store.ts'
 import { type Chunk, createUiEncoder, parseCursor, sayAnswers, sayReply, type UiReply } from './ai-sdk.ts'
 import { type StoredMessage, toUiMessages, toUiParts, UiMessage, uiIdMember } from './ai-sdk-messages.ts'
 import { digest, readAsked, type UiAsked, type UiQuestion } from './ai-sdk-request.ts'
-import { CursorHeader, isFields, isUuid, readCursor } from './fields.ts'
+import { CursorHeader, isFields, readCursor } from './fields.ts'
 
 export interface AiSdkRoutesOptions {
   readonly chat: Chat
@@ -344,7 +344,7 @@ function sendText(problem: Problem, request: FastifyRequest, reply: FastifyReply
 
 /** @throws Problem `invalid_request` for a name that the other routes could not be asked for */
 function nameOf(id: string): SessionName {
-  if (isUuid(id)) return { session_id: id.toLowerCase() }
+  if (uuidPattern.test(id)) return { session_id: id.toLowerCase() }
   const name = cleanText(id)
   if (name === '' || encodeURIComponent(name).length > pathPartBytesMax) {
     throw new Problem('invalid_request', `id has 1 to ${pathPartBytesMax} characters as a part of a URL.`)

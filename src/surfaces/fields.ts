@@ -1,10 +1,9 @@
 /**
- * What requests of more than one surface are read with: members that may be null, objects of any kind, ids, and the cursor
- * that a client brings. Pure.
+ * What requests of more than one surface are read with: members that may be null, objects of any kind, and the cursor that
+ * a client brings. Pure.
  */
 import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
-import { uuidPattern } from '../http/text.ts'
 
 export type Fields = Readonly<Record<string, unknown>>
 
@@ -14,8 +13,6 @@ export function isFields(value: unknown): value is Fields {
 
 /** Of a member that may be null or left out, which means the same. */
 export const optional = <T extends Type.TSchema>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
-
-export const isUuid = (text: string): boolean => uuidPattern.test(text)
 
 /** For the documents: it is checked where it is read. */
 export const CursorHeader = Type.Object({

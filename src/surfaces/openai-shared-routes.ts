@@ -13,10 +13,10 @@ import { Type } from 'typebox'
 import { Problem } from '../errors.ts'
 import { beginProblem, readProblem } from '../http/problem.ts'
 import type { SseFraming } from '../http/sse.ts'
+import { uuidPattern } from '../http/text.ts'
 import { Mode } from '../log/event.ts'
 import type { ChatAsked } from '../runs/asked.ts'
 import { externalIdUnitsMax } from '../sessions/model.ts'
-import { isUuid } from './fields.ts'
 import { invalid } from './openai-conversation.ts'
 import { toOpenaiError } from './openai-errors.ts'
 
@@ -136,7 +136,7 @@ export function sessionNamed(
   if (typeof name !== 'string' || name === '' || name.length > externalIdUnitsMax) {
     throw invalid('metadata.session_id', `A session is named with 1 to ${externalIdUnitsMax} characters.`)
   }
-  return isUuid(name) ? { session_id: name } : { external_id: name }
+  return uuidPattern.test(name) ? { session_id: name } : { external_id: name }
 }
 
 /** What the client wants of the run beside its reply, as its headers say; without a key it cannot come back. */
