@@ -80,6 +80,11 @@ async function checkWhole(t: Test, client: Client, stream: Stream): Promise<void
   )
 }
 
+interface Backend {
+  readonly pid: number
+  readonly state: string
+}
+
 /** Asks until the answer is no 503. */
 async function answered<T extends { readonly status: number }>(ask: () => Promise<T>): Promise<T> {
   for (;;) {
@@ -191,20 +196,8 @@ test('row 19: the backends of a gateway are frozen for ten seconds', { skip }, a
   await Promise.all(Array.from({ length: 8 }, () => client.get('/api/v1/sessions')))
   const sql = postgres(server.url, { max: 1, onnotice: () => undefined })
   t.teardown(() => sql.end({ timeout: 1 }))
-  const backends = await sql<{ pid: number }[]>`select pid from pg_stat_activity where application_name = 'verbatim'`
-  t.ok(backends.length > 1)
-  const signal = (name: NodeJS.Signals) => {
-    for (const { pid } of backends) {
-      try {
-        process.kill(pid, name)
-      } catch {
-        // ESRCH: it has ended, which is what happens to it afterwards.
-      }
-    }
-  }
-  t.teardown(() => signal('SIGCONT'))
+  const backends = await freezeIdle(t, sql)
   const frozenAt = performance.now()
-  signal('SIGSTOP')
   gate.open()
   const body = { message: 'Another', client_message_id: 'frozen' }
   upstream.answer(() => say({ text: 'Another reply' }))
@@ -220,7 +213,7 @@ test('row 19: the backends of a gateway are frozen for ten seconds', { skip }, a
   t.ok(doneMs < frozenMs, 'other backends have done the work meanwhile')
   await sleep(Math.max(0, frozenMs - doneMs))
   // Now the old ones do what they were asked ten seconds ago.
-  signal('SIGCONT')
+  signalAll(backends, 'SIGCONT')
   await untilGone(sql, backends)
   await checkWhole(t, client, stream)
   t.equal(shownText(repeat.received), 'Another reply')
@@ -366,6 +359,38 @@ async function untilOneWaits(url: string): Promise<void> {
 }
 
 /** Resolves when these backends have ended: what they were asked is done, and their clients are gone. */
+/**
+ * Freezes all backends of the gateway, and lets them go on when the test ends. Between two statements: one that is frozen
+ * within may hold a lock of the server's own, behind which no other backend gets on, and that is another fault (row 20).
+ */
+async function freezeIdle(t: Test, sql: postgres.Sql): Promise<readonly Backend[]> {
+  const read = () => sql<Backend[]>`select pid, state from pg_stat_activity where application_name = 'verbatim'`
+  for (;;) {
+    const backends = await read()
+    if (backends.length > 1 && backends.every(isIdle)) {
+      signalAll(backends, 'SIGSTOP')
+      if ((await read()).every(isIdle)) {
+        t.teardown(() => signalAll(backends, 'SIGCONT'))
+        return backends
+      }
+      signalAll(backends, 'SIGCONT')
+    }
+    await sleep(1)
+  }
+}
+
+const isIdle = ({ state }: Backend): boolean => state === 'idle'
+
+function signalAll(backends: readonly Backend[], name: NodeJS.Signals): void {
+  for (const { pid } of backends) {
+    try {
+      process.kill(pid, name)
+    } catch {
+      // ESRCH: it has ended, which is what happens to it afterwards.
+    }
+  }
+}
+
 async function untilGone(sql: postgres.Sql, backends: readonly { readonly pid: number }[]): Promise<void> {
   const pids = backends.map(({ pid }) => pid)
   while ((await sql`select 1 from pg_stat_activity where pid = any(${pids})`).length > 0) await sleep(20)
