@@ -19,6 +19,8 @@ export interface TestFilesOptions {
   readonly flags: readonly string[]
   /** Files at once. */
   readonly jobs: number
+  /** Files that need the whole machine: they run behind all others, one after the other. */
+  readonly isAlone: (file: string) => boolean
   /** Of one file; its tests may ask tap for more. */
   readonly timeoutMs: number
   readonly onResult: (result: FileResult) => void
@@ -52,14 +54,15 @@ export async function runTestFiles(
   options: TestFilesOptions,
   signal: AbortSignal,
 ): Promise<void> {
-  const waiting = [...files]
-  async function work(): Promise<void> {
+  async function work(waiting: string[]): Promise<void> {
     for (let file = waiting.shift(); file !== undefined; file = waiting.shift()) {
       if (signal.aborted || options.isOver()) return
       options.onResult(await runFile(file, options, signal))
     }
   }
-  await Promise.all(Array.from({ length: options.jobs }, work))
+  const { true: alone = [], false: others = [] } = Object.groupBy(files, (file) => `${options.isAlone(file)}`)
+  await Promise.all(Array.from({ length: options.jobs }, () => work(others)))
+  await work(alone)
 }
 
 async function runFile(

@@ -91,6 +91,10 @@ function readOption(option: string): readonly [name: string, value: number] {
 export const isBrowserTest = (file: string): boolean =>
   /(^|\/)test\/(browser\/|clients\/(chromium|use-chat)\.test\.ts$)/.test(file.split(sep).join('/'))
 
+/** A thousand viewers come back at once, and are to be served in time: two processors have nothing left for other files. */
+export const isStormTest = (file: string): boolean =>
+  /(^|\/)test\/faults\/storm[^/]*\.test\.ts$/.test(file.split(sep).join('/'))
+
 async function main(): Promise<number> {
   const interrupt = new AbortController()
   const stop = (name: NodeJS.Signals): void => {
@@ -160,6 +164,7 @@ async function runOn(
         env: { ...testEnvironment(services, run, embeddedOnly), NODE_COMPILE_CACHE: folder, ...prepared?.env },
         flags: nodeFlags,
         jobs: selection.jobs ?? Math.min(jobsMax, availableParallelism() + jobsMore),
+        isAlone: isStormTest,
         timeoutMs: 1000 * (selection.timeoutSeconds ?? fileTimeoutSeconds),
         onResult(result) {
           unheard.delete(result.file)

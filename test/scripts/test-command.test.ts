@@ -5,7 +5,8 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import { join, relative } from 'node:path'
 import { text } from 'node:stream/consumers'
 import t from 'tap'
-import { isBrowserTest, select } from '../../scripts/test.ts'
+import { isBrowserTest, isStormTest, select } from '../../scripts/test.ts'
+import { runTestFiles } from '../../scripts/test-files.ts'
 
 const root = join(import.meta.dirname, '..', '..')
 const command = join(root, 'scripts', 'test.ts')
@@ -134,4 +135,30 @@ t.test('arguments are files and options; without files it is the whole suite', a
   t.ok(isBrowserTest('test/clients/use-chat.test.ts'))
   t.notOk(isBrowserTest('test/clients/openai-chat.test.ts'))
   t.notOk(isBrowserTest('test/http/page.test.ts'))
+  t.ok(isStormTest('test/faults/storm-replaced.test.ts'))
+  t.notOk(isStormTest('test/faults/shutdown.test.ts'))
+})
+
+t.test('a file that needs the whole machine runs when all others have ended', async (t) => {
+  const folder = t.testdir({
+    'alone.js': `console.log(Date.now())`,
+    'first.js': `setTimeout(() => console.log(Date.now()), 200)`,
+    'second.js': `setTimeout(() => console.log(Date.now()), 300)`,
+  })
+  const at = new Map<string, number>()
+  await runTestFiles(
+    ['alone.js', 'first.js', 'second.js'],
+    {
+      cwd: folder,
+      env: process.env,
+      flags: [],
+      jobs: 3,
+      isAlone: (file) => file === 'alone.js',
+      timeoutMs: 10_000,
+      onResult: ({ file, lines }) => void at.set(file, Number(lines[0])),
+      isOver: () => false,
+    },
+    new AbortController().signal,
+  )
+  t.ok(at.get('alone.js')! > Math.max(at.get('first.js')!, at.get('second.js')!), 'it began behind them')
 })
