@@ -10,7 +10,7 @@
  *
  * Backpressure: large writes are cut into slices, and a slice waits until the socket has taken the one before. So a
  * viewer never has more than about a slice in this process, whatever it does not read; after `drainWaitMs` without
- * reading it is cut, and can resume. `write()` returning false bounds nothing by itself: 16.7 MB were seen in one response.
+ * reading (once more, when this process could not look in that time) it is cut, and can resume. `write()` returning false bounds nothing by itself: 16.7 MB were seen in one response.
  *
  * One timer serves all connections, for heartbeats and ages.
  */
@@ -75,6 +75,8 @@ export interface SseEdge {
 export const retryMs = 1000
 export const sliceBytes = 64 * 1024
 const tickMs = 1000
+/** A timer that is later than this says that the process was held up, and not its client. The client gets its time once more. */
+const lateMsMax = 100
 /** How long a client may take to read what was sent before the end. */
 const farewellWaitMs = 5000
 
@@ -208,10 +210,19 @@ export function createSseEdge(options: SseOptions): SseEdge {
           abort.signal.removeEventListener('abort', proceed)
           resolve()
         }
-        const slow = setTimeout(() => {
-          clientLeft = true
-          destroy()
-        }, drainWaitMs)
+        const limit = (mayExtend: boolean): NodeJS.Timeout => {
+          const dueAt = performance.now() + drainWaitMs
+          return setTimeout(() => {
+            // Held up itself, this process has not seen what the client has read meanwhile.
+            if (mayExtend && performance.now() - dueAt > lateMsMax) {
+              slow = limit(false)
+              return
+            }
+            clientLeft = true
+            destroy()
+          }, drainWaitMs)
+        }
+        let slow = limit(true)
         response.on('drain', proceed)
         abort.signal.addEventListener('abort', proceed)
         if (abort.signal.aborted) proceed()

@@ -5,6 +5,7 @@
 import { getEventListeners, once } from 'node:events'
 import { get, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import fastify from 'fastify'
 import { type Test, test } from 'tap'
 import type { Owner } from '../../src/http/identity.ts'
@@ -174,6 +175,26 @@ test('a client that does not read for too long is cut, and counts as one that le
   t.equal(connection.clientLeft, true, 'also when the socket has closed')
   t.equal(edge.size, 0)
   t.equal((await read()).complete, false)
+})
+
+test('a process that was held up gives a client that reads its time', async (t) => {
+  const { open } = await startEdge(t, { drainWaitMs: 500 })
+  const { connection, response, read } = await open()
+  const block = `data: ${'x'.repeat(32 * 1024 * 1024)}\n\n`
+  const written = connection.write(Buffer.from(block))
+  // Until the sockets on the way are full, and it waits for the client.
+  for (let taken = -1; taken !== response.socket!.bytesWritten || !response.writableNeedDrain; ) {
+    taken = response.socket!.bytesWritten
+    await sleep(20)
+  }
+  const all = read()
+  const until = performance.now() + 700
+  while (performance.now() < until);
+  await written
+  connection.end()
+  const { text, complete } = await all
+  t.ok(complete)
+  t.equal(text.length, 'retry: 1000\n'.length + block.length)
 })
 
 test('a client that goes away is noticed', async (t) => {
