@@ -91,7 +91,10 @@ function readOption(option: string): readonly [name: string, value: number] {
 export const isBrowserTest = (file: string): boolean =>
   /(^|\/)test\/(browser\/|clients\/(chromium|use-chat)\.test\.ts$)/.test(file.split(sep).join('/'))
 
-/** A thousand viewers come back at once, and are to be served in time: two processors have nothing left for other files. */
+/**
+ * A thousand viewers come back at once, or all backends are killed ten times a second, and in between somebody is to be served
+ * in time: two processors have nothing left for other files.
+ */
 export const isStormTest = (file: string): boolean =>
   /(^|\/)test\/faults\/storm[^/]*\.test\.ts$/.test(file.split(sep).join('/'))
 

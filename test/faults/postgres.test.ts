@@ -1,7 +1,7 @@
 /**
- * Postgres away or busy: at start, when a message comes in, in mid-stream, between a commit and its answer; its backends
- * killed ten times a second; all of its connections taken. A proxy stands in between, so the server itself stays as it
- * is; postgres-outages.test.ts has one of its own to kill.
+ * Postgres away or busy: at start, when a message comes in, in mid-stream, between a commit and its answer; all of its
+ * connections taken. A proxy stands in between, so the server itself stays as it is; postgres-outages.test.ts has one of its
+ * own to kill, and in storm-backends.test.ts its backends are killed ten times a second.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
@@ -9,20 +9,16 @@ import tap, { test } from 'tap'
 import { begin, chunk, createGate, doneMarker, say, startFakeUpstream } from '../../scripts/fake-upstream.ts'
 import { buildApp } from '../../src/app.ts'
 import { readConfig } from '../../src/config.ts'
-import { type Client, createClient, isDelta, isDone, type Received, type Stream, shownText } from '../support/client.ts'
+import { createClient, isDelta, isDone, shownText } from '../support/client.ts'
 import { through } from '../support/cluster.ts'
 import { createTestDatabase, databases } from '../support/database.ts'
 import { startGateway } from '../support/gateway.ts'
 import { startProxy } from '../support/proxy.ts'
-import { trialsOf } from '../support/trials.ts'
 
 /** A new message gets its 503 within this. */
 const refusalMsMax = 6000
 /** From the moment Postgres answers again to a gateway that is ready. */
 const readyMsMax = 5000
-const stormEveryMs = 100
-const writers = 4
-const roundsOfEach = trialsOf(20)
 /** Longest that a reply which has ended waits for its commit while others hold the pool. */
 const doneMsMax = 2000
 
@@ -161,78 +157,6 @@ test('with Postgres in place', { skip }, async (t) => {
   )
 })
 
-test('row 18: with its backends killed ten times a second, nothing is lost and nothing is stored twice', {
-  skip,
-  // It takes 10 to 40 s. Where a connection takes nearly as long to make as it lives, few statements get through.
-  timeout: 240_000,
-}, async (t) => {
-  const upstream = await startFakeUpstream({ script: ({ message }) => say({ text: `You said ${message}`, paceMs: 5 }) })
-  t.teardown(() => upstream.close())
-  const { url } = await createTestDatabase(t)
-  const lines: string[] = []
-  const gateway = await startGateway(t, {
-    env: { DATABASE_URL: url, OPENAI_BASE_URL: upstream.url, DATABASE_POOL: '8', LOG_LEVEL: 'info' },
-    logStream: { write: (line) => lines.push(line) },
-  })
-  const sql = postgres(url, { max: 1, onnotice: () => undefined, connection: { application_name: 'storm' } })
-  t.teardown(() => sql.end({ timeout: 1 }))
-  let killed = 0
-  let refusals = 0
-  let over = false
-  const storm = (async () => {
-    while (!over) {
-      const { count } = await sql`
-        select pg_terminate_backend(pid) from pg_stat_activity
-        where application_name = 'verbatim' and datname = current_database()`
-      killed += count
-      await sleep(stormEveryMs)
-    }
-  })()
-
-  async function write(writer: number): Promise<void> {
-    const client = createClient(gateway.url, { 'x-visitor-token': `vst_${String(writer).repeat(43)}` })
-    let sessionId: string | undefined
-    for (let round = 0; round < roundsOfEach; round += 1) {
-      const message = `${writer}/${round}`
-      const body = { message, client_message_id: message.replace('/', '-'), session_id: sessionId }
-      const stream = await untilAccepted(
-        () => client.send(body),
-        () => (refusals += 1),
-        lines,
-      )
-      sessionId = stream.headers.get('x-session-id') ?? undefined
-      const { how, received } = await untilDone(client, stream)
-      const said = shownText(received)
-      if (how !== 'clean' || said !== `You said ${message}`) t.fail(`round ${message}`, { how, said })
-    }
-    const stored = await untilRead(() => client.messages(sessionId ?? ''))
-    t.same(
-      stored.map(({ content, status }: { content: string; status: string }) => [content, status]),
-      Array.from({ length: roundsOfEach }, (_, round) => `${writer}/${round}`).flatMap((message) => [
-        [message, 'completed'],
-        [`You said ${message}`, 'completed'],
-      ]),
-      `writer ${writer}: each message and its reply once, in order, whole`,
-    )
-  }
-
-  await Promise.all(Array.from({ length: writers }, (_, writer) => write(writer)))
-  over = true
-  await storm
-  t.equal(upstream.calls.length, writers * roundsOfEach, 'one upstream call for each message')
-  const [row] =
-    await sql`select count(*)::int as runs, count(distinct idempotency_key || owner)::int as keys from chat_runs`
-  t.same(row, { runs: writers * roundsOfEach, keys: writers * roundsOfEach })
-  t.ok(killed > writers, 'there was a storm')
-  t.same(
-    lines.filter((line) => /fault of the gateway|nobody/.test(line)),
-    [],
-  )
-  t.comment(
-    `${killed} backends killed, ${writers * roundsOfEach} messages, ${refusals} transient 503, 0 lost, 0 doubled`,
-  )
-})
-
 test('row 22: while twenty slow requests hold the pool', { skip }, async (t) => {
   const upstream = await startFakeUpstream()
   t.teardown(() => upstream.close())
@@ -330,52 +254,6 @@ async function untilLocked(sql: postgres.Sql, count: number): Promise<void> {
       select count(*)::int as waiting from pg_stat_activity
       where wait_event_type = 'Lock' and datname = current_database() and application_name = 'verbatim'`
     if ((row?.waiting ?? 0) >= count) return
-    await sleep(20)
-  }
-}
-
-/**
- * Sends until it is taken; a 503 says when to come again, and a storm does not wait for so long.
- * @param lines of the gateway's log: what is wrong with any other refusal stands nowhere else
- */
-async function untilAccepted(
-  send: () => Promise<Stream>,
-  onRefusal: () => void,
-  lines: readonly string[],
-): Promise<Stream> {
-  for (;;) {
-    const stream = await send()
-    if (stream.status === 200) return stream
-    if (stream.status !== 503) {
-      await stream.ended
-      const errors = lines.filter((line) => line.includes('"level":"error"'))
-      throw new Error(`${stream.status} ${stream.text()}\n${errors.join('')}`)
-    }
-    onRefusal()
-    await sleep(20)
-  }
-}
-
-/**
- * Follows a reply to its end. On a slow machine a storm can keep it from the database for so long that its viewers are told to
- * come back (`reconnect`, persist_pending): that is not the end, and the session is busy until it is.
- */
-async function untilDone(client: Client, first: Stream): Promise<{ how: 'clean' | 'cut'; received: Received[] }> {
-  const received: Received[] = []
-  for (let stream = first; ; ) {
-    const how = await stream.ended
-    received.push(...stream.received)
-    if (how === 'cut' || received.some(isDone)) return { how, received }
-    await sleep(20)
-    const cursor = received.findLast(({ id }) => id !== undefined)?.id ?? ''
-    stream = await client.watch(`/api/v1/runs/${first.headers.get('x-run-id')}/events`, { 'last-event-id': cursor })
-  }
-}
-
-async function untilRead<T>(read: () => Promise<T | undefined>): Promise<T> {
-  for (;;) {
-    const found = await read()
-    if (found !== undefined) return found
     await sleep(20)
   }
 }
