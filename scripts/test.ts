@@ -92,11 +92,11 @@ export const isBrowserTest = (file: string): boolean =>
   /(^|\/)test\/(browser\/|clients\/(chromium|use-chat)\.test\.ts$)/.test(file.split(sep).join('/'))
 
 /**
- * A thousand viewers come back at once, or all backends are killed ten times a second, and in between somebody is to be served
- * in time: two processors have nothing left for other files.
+ * A thousand viewers come back at once, all backends are killed ten times a second, thousands of requests fill the log, and in
+ * between somebody is to be served in time: two processors have nothing left for other files.
  */
-export const isStormTest = (file: string): boolean =>
-  /(^|\/)test\/faults\/storm[^/]*\.test\.ts$/.test(file.split(sep).join('/'))
+export const isLoadTest = (file: string): boolean =>
+  /(^|\/)test\/faults\/(storm[^/]*|stdout)\.test\.ts$/.test(file.split(sep).join('/'))
 
 async function main(): Promise<number> {
   const interrupt = new AbortController()
@@ -167,7 +167,7 @@ async function runOn(
         env: { ...testEnvironment(services, run, embeddedOnly), NODE_COMPILE_CACHE: folder, ...prepared?.env },
         flags: nodeFlags,
         jobs: selection.jobs ?? Math.min(jobsMax, availableParallelism() + jobsMore),
-        isAlone: isStormTest,
+        isAlone: isLoadTest,
         timeoutMs: 1000 * (selection.timeoutSeconds ?? fileTimeoutSeconds),
         onResult(result) {
           unheard.delete(result.file)

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node
 import { join, relative } from 'node:path'
 import { text } from 'node:stream/consumers'
 import t from 'tap'
-import { isBrowserTest, isStormTest, select } from '../../scripts/test.ts'
+import { isBrowserTest, isLoadTest, select } from '../../scripts/test.ts'
 import { runTestFiles } from '../../scripts/test-files.ts'
 
 const root = join(import.meta.dirname, '..', '..')
@@ -135,8 +135,8 @@ t.test('arguments are files and options; without files it is the whole suite', a
   t.ok(isBrowserTest('test/clients/use-chat.test.ts'))
   t.notOk(isBrowserTest('test/clients/openai-chat.test.ts'))
   t.notOk(isBrowserTest('test/http/page.test.ts'))
-  t.ok(isStormTest('test/faults/storm-replaced.test.ts'))
-  t.notOk(isStormTest('test/faults/shutdown.test.ts'))
+  t.ok(isLoadTest('test/faults/storm-replaced.test.ts'))
+  t.notOk(isLoadTest('test/faults/shutdown.test.ts'))
 })
 
 t.test('a file that needs the whole machine runs when all others have ended', async (t) => {
