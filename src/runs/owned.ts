@@ -12,9 +12,7 @@
  * `interrupted` with all their text, which is committed like any other end. What the database does not take by then is
  * left to the next process, with its text in checkpoints and in the log.
  *
- * A run whose request said so is stopped when nobody watches it any more, at once or after a while. Who comes meanwhile, to
- * any process, keeps it, from the moment when it is known which run is meant; who leaves then has the whole while again. When
- * the database does not say whether somebody has come elsewhere, it goes on.
+ * A run whose request said so is stopped when nobody watches it any more (viewers.ts).
  *
  * Where nobody shares the log, the checkpoints are the only trace outside this process, so the first words of a run do
  * not wait for the checkpoint clock: a run without a checkpoint is then one of which nothing was shown. Nor do the last
@@ -32,6 +30,7 @@ import type { RunFacts } from './model.ts'
 import { promote, stopQueued } from './queue.ts'
 import { type ActiveRun, announceRun, createActiveRun, generate, pause, type RunDeps, settledWithin } from './run.ts'
 import { isKept } from './store.ts'
+import { createViewers } from './viewers.ts'
 
 export interface OwnedRunsOptions extends Omit<RunDeps, 'closing' | 'onFault' | 'onFirstWords'> {
   readonly instanceId: string
@@ -89,9 +88,6 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
   // Let go by their upstream, and not yet by this process: their last words are still to be checkpointed.
   const released = new Map<string, ActiveRun>()
   const places: CheckpointPlaces = new Map()
-  const viewers = new Map<string, number>()
-  /** Left by their last viewer, and to be stopped when the time is up; aborted when somebody comes. */
-  const lingering = new Map<string, AbortController>()
   const arrivals = new Set<Promise<unknown>>()
   const closing = new AbortController()
   const draining = new AbortController()
@@ -197,34 +193,15 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     }
   }
 
-  /** The last viewer of a run that asked for it has left. */
-  function abandon(facts: RunFacts): void {
-    active.get(facts.id)?.run.stop('stop')
-    if (facts.status === 'queued' && !active.has(facts.id)) void arrive(() => leaveQueue(facts))
-  }
-
-  /** Whoever comes within the time keeps the run, here or, by saying so in its row, on another process. */
-  async function linger(facts: RunFacts, lingerMs: number): Promise<void> {
-    if (draining.signal.aborted) return
-    const left = new AbortController()
-    lingering.set(facts.id, left)
-    await pause(lingerMs, left.signal)
-    if (left.signal.aborted) return
-    await arrive(async () => {
-      try {
-        if (!(await isKept(db, facts)) && !left.signal.aborted) abandon(facts)
-      } catch (error) {
-        deps.onFault(facts.id, 'whether somebody else watches a run could not be read; it goes on', error)
-      }
-    })
-    if (!left.signal.aborted) lingering.delete(facts.id)
-  }
-
-  /** Somebody has come: whoever left before does not count any more. */
-  function keep(runId: string): void {
-    lingering.get(runId)?.abort()
-    lingering.delete(runId)
-  }
+  const viewers = createViewers({
+    abandon(facts) {
+      active.get(facts.id)?.run.stop('stop')
+      if (facts.status === 'queued' && !active.has(facts.id)) void arrive(() => leaveQueue(facts))
+    },
+    isKept: (facts) => arrive(() => isKept(db, facts)),
+    draining: draining.signal,
+    onFault: deps.onFault,
+  })
 
   async function writeCheckpointsNow(): Promise<void> {
     // A checkpoint may hold only what is in the log; so what has gathered since the last frame goes there first.
@@ -374,32 +351,9 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       return since !== undefined && performance.now() - since >= persistWaitMs
     },
 
-    /**
-     * Counts a viewer of the run until the returned function is called, with whether the client itself left. The last
-     * one that leaves ends a run that asked for it.
-     */
-    countViewer(facts: RunFacts): (clientLeft: boolean) => void {
-      keep(facts.id)
-      viewers.set(facts.id, (viewers.get(facts.id) ?? 0) + 1)
-      return (clientLeft) => {
-        const left = (viewers.get(facts.id) ?? 1) - 1
-        if (left > 0) {
-          viewers.set(facts.id, left)
-          return
-        }
-        viewers.delete(facts.id)
-        if (!clientLeft || facts.on_disconnect !== 'stop') return
-        const lingerMs = facts.request?.linger_ms ?? 0
-        if (lingerMs === 0) abandon(facts)
-        else void linger(facts, lingerMs)
-      }
-    },
-
-    /** Whether a viewer of the run is counted at this moment. */
-    isWatched: (runId: string) => viewers.has(runId),
-
-    /** For who has come and is counted as a viewer only later: what would stop the run, because it was left, is called off. */
-    keep,
+    countViewer: viewers.count,
+    isWatched: viewers.has,
+    keep: viewers.keep,
 
     refuseWhenDraining(): void {
       if (draining.signal.aborted) throw new Problem('draining', undefined, { retryAfterSeconds: 1 })
@@ -408,7 +362,6 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     /** @param findSuccessor asks, when the time is up, whether another process can take over what is left */
     async drain(drainMs: number, findSuccessor: () => Promise<HandOver | undefined>): Promise<void> {
       draining.abort()
-      for (const runId of lingering.keys()) keep(runId)
       if (active.size > 0) logger.info({ runs: active.size, drain_ms: drainMs }, 'draining')
       await waitForAll(drainMs)
       const handOver = active.size + arrivals.size === 0 ? undefined : await findSuccessor()
