@@ -76,7 +76,7 @@ export const environmentSchema = Type.Object({
   }),
   RATE_LIMIT_RUNS: integer(0, 1_000_000, 60, 'new runs of one owner a minute; 0 for no limit'),
   RATE_LIMIT_READS: integer(0, 1_000_000, 1200, 'other requests of one owner a minute; 0 for no limit'),
-  RATE_LIMIT_VISITORS: integer(0, 1_000_000, 60, 'new visitors and bad keys of an address a minute; 0 for no limit'),
+  RATE_LIMIT_VISITORS: integer(0, 1_000_000, 60, 'new visitors or unknown keys of an address a minute; 0 for no limit'),
   RUNS_PER_OWNER: integer(0, 100_000, 20, 'runs of one owner at once; 0 for no limit'),
   VIEWERS_PER_OWNER: integer(0, 100_000, 100, 'open streams of one owner at once; 0 for no limit'),
   LOG_LEVEL: Type.Union(

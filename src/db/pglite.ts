@@ -89,8 +89,9 @@ async function openDump(file: string): Promise<Blob> {
 }
 
 /**
- * Writes the dump of a new database, with all tables and nothing in them. What it weighs is what each start on it costs, so
- * it lacks what nobody asks it for: databases to make others from, and most of the 16 MB of a first file of the write-ahead log.
+ * Writes the dump of a new database, with all tables and nothing in them. What it weighs is what each start on it
+ * costs, so it lacks what nobody asks it for: databases to make others from, and most of the 16 MB of a first file of
+ * the write-ahead log.
  */
 export async function writeDump(file: string): Promise<void> {
   const { drizzle, migrate } = loadPglite()

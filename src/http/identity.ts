@@ -1,7 +1,7 @@
 /**
- * Who a request comes from: a user, by a verified JWT or a key of the gateway, or a visitor, by a random token that only its holder knows.
- * A request with neither is a new visitor and gets a token. A credential that is present but unusable is 401: taking
- * it for anonymous would hide bugs and leave data that belongs to nobody.
+ * Who a request comes from: a user, by a verified JWT or a key of the gateway, or a visitor, by a random token that
+ * only its holder knows. A request with neither is a new visitor and gets a token. A credential that is present but
+ * unusable is 401: taking it for anonymous would hide bugs and leave data that belongs to nobody.
  *
  * @fastify/jwt does the cryptography. Everything around it is here, because its own request method answers 500 to a
  * third of the malformed tokens that were tried and takes `Authorization: Basic …` for "no token". Which key may verify a

@@ -1,11 +1,11 @@
 /**
  * How much one owner may ask in a minute, and how many visitors one address may become. Three budgets: `runs` for the
- * routes that start one (they cost money), `reads` for everything else under /api/v1, `visitors` for new visitors: when a
- * token is issued, and when one comes that a frontend has made itself, or else whoever makes one up for each request would
- * have no limit at all. What is over a budget is `rate_limited` with the time until the window ends.
+ * routes that start one (they cost money), `reads` for everything else under /api/v1, `visitors` for new visitors: when
+ * a token is issued, and when one comes that a frontend has made itself, or else whoever makes one up for each request
+ * would have no limit at all. What is over a budget is `rate_limited` with the time until the window ends.
  *
- * A visitor is new who has nothing stored and has not been seen by this process. So people who come back are never counted
- * by their address, however many share it, unless they never wrote anything. The question whether something is stored is
+ * A visitor is new who has nothing stored and has not been seen by this process. So people who come back are never
+ * counted by their address, however many share it, unless they never wrote anything. Whether something is stored is
  * asked once for a visitor, and waits `sharedWaitMs` for the database; without an answer the visitor is let in.
  *
  * A key of the gateway that is nobody's counts as a new visitor of its address, and when that has had too many, the
@@ -170,9 +170,9 @@ export async function createLimits(app: FastifyInstance, options: LimitsOptions)
 const isAddress = (key: string): boolean => key.startsWith('visitors ')
 
 /**
- * Of the client, as far as trusted proxies tell: in X-Forwarded-For, which Fastify reads, or else in X-Real-IP, which is all
- * that some say. An IPv6 address counts as its /64, which is what one household gets. Only counts.ts is told of it, and
- * keeps a hash.
+ * Of the client, as far as trusted proxies tell: in X-Forwarded-For, which Fastify reads, or else in X-Real-IP, which
+ * is all that some say. An IPv6 address counts as its /64, which is what one household gets. It is kept nowhere as it
+ * is: counts.ts has a hash of it.
  */
 function createAddressOf(trustedProxies: readonly string[]): (request: FastifyRequest) => string {
   const proxies = new BlockList()

@@ -10,7 +10,8 @@
  *
  * Backpressure: large writes are cut into slices, and a slice waits until the socket has taken the one before. So a
  * viewer never has more than about a slice in this process, whatever it does not read; after `drainWaitMs` without
- * reading (once more, when this process could not look in that time) it is cut, and can resume. `write()` returning false bounds nothing by itself: 16.7 MB were seen in one response.
+ * reading (once more, when this process could not look in that time) it is cut, and can resume. `write()` returning
+ * false bounds nothing by itself: 16.7 MB were seen in one response.
  *
  * One timer serves all connections, for heartbeats and ages.
  */
@@ -75,7 +76,7 @@ export interface SseEdge {
 export const retryMs = 1000
 export const sliceBytes = 64 * 1024
 const tickMs = 1000
-/** A timer that is later than this says that the process was held up, and not its client. The client gets its time once more. */
+/** A timer that is later than this says that the process was held up, and not its client: that gets its time anew. */
 const lateMsMax = 100
 /** How long a client may take to read what was sent before the end. */
 const farewellWaitMs = 5000

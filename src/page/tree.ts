@@ -66,7 +66,10 @@ export function treeElement(
   return { tag, attributes, children }
 }
 
-/** Makes what is in `parent`, from the child `first` on, equal to `trees`. @param first absent: from the first; null: behind the last */
+/**
+ * Makes what is in `parent`, from the child `first` on, equal to `trees`.
+ * @param first absent: from the first; null: behind the last
+ */
 export function patch(parent: Element, trees: readonly Tree[], first: ChildNode | null = parent.firstChild): void {
   let node = first
   for (const tree of trees) {

@@ -67,7 +67,7 @@ export interface Repeat {
   readonly withinMs: number
   /** How long ago it may have ended. */
   readonly endedWithinMs: number
-  /** Where it was asked; undefined when the repeat names no session: then it is a run that has made its own, which has no name. */
+  /** Where it was asked; undefined when the repeat names no session: then the run has made its own, without a name. */
   readonly sessionId: string | undefined
   readonly isLeftOut: (runId: string) => boolean
 }

@@ -11,8 +11,8 @@
  * that the window was made with.
  *
  * What it costs is a run of the session like any other, of kind `summary`: one statement writes it, ended as it is, with
- * the summary, the session's counters, what budgets of the day have been spent, and the end of the lease. After a failure the lease stays for a while, so that a
- * provider that refuses is not asked after each reply.
+ * the summary, the session's counters, what budgets of the day have been spent, and the end of the lease. After a
+ * failure the lease stays for a while, so that a provider that refuses is not asked after each reply.
  *
  * At each await: when this process dies, the lease passes, and what the provider was paid is not known. When it closes, the
  * provider is let go, what it has said is counted, and the lease given back. When the database dies, the last statement is

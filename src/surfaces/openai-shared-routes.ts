@@ -53,7 +53,7 @@ export const openaiErrors = {
   },
 }
 
-/** A comment for a sign of life, in the form in which any reader of lines can pass over it; no last words, for who knows none. */
+/** A comment for a sign of life, which any reader of lines can pass over; no last words, for clients that know none. */
 export const openaiFraming: SseFraming = { opening: '', heartbeat: ': keep-alive\n\n' }
 
 /** Errors of a scope, in OpenAI's shape. */

@@ -75,7 +75,8 @@ export function errorIn(body: unknown): unknown {
   if (!isRecord(body)) return Array.isArray(body) && isRecord(body[0]) ? errorIn(body[0]) : undefined
   // Some providers send `"error": null` with every chunk.
   if (body.error) return body.error
-  // vLLM before 0.6 reports `{"object":"error","code":400,…}` without an `error` member, the Responses API `{"type":"error",…}`.
+  // vLLM before 0.6 reports `{"object":"error","code":400,…}` without an `error` member, the Responses API
+  // `{"type":"error",…}`.
   if (body.object === 'error' || body.type === 'error') return body
   if (body.type === 'response.failed') return isRecord(body.response) ? (body.response.error ?? body) : body
   return undefined

@@ -1,7 +1,7 @@
 /**
  * A Postgres of the test's own that is killed, frozen and cut off: under a reply that runs, at the moment of its commit,
- * and for longer than a lease, with one gateway and with two. Whatever the outage, the reply that was shown is the one that is stored,
- * once, and nobody takes over what a living process makes.
+ * and for longer than a lease, with one gateway and with two. Whatever the outage, the reply that was shown is the one
+ * that is stored, once, and nobody takes over what a living process makes.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
@@ -358,22 +358,22 @@ async function untilOneWaits(url: string): Promise<void> {
   }
 }
 
-/** Resolves when these backends have ended: what they were asked is done, and their clients are gone. */
 /**
  * Freezes all backends of the gateway, and lets them go on when the test ends. Between two statements: one that is frozen
  * within may hold a lock of the server's own, behind which no other backend gets on, and that is another fault (row 20).
  */
 async function freezeIdle(t: Test, sql: postgres.Sql): Promise<readonly Backend[]> {
   const read = () => sql<Backend[]>`select pid, state from pg_stat_activity where application_name = 'verbatim'`
+  let frozen: readonly Backend[] = []
+  // Before any is frozen: also when the question behind that fails, none may stay so.
+  t.teardown(() => signalAll(frozen, 'SIGCONT'))
   for (;;) {
     const backends = await read()
     if (backends.length > 1 && backends.every(isIdle)) {
-      signalAll(backends, 'SIGSTOP')
-      if ((await read()).every(isIdle)) {
-        t.teardown(() => signalAll(backends, 'SIGCONT'))
-        return backends
-      }
-      signalAll(backends, 'SIGCONT')
+      frozen = backends
+      signalAll(frozen, 'SIGSTOP')
+      if ((await read()).every(isIdle)) return frozen
+      signalAll(frozen, 'SIGCONT')
     }
     await sleep(1)
   }
@@ -391,6 +391,7 @@ function signalAll(backends: readonly Backend[], name: NodeJS.Signals): void {
   }
 }
 
+/** Resolves when these backends have ended: what they were asked is done, and their clients are gone. */
 async function untilGone(sql: postgres.Sql, backends: readonly { readonly pid: number }[]): Promise<void> {
   const pids = backends.map(({ pid }) => pid)
   while ((await sql`select 1 from pg_stat_activity where pid = any(${pids})`).length > 0) await sleep(20)
