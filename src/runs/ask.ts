@@ -13,6 +13,7 @@
  * wait besides the provider's is the pause, which ends at once when the signal is aborted.
  */
 import { Problem } from '../errors.ts'
+import { iterate } from '../upstream/iterate.ts'
 import type { ModelChoice, RunPlan } from '../upstream/plan.ts'
 import {
   isVisible,
@@ -57,7 +58,10 @@ export interface Question {
   readonly toolChoice?: ToolChoice | undefined
 }
 
-export type AskModel = (question: Question, signal: AbortSignal) => ReturnType<typeof ask>
+/** @returns the model that made the reply, whose events were told to `tell` */
+export type AskModel = (question: Question, tell: TellEvent, signal: AbortSignal) => ReturnType<typeof ask>
+
+type TellEvent = (event: UpstreamEvent) => void
 
 /** @returns what asks the models of a plan, with the same tries for whoever asks */
 export function createAskModel({
@@ -67,7 +71,7 @@ export function createAskModel({
   onFailed,
   random = Math.random,
 }: AskModelOptions): AskModel {
-  return ({ runId, ledger, plan, settings, messages, tools = [], toolChoice }, signal) => {
+  return ({ runId, ledger, plan, settings, messages, tools = [], toolChoice }, tell, signal) => {
     const { temperature, topP, frequencyPenalty, presencePenalty, stop, effort, maxOutputTokens } = settings
     const { format, parallelToolCalls } = settings
     return ask(
@@ -97,9 +101,21 @@ export function createAskModel({
         }),
         onFailed: (...failure) => onFailed(runId, ...failure),
       },
+      tell,
       signal,
     )
   }
+}
+
+/** The same for whoever wants to iterate, at the price of some promises for each event. Leaving it ends the call. */
+export function iterateAsked(
+  askModel: AskModel,
+  question: Question,
+  signal: AbortSignal,
+): AsyncGenerator<UpstreamEvent, void, undefined> {
+  return iterate(async (tell, either) => {
+    await askModel(question, (event) => void tell([event]), either)
+  }, signal)
 }
 
 /** Tokens of what a model is told of tools. */
@@ -135,17 +151,14 @@ const pauseMaxMs = 10_000
  * @returns the model that made the reply
  * @throws Problem as `Upstream.stream`, of the try that counts; the signal's reason when aborted
  */
-export async function* ask(
-  options: AskOptions,
-  signal: AbortSignal,
-): AsyncGenerator<UpstreamEvent, ModelChoice, undefined> {
+export async function ask(options: AskOptions, tell: TellEvent, signal: AbortSignal): Promise<ModelChoice> {
   let hope: Problem | undefined
   for (const choice of options.candidates) {
     for (let tries = 0; ; tries += 1) {
       let problem: Problem
       const attempt = { shown: false }
       try {
-        yield* askOnce(options, choice, attempt, signal)
+        await askOnce(options, choice, attempt, tell, signal)
         return choice
       } catch (error) {
         if (!(error instanceof Problem) || attempt.shown || signal.aborted) throw error
@@ -162,22 +175,26 @@ export async function* ask(
   throw hope ?? new Problem('upstream_rejected', 'No model is configured for this.')
 }
 
-async function* askOnce(
+async function askOnce(
   { upstreamOf, requestFor, ledger, promptTokens }: AskOptions,
   choice: ModelChoice,
   attempt: { shown: boolean },
+  tell: TellEvent,
   signal: AbortSignal,
-): AsyncGenerator<UpstreamEvent, void, undefined> {
+): Promise<void> {
   const upstream = upstreamOf(choice.provider)
   const call = ledger.begin(choice, promptTokens(choice))
-  // Until it is known better: the consumer leaves the iteration when the run is taken from this process.
+  // Until it is known better.
   let outcome = 'interrupted'
+  const see = (event: UpstreamEvent): void => {
+    call.see(event)
+    attempt.shown ||= isVisible(event)
+    tell(event)
+  }
   try {
-    for await (const event of upstream.stream(requestFor(choice), signal)) {
-      call.see(event)
-      attempt.shown ||= isVisible(event)
-      yield event
-    }
+    const request = requestFor(choice)
+    if (upstream.read !== undefined) await upstream.read(request, see, signal)
+    else for await (const event of upstream.stream(request, signal)) see(event)
     outcome = 'completed'
   } catch (error) {
     outcome = signal.aborted

@@ -14,7 +14,7 @@ import { readHistory } from '../sessions/context.ts'
 import type { Agent } from '../upstream/agent.ts'
 import type { Catalog } from '../upstream/catalog.ts'
 import { createAgentDesk, createAgents } from './agents.ts'
-import { type AskLimits, createAskModel } from './ask.ts'
+import { type AskLimits, createAskModel, iterateAsked } from './ask.ts'
 import { type BudgetLimits, createBudgets } from './budgets.ts'
 import { createEstimator } from './estimate.ts'
 import { createLedger } from './ledger.ts'
@@ -72,7 +72,10 @@ export function createModels(options: ModelsOptions) {
       contextTokens: catalog.profile('fast').contextTokens,
       ask: ({ messages, maxOutputTokens }, signal) => {
         const ledger = openLedger()
-        return { ledger, reply: askModel({ ledger, plan, settings: { maxOutputTokens }, messages }, signal) }
+        return {
+          ledger,
+          reply: iterateAsked(askModel, { ledger, plan, settings: { maxOutputTokens }, messages }, signal),
+        }
       },
       estimateText: (text) => estimator.estimateText(plan.candidates[0], text),
       logger,

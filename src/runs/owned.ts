@@ -157,7 +157,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     announceRun(run, log)
     places.set(facts.id, [])
     if (outOfTime !== undefined) run.stop(outOfTime)
-    active.set(facts.id, { run, ended: make(run) })
+    // Not made before it is here: its first words are looked for among the active runs.
+    active.set(facts.id, { run, ended: Promise.resolve(run).then(make) })
   }
 
   async function arrive<T>(accept: () => Promise<T>): Promise<T> {

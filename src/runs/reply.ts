@@ -1,7 +1,7 @@
 /**
  * What makes a reply: a model, asked once; a model with tools of this server, asked again with what they answered, step
- * by step; or an agent. All three are a stream of events to the run (run.ts), which folds, shows and stores them and
- * knows nothing of where they come from.
+ * by step; or an agent. All three tell their events to the run (run.ts), which folds, shows and stores them and knows
+ * nothing of where they come from.
  *
  * A step is one call of the model. When it ends with calls of tools that are registered here, the reply so far is
  * checkpointed, so that no process that comes after can mistake the run for one that has done nothing; then the tools
@@ -16,15 +16,15 @@
  */
 import { Problem } from '../errors.ts'
 import type { History, HistoryMessage } from '../sessions/context.ts'
-import type { Agent, AgentContext, AgentEvent, AgentQuestion } from '../upstream/agent.ts'
+import type { Agent, AgentContext, AgentQuestion } from '../upstream/agent.ts'
 import type { ModelChoice, Profile, ProfileName, RunPlan } from '../upstream/plan.ts'
 import type { ToolDefinition, UpstreamEvent, UpstreamMessage } from '../upstream/upstream.ts'
 import { type AgentDesk, type Agents, cleanTitle, createAgentFilter, untilAborted } from './agents.ts'
-import { type AskModel, estimateTools } from './ask.ts'
+import { type AskModel, estimateTools, iterateAsked } from './ask.ts'
 import type { EndedCall } from './draft.ts'
 import type { Estimator } from './estimate.ts'
 import type { RunFacts, RunRequest } from './model.ts'
-import { type ActiveRun, pause } from './run.ts'
+import { type ActiveRun, pause, type RunDeps } from './run.ts'
 import { limitTime, type ToolAnswer, type Tools } from './tools.ts'
 import { fitMessages, windowTokens } from './window.ts'
 
@@ -46,7 +46,10 @@ export interface ReplyOptions {
   readonly estimator: Pick<Estimator, 'estimateMessages' | 'estimateText'>
 }
 
-export type MakeReply = (run: ActiveRun) => AsyncIterable<AgentEvent>
+/** Tells the run all that the reply says; resolves at its end, and rejects with the Problem that ended it. */
+export type MakeReply = RunDeps['makeReply']
+
+type TellEvent = Parameters<MakeReply>[1]
 
 /** Calls of the model in one reply. */
 export const stepsMax = 8
@@ -124,11 +127,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
     }
   }
 
-  async function* replyOfModel(
-    run: ActiveRun,
-    plan: RunPlan,
-    history: History,
-  ): AsyncGenerator<AgentEvent, void, undefined> {
+  async function replyOfModel(run: ActiveRun, plan: RunPlan, history: History, tell: TellEvent): Promise<void> {
     const { draft, signal } = run
     const profile = settingsOf(plan, run.facts)
     const { tools: clientTools = [], tool_choice } = requestOf(run.facts)
@@ -139,7 +138,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
     for (let step = 1; ; step += 1) {
       const isLast = step === stepsMax
       const offered = [...ownTools, ...clientTools]
-      const reply = askModel(
+      await askModel(
         {
           ...askerOf(run),
           plan,
@@ -148,35 +147,32 @@ export function createReplies(options: ReplyOptions): MakeReply {
           tools: offered,
           toolChoice: isLast && ownTools.length > 0 ? 'none' : step === 1 ? tool_choice : undefined,
         },
+        tell,
         signal,
       )
-      yield* reply
       const calls = draft.endStep()
       touch(run)
       const own = calls.filter(isOwn)
       if (own.length === 0) return
       if (isLast) {
-        for (const { key } of own) yield { type: 'tool_result', key, error: stepsExhausted }
+        for (const { key } of own) tell({ type: 'tool_result', key, error: stepsExhausted })
         return
       }
       await patiently(async () => {
         if (!(await options.checkpoint(run))) throw new Problem('db_unavailable')
       }, signal)
       signal.throwIfAborted()
-      yield* answerCalls(run, own)
+      await answerCalls(run, own, tell)
       // The others are the client's to answer.
       if (own.length < calls.length) return
       tellUsage(run)
       draft.beginStep()
-      yield { type: 'progress', round: step + 1 }
+      tell({ type: 'progress', round: step + 1 })
     }
   }
 
   /** Runs tools, a few at once, and says what each came to as soon as it has. */
-  async function* answerCalls(
-    run: ActiveRun,
-    calls: readonly EndedCall[],
-  ): AsyncGenerator<AgentEvent, void, undefined> {
+  async function answerCalls(run: ActiveRun, calls: readonly EndedCall[], tell: TellEvent): Promise<void> {
     const { id: runId, session_id: sessionId } = run.facts
     const waiting = [...calls]
     const running = new Map<string, Promise<{ readonly key: string; readonly answer: ToolAnswer }>>()
@@ -193,7 +189,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
       const { key, answer } = await Promise.race(running.values())
       running.delete(key)
       run.signal.throwIfAborted()
-      yield { type: 'tool_result', key, ...answer }
+      tell({ type: 'tool_result', key, ...answer })
     }
   }
 
@@ -204,12 +200,13 @@ export function createReplies(options: ReplyOptions): MakeReply {
     touch(run)
   }
 
-  async function* replyOfAgent(
+  async function replyOfAgent(
     run: ActiveRun,
     agent: Agent,
     plan: RunPlan,
     history: History,
-  ): AsyncGenerator<AgentEvent, void, undefined> {
+    tell: TellEvent,
+  ): Promise<void> {
     const { id, session_id, message_id, user_message_id } = run.facts
     // What the whole reply is to look like is no rule for what the agent asks on its way.
     const { stop: _stop, format: _format, ...profile } = settingsOf(plan, run.facts)
@@ -237,7 +234,7 @@ export function createReplies(options: ReplyOptions): MakeReply {
         } else if (event.type === 'usage') run.ledger.add(asked, event.usage)
         else {
           if (event.type === 'response') asked = choiceOf(event.model)
-          yield event
+          tell(event)
         }
       }
     } catch (error) {
@@ -252,7 +249,8 @@ export function createReplies(options: ReplyOptions): MakeReply {
 
   function contextOf(run: ActiveRun, plan: RunPlan, profile: Profile, signal: AbortSignal): AgentContext {
     const askOf = (question: AgentQuestion): AsyncIterable<UpstreamEvent> =>
-      askModel(
+      iterateAsked(
+        askModel,
         {
           ...askerOf(run),
           plan: question.model === undefined ? plan : options.planFor(question.model, plan.profile),
@@ -274,13 +272,13 @@ export function createReplies(options: ReplyOptions): MakeReply {
     }
   }
 
-  return async function* makeReply(run) {
+  return async function makeReply(run, tell) {
     const { facts, signal } = run
     const request = requestOf(facts)
     const history = await patiently(() => options.readHistory(facts), signal)
     signal.throwIfAborted()
-    if (request.agent === undefined) yield* replyOfModel(run, request, history)
-    else yield* replyOfAgent(run, agents.get(request.agent), request, history)
+    if (request.agent === undefined) await replyOfModel(run, request, history, tell)
+    else await replyOfAgent(run, agents.get(request.agent), request, history, tell)
   }
 }
 

@@ -71,7 +71,8 @@ export interface RunDeps {
   readonly db: Db
   readonly log: EventLog
   readonly frames: Frames
-  readonly makeReply: (run: ActiveRun) => AsyncIterable<AgentEvent>
+  /** Tells what the reply says, until it resolves or rejects. */
+  readonly makeReply: (run: ActiveRun, tell: (event: AgentEvent) => void) => Promise<void>
   readonly createLedger: () => Ledger
   /** Told when a viewer may have seen the first words. */
   readonly onFirstWords: () => void
@@ -227,14 +228,16 @@ interface ReplyEnd {
 
 async function readReply(run: ActiveRun, deps: RunDeps): Promise<ReplyEnd> {
   const { draft } = run
+  // The hot path: it is called for every token of every reply.
+  const tell = (event: AgentEvent): void => {
+    const isFirst = draft.isEmpty
+    if (event.type === 'progress') run.tell(event)
+    else draft.apply(event)
+    deps.frames.touch(run)
+    if (isFirst && !draft.isEmpty) deps.onFirstWords()
+  }
   try {
-    for await (const event of deps.makeReply(run)) {
-      const isFirst = draft.isEmpty
-      if (event.type === 'progress') run.tell(event)
-      else draft.apply(event)
-      deps.frames.touch(run)
-      if (isFirst && !draft.isEmpty) deps.onFirstWords()
-    }
+    await deps.makeReply(run, tell)
     return { status: 'completed', problem: undefined }
   } catch (error) {
     if (!(error instanceof Problem) && run.stopReason === undefined) {

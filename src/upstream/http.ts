@@ -17,6 +17,7 @@ import { createRequire } from 'node:module'
 import type { Dispatcher } from 'undici'
 import { Problem } from '../errors.ts'
 import { type Exchange, openExchange } from './exchange.ts'
+import { iterate } from './iterate.ts'
 import type { ReplyReader } from './reader.ts'
 import { brokenOff, refusedWith } from './refusal.ts'
 import { createSseReader } from './sse.ts'
@@ -65,9 +66,10 @@ export interface HttpUpstreamOptions extends HttpStreamOptions<UpstreamRequest, 
   readonly provider: string
 }
 
-/** The two members of an upstream, for whatever is asked and said. */
+/** What an upstream does, for whatever is asked and said. */
 export interface HttpStream<Request, Extra> {
   stream(request: Request, signal: AbortSignal): AsyncIterable<UpstreamEvent | Extra>
+  read(request: Request, tell: (event: UpstreamEvent | Extra) => void, signal: AbortSignal): Promise<void>
   close(): Promise<void>
 }
 
@@ -84,10 +86,12 @@ export function createHttpStream<Request, Extra = never>(
   const open = new Set<Exchange>()
   let closed = false
 
-  async function* stream(
+  /** @param tell is given the events of a piece of the reply; the next piece is read when it has them */
+  async function readReply(
     request: Request,
+    tell: (events: readonly (UpstreamEvent | Extra)[]) => Promise<void> | undefined,
     signal: AbortSignal,
-  ): AsyncGenerator<UpstreamEvent | Extra, void, undefined> {
+  ): Promise<void> {
     signal.throwIfAborted()
     if (closed) throw new Problem('upstream_unavailable', 'The connection to the provider is closed.')
     const { url, headers, body } = toCall(request)
@@ -127,9 +131,10 @@ export function createHttpStream<Request, Extra = never>(
           signal.throwIfAborted()
           continue
         }
-        for (const event of events) {
-          yield event
-          // The consumer may have aborted, or the clock may have passed, while it held the event.
+        if (events.length > 0) {
+          const taken = tell(events)
+          if (taken !== undefined) await taken
+          // It may have aborted, or the clock may have passed, while it held the events.
           signal.throwIfAborted()
         }
         const heard = events.length > 0
@@ -148,7 +153,19 @@ export function createHttpStream<Request, Extra = never>(
   }
 
   return {
-    stream,
+    stream: (request, signal) => iterate((tell, either) => readReply(request, tell, either), signal),
+    read: (request, tell, signal) =>
+      readReply(
+        request,
+        (events) => {
+          for (const event of events) {
+            tell(event)
+            signal.throwIfAborted()
+          }
+          return undefined
+        },
+        signal,
+      ),
     async close() {
       closed = true
       for (const exchange of open) exchange.cut(new Problem('upstream_unavailable', 'The reply broke off.'))

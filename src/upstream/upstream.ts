@@ -116,6 +116,11 @@ export interface Upstream {
    * @throws Problem `upstream_rejected` `upstream_unavailable` `upstream_timeout` `too_large`; the signal's reason when aborted
    */
   stream(request: UpstreamRequest, signal: AbortSignal): AsyncIterable<UpstreamEvent>
+  /**
+   * The same, told to a function as it comes; resolves when the reply is whole. A run reads this way where it can: an
+   * iteration makes several promises for each token. When `tell` throws, the reply is cut, and that is thrown.
+   */
+  read?(request: UpstreamRequest, tell: (event: UpstreamEvent) => void, signal: AbortSignal): Promise<void>
   /** Frees sockets. Streams still open are cut. */
   close(): Promise<void>
 }

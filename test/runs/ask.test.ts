@@ -39,36 +39,35 @@ function play(takes: Readonly<Record<string, readonly Take[]>>, options: Partial
     },
     close: async () => undefined,
   })
-  const reply = ask(
-    {
-      candidates,
-      upstreamOf,
-      requestFor: ({ model }) => ({ model, messages: [] }),
-      ledger: {
-        begin: () => ({ see: () => undefined, end: (outcome) => void outcomes.push(outcome) }),
-        add: () => undefined,
-        addLost: () => undefined,
-        calls: [],
-        totals: () => ({ usage: undefined, source: undefined, costUsd: undefined }),
+  const events: UpstreamEvent[] = []
+  const reply = () =>
+    ask(
+      {
+        candidates,
+        upstreamOf,
+        requestFor: ({ model }) => ({ model, messages: [] }),
+        ledger: {
+          begin: () => ({ see: () => undefined, end: (outcome) => void outcomes.push(outcome) }),
+          add: () => undefined,
+          addLost: () => undefined,
+          calls: [],
+          totals: () => ({ usage: undefined, source: undefined, costUsd: undefined }),
+        },
+        promptTokens: () => 0,
+        retries: 2,
+        retryMs: 100,
+        random: () => 0,
+        pause: async (ms) => void pauses.push(ms),
+        onFailed: () => undefined,
+        ...options,
       },
-      promptTokens: () => 0,
-      retries: 2,
-      retryMs: 100,
-      random: () => 0,
-      pause: async (ms) => void pauses.push(ms),
-      onFailed: () => undefined,
-      ...options,
-    },
-    controller.signal,
-  )
+      (event) => events.push(event),
+      controller.signal,
+    )
   async function collect() {
-    const events: UpstreamEvent[] = []
     try {
-      for (;;) {
-        const next = await reply.next()
-        if (next.done === true) return { events, answeredBy: next.value.provider, error: undefined }
-        events.push(next.value)
-      }
+      const answeredBy = await reply()
+      return { events, answeredBy: answeredBy.provider, error: undefined }
     } catch (error) {
       return { events, answeredBy: undefined, error }
     }

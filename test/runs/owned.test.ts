@@ -11,14 +11,13 @@ import { Problem } from '../../src/errors.ts'
 import { createFrames } from '../../src/log/frames.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { createOwnedRuns } from '../../src/runs/owned.ts'
-import type { ActiveRun } from '../../src/runs/run.ts'
+import type { MakeReply } from '../../src/runs/reply.ts'
 import { createKeep } from '../../src/runs/show.ts'
-import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { databases } from '../support/database.ts'
 import { countRows, createOwner, openLedger, openStore, silent } from '../support/runs.ts'
 
 /** The runs of one process, whose checkpoint clock never ticks: first words and a drain bring about a checkpoint. */
-function openOwned(db: Db, makeReply: (run: ActiveRun) => AsyncIterable<UpstreamEvent>) {
+function openOwned(db: Db, makeReply: MakeReply) {
   const log = createMemoryLog()
   const instanceId = randomUUID()
   const owned = createOwnedRuns({
@@ -39,8 +38,8 @@ for (const kind of databases()) {
     const { db, accept, runs } = await openStore(t, kind)
     for (const fails of [false, true]) {
       const spoken = Promise.withResolvers<void>()
-      async function* makeReply({ signal }: ActiveRun): AsyncGenerator<UpstreamEvent> {
-        yield { type: 'text', text: 'So far' }
+      const makeReply: MakeReply = async ({ signal }, tell) => {
+        tell({ type: 'text', text: 'So far' })
         spoken.resolve()
         await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
       }
@@ -64,8 +63,8 @@ test('who comes to a run that was left keeps it, and who leaves it again has the
   const { db, accept, runs } = await openStore(t, 'pglite')
   const owner = createOwner()
   const lingerMs = 150
-  const { owned, log, instanceId } = openOwned(db, async function* ({ signal }) {
-    yield { type: 'text', text: 'So far' }
+  const { owned, log, instanceId } = openOwned(db, async ({ signal }, tell) => {
+    tell({ type: 'text', text: 'So far' })
     await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
   })
   const begin = async () => {
@@ -97,8 +96,8 @@ for (const kind of databases().filter((kind) => kind === 'postgres')) {
   test(`on ${kind}, a checkpoint and a commit that cross each other leave nothing behind`, async (t) => {
     const { db, url = '', accept, runs } = await openStore(t, kind)
     const finished = Promise.withResolvers<void>()
-    async function* makeReply(): AsyncGenerator<UpstreamEvent> {
-      yield { type: 'text', text: 'All of it' }
+    const makeReply: MakeReply = async (_, tell) => {
+      tell({ type: 'text', text: 'All of it' })
       await finished.promise
     }
     const { owned, log, instanceId } = openOwned(db, makeReply)
@@ -153,8 +152,8 @@ for (const kind of databases()) {
       },
     }
     const finished = Promise.withResolvers<void>()
-    const { owned, log, instanceId } = openOwned(slow, async function* ({ runId, signal }) {
-      yield { type: 'text', text: 'Words' }
+    const { owned, log, instanceId } = openOwned(slow, async ({ runId, signal }, tell) => {
+      tell({ type: 'text', text: 'Words' })
       if (runId === first.id) await finished.promise
       else await new Promise((resolve) => signal.addEventListener('abort', resolve))
     })

@@ -377,9 +377,9 @@ for (const kind of databases()) {
         checkpointMs: 60_000,
         logger: silent,
         createLedger: openLedger,
-        async *makeReply({ runId }) {
+        async makeReply({ runId }, tell) {
           asked.push(runId)
-          yield { type: 'text', text: 'Reply' } as const
+          tell({ type: 'text', text: 'Reply' })
         },
       })
       const chat = createChat({

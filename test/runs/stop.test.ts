@@ -37,13 +37,13 @@ for (const kind of databases()) {
       ...options,
       frames: createFrames(log, 1),
       checkpointMs: 60_000,
-      async *makeReply({ runId, signal }) {
+      async makeReply({ runId, signal }, tell) {
         // The real one reads the history first, and a run may be stopped by then.
         await nextTurn()
         signal.throwIfAborted()
         asked.push(runId)
         signal.addEventListener('abort', () => aborted.push(runId))
-        yield* words
+        for (const word of words) tell(word)
         said.resolve()
         await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
       },
