@@ -33,7 +33,8 @@ function createSource(runId: string) {
   return source
 }
 
-function start(t: Test) {
+/** @param tookMs what each append takes, on a clock that only that moves; absent: the real clock */
+function start(t: Test, tookMs?: () => number) {
   mock.timers.enable({ apis: ['setTimeout'] })
   t.teardown(() => mock.timers.reset())
   const appends: RunEntries[][] = []
@@ -44,9 +45,11 @@ function start(t: Test) {
     append(frame) {
       appends.push([...frame])
       memory.append(frame)
+      nowMs += tookMs?.() ?? 0
     },
   }
-  const frames = createFrames(log, frameMs)
+  let nowMs = 0
+  const frames = tookMs === undefined ? createFrames(log, frameMs) : createFrames(log, frameMs, () => nowMs)
   const say = (...sources: ReturnType<typeof createSource>[]) => {
     for (const source of sources) {
       source.say()
@@ -100,6 +103,30 @@ t.test('a frame of many runs is one append', async (t) => {
     runsOf(appends[10]),
     sources.map(({ runId }) => [runId, 2]),
   )
+})
+
+t.test('frames that take much of the time become longer, three times at most, and short again', async (t) => {
+  let tookMs = frameMs / 50
+  const { appends, say } = start(t, () => tookMs)
+  const source = createSource('a')
+  say(source)
+  /** How many half frames it takes until the next append. */
+  const halvesUntilWritten = (): number => {
+    const before = appends.length
+    say(source)
+    for (let halves = 0; ; halves += 1) {
+      if (appends.length > before) return halves
+      mock.timers.tick(frameMs / 2)
+    }
+  }
+  const settle = () => Array.from({ length: 40 }, halvesUntilWritten).at(-1)
+  t.equal(settle(), 2, 'a fiftieth of the time is little')
+  tookMs = frameMs / 5
+  t.equal(settle(), 4, 'a fifth of a frame is a tenth of two')
+  tookMs = frameMs / 2
+  t.equal(settle(), 5, 'three frames from the beginning of the last one, which was half a frame ago at its end')
+  tookMs = 0
+  t.equal(settle(), 2)
 })
 
 t.test('flush writes one run at once, and its words are not written again', async (t) => {
