@@ -35,6 +35,7 @@ import { registerBranches } from './runs/branches.ts'
 import { registerBudgets } from './runs/budget-routes.ts'
 import { createChat } from './runs/chat.ts'
 import { readCheckpoint } from './runs/checkpoint.ts'
+import { tickMs } from './runs/follow.ts'
 import { createModels } from './runs/models.ts'
 import { createOwnedRuns } from './runs/owned.ts'
 import { createReaper } from './runs/reaper.ts'
@@ -47,6 +48,7 @@ import { createRunStore } from './runs/store.ts'
 import { createStoredReader } from './runs/stored.ts'
 import { createTakeover } from './runs/takeover.ts'
 import { createTickets, type TicketOptions } from './runs/tickets.ts'
+import { createTicks } from './runs/ticks.ts'
 import type { ServerTool } from './runs/tools.ts'
 import { createApiKeys } from './sessions/api-keys.ts'
 import { registerArtifacts } from './sessions/artifact-routes.ts'
@@ -212,7 +214,12 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     changes,
   })
   const reaper = createReaper({ db: runDb, control, instanceId, owned, takeover, logger: server.log })
-  const follow = { log, stored: createStoredReader(db), isPersistPending: owned.isPersistPending }
+  const follow = {
+    log,
+    stored: createStoredReader(db),
+    isPersistPending: owned.isPersistPending,
+    ticks: createTicks(tickMs),
+  }
   const stop = createStop({ db, runs, owned, control, takeover, changes })
   const stopSession = createStopSession({ db, runs, owned, stop, changes })
   const accept = createAccept({

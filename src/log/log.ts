@@ -43,6 +43,8 @@ export interface EventLog {
    * it is read behind `beforeAll` (event.ts)
    */
   read(runId: string, after: EventId | undefined, entriesMax: number): Promise<LogPage>
+  /** What `read` would answer, when that is known here and now; undefined when somebody has to be asked or waited for. */
+  peek(runId: string, after: EventId | undefined, entriesMax: number): LogPage | undefined
   /**
    * Calls `wake` whenever a run's log grows or is let go, until the returned function is called. `wake` must not throw.
    * A viewer must start to watch before it reads, or it can miss the event that comes in between.

@@ -50,6 +50,7 @@ export function createMemoryLog(options: HeldOptions = {}): MemoryLog {
       }
     },
     read: async (runId, after, entriesMax) => held.read(runId, after, entriesMax),
+    peek: held.read,
     watch: watchers.watch,
     terminalId: held.terminal,
     load: async (runId) => [...held.entries(runId)],

@@ -297,6 +297,12 @@ export function createReader(options: ReaderOptions) {
       return copies.read(runId, after, entriesMax)
     },
 
+    /** @returns undefined when the run is not followed, or is being loaded */
+    peek(runId: string, after: EventId | undefined, entriesMax: number): LogPage | undefined {
+      const run = problem === undefined ? followed.get(runId) : undefined
+      return run === undefined || run.loading !== undefined ? undefined : copies.read(runId, after, entriesMax)
+    },
+
     /** From Redis itself, within {@link readMs}. */
     async load(runId: string): Promise<readonly LogEntry[] | 'unanswered'> {
       const found = createHeldLogs(false)

@@ -223,6 +223,9 @@ export function openRedisLog(options: RedisLogOptions): {
     async read(runId, after, entriesMax) {
       return held.has(runId) ? held.read(runId, after, entriesMax) : await reader.read(runId, after, entriesMax)
     },
+    peek(runId, after, entriesMax) {
+      return held.has(runId) ? held.read(runId, after, entriesMax) : reader.peek(runId, after, entriesMax)
+    },
     watch(runId, wake) {
       const unwatch = watchers.watch(runId, wake)
       if (!held.has(runId)) reader.watch(runId)

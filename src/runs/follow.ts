@@ -8,6 +8,10 @@
  * A log of another process can also go silent without saying why: its writer cannot reach the store, or the notice of
  * the end was lost. So a viewer of another process's run that has heard nothing for `quietMs` asks the database too.
  *
+ * Most of a viewer's life is at the end of a log, waiting for the next frame. There, it is given what the log has gained
+ * within the append itself, without a promise or a turn of its loop (`take`), for as long as nothing else is due: the end of
+ * the run, a look at the database, a consumer that is full. Then the loop goes on from where that has led.
+ *
  * The rule for what comes from the database: an event is given the id of the real one that it reaches. One delta of
  * one part, or else one `reset`, brings a viewer from where it is to where the database is, so that a connection cut
  * anywhere in between leaves a cursor that means what it says. A cursor that cannot be served is answered with `reset`,
@@ -22,12 +26,15 @@ import type { EventLog, LogPage } from '../log/log.ts'
 import { isTerminal, type RunFacts } from './model.ts'
 import { runStarted } from './run.ts'
 import type { StoredReader, StoredRun } from './stored.ts'
+import type { Ticks } from './ticks.ts'
 
 export interface FollowDeps {
   readonly log: EventLog
   readonly stored: StoredReader
   /** True when the run's reply is whole and has waited too long for the database: its viewers are to come back later. */
   readonly isPersistPending: (runId: string) => boolean
+  /** When a viewer looks whether anything is due; several times within `pollMs`. */
+  readonly ticks: Ticks
   /** How often the database is asked what is new, where there is no log. */
   readonly pollMs?: number
   /** Silence of another process's log after which the database is asked. */
@@ -49,12 +56,14 @@ export interface Batch {
 const pageEntriesMax = 500
 // What is joined for a viewer is encoded for it alone, and held until its connection takes it.
 const pageUnitsMax = 32 * 1024
+/** Events that are passed on within one append; more are a page of their own. */
+const passedEntriesMax = 20
 const pollDefaultMs = 1000
 const quietDefaultMs = 1000
 // Checkpoints are about a second behind what viewers have seen.
 const aheadDefaultMs = 3000
-/** Looks per poll: a viewer notices that it is time within a part of the interval. */
-const ticksPerPoll = 4
+/** Of `FollowDeps.ticks`: a viewer notices that a poll is due within a part of its interval. */
+export const tickMs = pollDefaultMs / 4
 
 /** The place of the terminal event, when the run has one. */
 export function terminalIdOf({ log }: Pick<FollowDeps, 'log'>, run: RunFacts): EventId | undefined {
@@ -77,20 +86,58 @@ interface BegunViewer extends Viewer {
 /**
  * Yields the run's events after the cursor, until its terminal event or until the signal is aborted.
  * @param after undefined follows from the beginning
+ * @param take is given events too, while the iteration waits for the next; returns how many of them it has taken. The others
+ * are yielded
  */
 export async function* followRun(
   deps: FollowDeps,
   run: RunFacts,
   after: EventId | undefined,
   signal: AbortSignal,
+  take?: (entries: readonly LogEntry[]) => number,
 ): AsyncGenerator<Batch, void, void> {
   const { log, pollMs = pollDefaultMs, quietMs = quietDefaultMs, aheadMs = aheadDefaultMs } = deps
   let viewer: Viewer = { cursor: after, held: after === undefined ? [] : undefined }
   let askAt = Number.NEGATIVE_INFINITY
   let newsAt = performance.now()
+  // At the end of a log, with nothing else to do: written here, or copied from another process.
+  let waitsFor: 'own' | 'copy' | undefined
+  let fault: { readonly error: unknown } | undefined
   const bell = createBell()
-  const unwatch = log.watch(run.id, bell.ring)
-  const ticks = setInterval(bell.ring, pollMs / ticksPerPoll)
+
+  /** Gives the consumer what the log has gained. @returns false when the loop has to look */
+  function passOn(): boolean {
+    const peeked = waitsFor === undefined ? undefined : log.peek(run.id, viewer.cursor, passedEntriesMax)
+    if (take === undefined || peeked?.kind !== 'entries' || peeked.entries.length === passedEntriesMax) return false
+    const { page, isLast } = shorten(peeked)
+    if (page.kind !== 'entries' || !isLast || page.entries.at(-1)?.event.type === 'done') return false
+    const entries = mergeDeltas(page.entries)
+    try {
+      const taken = entries.length === 0 ? 0 : take(entries)
+      const last = entries[taken - 1]
+      if (last !== undefined) {
+        viewer = { cursor: last, held: undefined }
+        newsAt = performance.now()
+      }
+      return taken === entries.length
+    } catch (error) {
+      // Of the consumer, which is told by its iteration: whoever appends to the log has nothing to do with it.
+      fault = { error }
+      return false
+    }
+  }
+
+  const wake = () => {
+    if (passOn()) return
+    waitsFor = undefined
+    bell.ring()
+  }
+  const tick = () => {
+    const isWaiting = waitsFor === 'own' ? !deps.isPersistPending(run.id) : performance.now() - newsAt < quietMs
+    if (waitsFor === undefined || !isWaiting) bell.ring()
+  }
+  const unwatch = log.watch(run.id, wake)
+  const untick = deps.ticks.add(tick)
   signal.addEventListener('abort', bell.ring)
   try {
     while (!signal.aborted) {
@@ -134,10 +181,13 @@ export async function* followRun(
           if (state.done !== undefined) return
         }
       }
+      if (!isQuiet && !isTerminal(run.status)) waitsFor = isLocal ? 'own' : 'copy'
       await rung
+      waitsFor = undefined
+      if (fault !== undefined) throw fault.error
     }
   } finally {
-    clearInterval(ticks)
+    untick()
     unwatch()
     signal.removeEventListener('abort', bell.ring)
   }

@@ -57,19 +57,46 @@ export function createShow({ follow, owned, logger }: ShowOptions) {
     }
     owned.draining.addEventListener('abort', moveOn)
     if (owned.isDraining) moveOn()
+    // Until it resolves, the connection takes nothing more.
+    let full: Promise<void> | undefined
+    // The surface has no word for what comes next.
+    let lost = false
+    const put = (entry: LogEntry): void => {
+      const bytes = encoder.encode(entry)
+      if (bytes === 'lost') lost = true
+      else if (bytes !== undefined) full = connection.write(bytes)
+    }
+    const take = (entries: readonly LogEntry[]): number => {
+      let taken = 0
+      for (const entry of entries) {
+        if (full !== undefined || lost) break
+        put(entry)
+        if (!lost) taken += 1
+      }
+      return taken
+    }
+    const untilDrained = async (): Promise<void> => {
+      await full
+      full = undefined
+    }
     try {
-      for await (const { entries, caughtUp, persistPending } of followRun(follow, run, after, connection.signal)) {
+      for await (const { entries, caughtUp, persistPending } of followRun(
+        follow,
+        run,
+        after,
+        connection.signal,
+        take,
+      )) {
         for (const entry of entries) {
-          const bytes = encoder.encode(entry)
-          if (bytes === 'lost') return
-          const full = bytes === undefined ? undefined : connection.write(bytes)
-          if (full !== undefined) await full
+          if (full !== undefined) await untilDrained()
+          if (!lost) put(entry)
+          if (lost) return
           ended ||= entry.event.type === 'done'
         }
+        if (full !== undefined) await untilDrained()
         if (caughtUp && ready !== undefined && !ended) {
-          const bytes = ready
+          full = connection.write(ready)
           ready = undefined
-          await connection.write(bytes)
         }
         if (persistPending === true) connection.sayFarewell('persist_pending')
       }
@@ -101,6 +128,8 @@ export function createKeep({ runs, owned }: { readonly runs: RunStore; readonly 
 
 export type KeepRun = ReturnType<typeof createKeep>
 
+const takeAll = (entries: readonly LogEntry[]): number => entries.length
+
 /**
  * For whoever wants nothing but the whole reply: waits until the run has ended, or the client has left.
  * @returns whether the client is still there
@@ -117,7 +146,7 @@ export async function untilEnded(
   response.on('close', onClose)
   if (response.destroyed) onClose()
   try {
-    for await (const { persistPending } of followRun(follow, run, undefined, gone.signal)) {
+    for await (const { persistPending } of followRun(follow, run, undefined, gone.signal, takeAll)) {
       if (persistPending === true) throw new Problem('persist_pending', undefined, { retryAfterSeconds: 2 })
     }
   } finally {

@@ -6,9 +6,11 @@
  * not a stream, because a Readable that is destroyed by a reset throws away what it had received before: here the queue
  * outlives the connection, so that every byte the kernel gave us is read, and a `[DONE]` before a reset counts.
  *
- * The only await is `wait`: it ends when bytes came, when the exchange has ended (by the provider, by a limit or by
- * `cut`), and never otherwise. A reader that is elsewhere holds nothing up: past `queueBytesMax` the socket is paused,
- * and the idle limit does not count against a provider that we are not listening to. Redirects are not followed.
+ * The only wait is `wait`: it ends when bytes came, when the exchange has ended (by the provider, by a limit or by
+ * `cut`), and never otherwise. It is a callback and not a promise, because it stands between any two tokens; for the same
+ * reason no timer is set for it, but the moment is noted when it began, and the timer that runs anyway looks at that.
+ * A reader that is elsewhere holds nothing up: past `queueBytesMax` the socket is paused, and the idle limit does not
+ * count against a provider that we are not listening to. Redirects are not followed.
  */
 import type { Dispatcher } from 'undici'
 import { Problem } from '../errors.ts'
@@ -44,8 +46,11 @@ export interface Exchange {
   readonly error: unknown
   /** @returns the next received bytes; undefined when there are none at present */
   take(): Uint8Array | undefined
-  /** Resolves when there is something to take, a head to look at, or an end. Never rejects. One waiter at a time. */
-  wait(): Promise<void>
+  /**
+   * Calls `wake` once, when there is something to take, a head to look at, or an end: at once when there is. It must not
+   * throw. One waiter at a time.
+   */
+  wait(wake: () => void): void
   /** From now on one wait may last `ms` in all, whatever comes; then the exchange ends without an error. */
   limitWait(ms: number): void
   /** Destroys the socket, drops what is queued, and ends the exchange with `reason`. Harmless when it has ended. */
@@ -66,8 +71,9 @@ export function openExchange(options: ExchangeOptions): Exchange {
   let queueBytes = 0
   let wake: (() => void) | undefined
   let phase: 'first byte' | 'idle' | 'last' = 'first byte'
-  // The wait's limit passed while nobody waited: the next wait starts it anew.
-  let overslept = false
+  let limitMs = firstByteMs
+  // Of the limit at hand; for the idle one, of the wait at hand.
+  let limitFrom = performance.now()
 
   const total = setTimeout(
     () => end(new Problem('upstream_timeout', `The reply took longer than ${totalMs} ms.`)),
@@ -76,11 +82,11 @@ export function openExchange(options: ExchangeOptions): Exchange {
   let limit = setTimeout(onLimit, firstByteMs)
 
   function onLimit(): void {
-    if (wake === undefined && phase !== 'first byte') {
-      overslept = true
-      return
-    }
-    if (phase === 'last') end(undefined)
+    const isElsewhere = wake === undefined && phase !== 'first byte'
+    const leftMs = limitFrom + limitMs - performance.now()
+    // Whoever is elsewhere has the whole time again when it comes to wait.
+    if (isElsewhere || leftMs > 0) limit = setTimeout(onLimit, isElsewhere ? limitMs : leftMs)
+    else if (phase === 'last') end(undefined)
     else if (phase === 'idle') end(new Problem('upstream_timeout', `The provider fell silent for ${idleMs} ms.`))
     else end(new Problem('upstream_timeout', `The provider sent no first byte within ${firstByteMs} ms.`))
   }
@@ -88,6 +94,8 @@ export function openExchange(options: ExchangeOptions): Exchange {
   function setLimit(next: typeof phase, ms: number): void {
     clearTimeout(limit)
     phase = next
+    limitMs = ms
+    limitFrom = performance.now()
     limit = setTimeout(onLimit, ms)
   }
 
@@ -180,15 +188,10 @@ export function openExchange(options: ExchangeOptions): Exchange {
       }
       return bytes
     },
-    wait() {
-      if (ended || queue.length > 0) return Promise.resolve()
-      if (phase === 'idle' || overslept) {
-        overslept = false
-        limit.refresh()
-      }
-      return new Promise((resolve) => {
-        wake = resolve
-      })
+    wait(next) {
+      if (ended || queue.length > 0) return next()
+      if (phase === 'idle') limitFrom = performance.now()
+      wake = next
     },
     limitWait(ms) {
       if (!ended) setLimit('last', ms)

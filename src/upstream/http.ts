@@ -108,7 +108,7 @@ export function createHttpStream<Request, Extra = never>(
     signal.addEventListener('abort', onAbort, { once: true })
     open.add(exchange)
     try {
-      while (exchange.head === undefined && !exchange.ended) await exchange.wait()
+      while (exchange.head === undefined && !exchange.ended) await waited(exchange)
       signal.throwIfAborted()
       const head = exchange.head
       if (head === undefined) throw failureOf(exchange)
@@ -117,39 +117,81 @@ export function createHttpStream<Request, Extra = never>(
         signal.throwIfAborted()
         throw refusedWith(head.status, refusal, head)
       }
-
       const reader = createReader(request)
-      const { events } = reader
-      const sse = createSseReader(reader)
-      for (;;) {
-        const bytes = exchange.take()
-        const last = bytes === undefined && exchange.ended
-        if (bytes !== undefined) sse.read(bytes)
-        else if (last) sse.end()
-        else {
-          await exchange.wait()
-          signal.throwIfAborted()
-          continue
-        }
-        if (events.length > 0) {
-          const taken = tell(events)
-          if (taken !== undefined) await taken
-          // It may have aborted, or the clock may have passed, while it held the events.
-          signal.throwIfAborted()
-        }
-        const heard = events.length > 0
-        events.length = 0
-        if (reader.failure !== undefined) throw reader.failure
-        if (reader.done || last) break
-        // Anew while it says something: some models give a finish reason with every chunk.
-        if (reader.finished && heard) exchange.limitWait(Math.min(afterFinishMs, idleMs))
-      }
+      await readBody(exchange, reader, tell, signal)
       if (!reader.complete) throw failureOf(exchange)
     } finally {
       signal.removeEventListener('abort', onAbort)
       open.delete(exchange)
       exchange.close()
     }
+  }
+
+  /**
+   * Reads what is received, as it is received: within the callback that brings the bytes, because a promise between any
+   * two tokens, and the turn of whoever awaits it, costs a microsecond.
+   */
+  function readBody(
+    exchange: Exchange,
+    reader: ReplyReader<Extra>,
+    tell: (events: readonly (UpstreamEvent | Extra)[]) => Promise<void> | undefined,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { events } = reader
+    const sse = createSseReader(reader)
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    let last = false
+
+    function readOn(): void {
+      try {
+        signal.throwIfAborted()
+        let isRead = false
+        while (!isRead) {
+          const bytes = exchange.take()
+          last = bytes === undefined && exchange.ended
+          if (bytes !== undefined) sse.read(bytes)
+          else if (last) sse.end()
+          else {
+            exchange.wait(readOn)
+            return
+          }
+          const taken = events.length > 0 ? tell(events) : undefined
+          if (taken !== undefined) {
+            taken.then(goOn, reject)
+            return
+          }
+          isRead = isOver()
+        }
+        resolve()
+      } catch (error) {
+        reject(error)
+      }
+    }
+
+    function goOn(): void {
+      try {
+        if (isOver()) resolve()
+        else readOn()
+      } catch (error) {
+        reject(error)
+      }
+    }
+
+    /** @throws what the reader, or the signal, says against going on */
+    function isOver(): boolean {
+      // The consumer may have aborted, or the clock may have passed, while it held the events.
+      signal.throwIfAborted()
+      const heard = events.length > 0
+      events.length = 0
+      if (reader.failure !== undefined) throw reader.failure
+      if (reader.done || last) return true
+      // Anew while it says something: some models give a finish reason with every chunk.
+      if (reader.finished && heard) exchange.limitWait(Math.min(afterFinishMs, idleMs))
+      return false
+    }
+
+    readOn()
+    return promise
   }
 
   return {
@@ -202,6 +244,8 @@ function createAgent(): Dispatcher {
   })
 }
 
+const waited = (exchange: Exchange): Promise<void> => new Promise((resolve) => exchange.wait(resolve))
+
 function failureOf(exchange: Exchange): Problem {
   return exchange.error instanceof Problem ? exchange.error : brokenOff(exchange.head !== undefined, exchange.error)
 }
@@ -218,7 +262,7 @@ async function readRefusal(exchange: Exchange, ms: number): Promise<unknown> {
       if (bytesRead > errorBodyBytesMax) return undefined
       pieces.push(bytes)
     } else if (exchange.ended) break
-    else await exchange.wait()
+    else await waited(exchange)
   }
   try {
     return JSON.parse(Buffer.concat(pieces).toString())

@@ -16,6 +16,7 @@ import { createDraft } from '../../src/runs/draft.ts'
 import { type FollowDeps, followRun } from '../../src/runs/follow.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
 import { createStoredReader } from '../../src/runs/stored.ts'
+import { createTicks } from '../../src/runs/ticks.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
 import { delta, deltas } from '../contracts/log.ts'
 import { databases } from '../support/database.ts'
@@ -52,6 +53,7 @@ for (const kind of databases()) {
       stored: createStoredReader(flaky),
       isPersistPending: () => false,
       pollMs: 5,
+      ticks: createTicks(1),
     }
 
     /** A run as its process, of which only the database knows. */

@@ -17,6 +17,7 @@ import { resetEntry } from '../../src/log/fold.ts'
 import { createMemoryLog } from '../../src/log/memory.ts'
 import { followRun } from '../../src/runs/follow.ts'
 import type { RunFacts } from '../../src/runs/model.ts'
+import { createTicks } from '../../src/runs/ticks.ts'
 import {
   createResponsesEncoder,
   createTeller,
@@ -237,7 +238,12 @@ t.test(
     const taken = [reset([{ kind: 'text', text: 'Hel' }]), delta(0, 3, 'p is here'), done()]
     log.append([{ runId, entries: [...number(said), ...number(taken).map((entry) => ({ ...entry, generation: 2 }))] }])
     const facts = { ...started.data, id: runId, status: 'running', generation: 2 } as unknown as RunFacts
-    const deps = { log, stored: { read: async () => 'unanswered' as const }, isPersistPending: () => false }
+    const deps = {
+      log,
+      stored: { read: async () => 'unanswered' as const },
+      isPersistPending: () => false,
+      ticks: createTicks(250),
+    }
     async function come(after: number | undefined, from: EventId | undefined): Promise<string> {
       const viewer = createResponsesEncoder().createViewer({ ...run, isQueued: false, after })
       let body = ''

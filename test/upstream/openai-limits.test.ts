@@ -136,32 +136,30 @@ class Given extends Feed {
 }
 
 /**
- * Puts a clock of the test's own under setTimeout until the test ends. Not that of node:test: its timers forget their
- * `refresh()`, which is what is tested here.
+ * Puts a clock of the test's own under setTimeout and performance.now until the test ends. Not that of node:test, which
+ * has no say over the latter.
  */
 function takeClock(t: Test): { readonly timerCount: number; tick(ms: number): void } {
   const real = { setTimeout: globalThis.setTimeout, clearTimeout: globalThis.clearTimeout }
   let nowMs = 0
-  const timers = new Set<{ dueMs: number; refresh(): void; run(): void }>()
+  const timers = new Set<{ readonly dueMs: number; run(): void }>()
   const fake = {
     setTimeout(run: () => void, ms: number) {
-      const timer = {
-        dueMs: nowMs + ms,
-        refresh() {
-          timer.dueMs = nowMs + ms
-          timers.add(timer)
-        },
-        run,
-      }
+      const timer = { dueMs: nowMs + ms, run }
       timers.add(timer)
       return timer
     },
-    clearTimeout(timer: { dueMs: number; refresh(): void; run(): void }) {
+    clearTimeout(timer: { readonly dueMs: number; run(): void }) {
       timers.delete(timer)
     },
   }
   Object.assign(globalThis, fake)
-  t.teardown(() => Object.assign(globalThis, real))
+  const realNow = performance.now
+  performance.now = () => nowMs
+  t.teardown(() => {
+    Object.assign(globalThis, real)
+    performance.now = realNow
+  })
   return {
     get timerCount() {
       return timers.size
@@ -169,7 +167,7 @@ function takeClock(t: Test): { readonly timerCount: number; tick(ms: number): vo
     tick(ms) {
       nowMs += ms
       for (const timer of [...timers].sort((a, b) => a.dueMs - b.dueMs)) {
-        if (timer.dueMs > nowMs) continue
+        if (timer.dueMs > nowMs || !timers.has(timer)) continue
         timers.delete(timer)
         timer.run()
       }
