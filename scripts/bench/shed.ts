@@ -104,9 +104,9 @@ async function measure(stage: Stage, contender: Contender, options: ShedOptions)
     let heldMs = 0
     for (const viewer of viewers) {
       const { number, status } = viewer
-      const isRefused = status === 503 && viewer.bytes.includes('"code":"overloaded"')
+      const isRefused = codeOf(viewer) === 'overloaded'
       if (isRefused) refusals.push(viewer.firstByteAt - viewer.startedAt)
-      else if (status !== 200) faults.push(`reply ${number}: status ${status}`)
+      else if (status !== 200) faults.push(`reply ${number}: status ${status} ${codeOf(viewer)}`)
       else {
         held += 1
         const seen = readSeen(viewer, contender.format)
@@ -141,6 +141,10 @@ async function measure(stage: Stage, contender: Contender, options: ShedOptions)
     }
   }
 }
+
+/** Of a refusal; '' of what is none. */
+const codeOf = ({ bytes, status }: Viewer): string =>
+  status === 200 ? '' : (/"code":"(\w+)"/.exec(bytes.toString('latin1'))?.[1] ?? '')
 
 /** NaN of nothing. */
 function quantile(values: readonly number[], part: number): number {
