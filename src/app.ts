@@ -25,6 +25,7 @@ import { createLimits } from './http/limits.ts'
 import { createMetrics, registerMetrics } from './http/metrics.ts'
 import { registerOpenapi } from './http/openapi.ts'
 import { page } from './http/page.ts'
+import { createPressure, type PressureOptions } from './http/pressure.ts'
 import { createServer, type Server } from './http/server.ts'
 import { createSseEdge, type SseOptions } from './http/sse.ts'
 import { contentOf, formatEventId } from './log/event.ts'
@@ -109,6 +110,7 @@ export interface Overrides {
   /** Providers, beside the configured ones. Closed with the app. */
   readonly upstreams?: readonly Upstream[]
   readonly keys?: Pick<KeySetOptions, 'now'>
+  readonly pressure?: Pick<PressureOptions, 'now' | 'every'>
   readonly counters?: SharedCounters
   readonly openai?: Partial<DeliveryLimits>
   readonly countCacheRead?: CountCacheRead
@@ -230,10 +232,18 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     ...models,
   })
   const tickets = createTickets({ db, ...overrides.tickets })
+  const metrics = createMetrics()
+  const pressure = createPressure({
+    lateMsMax: config.overloadMs,
+    logger: server.log,
+    onRefused: metrics.countRunRefused,
+    ...overrides.pressure,
+  })
   const chat = createChat({
     accept,
     runs,
     owned,
+    pressure,
     log,
     stop,
     instanceId,
@@ -245,9 +255,13 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const show = createShow({ follow, owned, logger: server.log })
   const keep = createKeep({ runs, owned })
 
-  const metrics = createMetrics()
   metrics.watch('verbatim_active_runs', 'Runs that this process makes.', () => owned.size)
   metrics.watch('verbatim_viewers', 'Open streams of this process.', () => edge.size)
+  metrics.watch(
+    'verbatim_event_loop_lateness_seconds',
+    'How late this process is, as a mean over about two seconds.',
+    () => pressure.lateMs / 1000,
+  )
 
   const count = overrides.countCacheRead ?? metrics.countCacheRead
   const history =
@@ -306,7 +320,10 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   registerMetrics(server, metrics)
   await server.register(page)
   registerHealth(server, {
-    readiness: () => ({ state: owned.isDraining ? 'draining' : state, degraded: log.degraded ?? store?.degraded }),
+    readiness: () => ({
+      state: owned.isDraining ? 'draining' : state,
+      degraded: log.degraded ?? store?.degraded ?? pressure.degraded,
+    }),
     pingDatabase: () => db.rows(sql`select 1`),
   })
   await server.register(
@@ -412,6 +429,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     setTimeout(() => server.server.closeAllConnections(), lastAnswersMs).unref()
   })
   server.addHook('onClose', async () => {
+    pressure.close()
     await keys?.close()
     await models.close()
     await catalog.close()

@@ -115,6 +115,12 @@ export const catalogue = {
     retryable: true,
     advice: 'Try again: another process will answer.',
   },
+  overloaded: {
+    status: 503,
+    title: 'This process is too busy to begin another reply',
+    retryable: true,
+    advice: 'Try again as Retry-After says. Nothing was stored; replies that are under way go on.',
+  },
   auth_unavailable: {
     status: 503,
     title: 'The keys that verify tokens cannot be had',

@@ -591,6 +591,7 @@ export type ErrorCode =
   | 'db_unavailable'
   | 'persist_pending'
   | 'draining'
+  | 'overloaded'
   | 'auth_unavailable'
   | 'interrupted'
   | 'upstream_timeout'

@@ -26,6 +26,7 @@ export interface Metrics {
   readonly registry: InstanceType<typeof Registry>
   countCacheRead(cache: Cache, result: CacheResult): void
   countRateLimited(budget: string): void
+  countRunRefused(): void
   /** @param route the pattern, not the path */
   countRequest(method: string, route: string, status: number): void
   /** @param read called whenever the number is asked for */
@@ -47,6 +48,11 @@ export function createMetrics(): Metrics {
     labelNames: ['budget'],
     registers,
   })
+  const runsRefused = new Counter({
+    name: 'verbatim_runs_refused_total',
+    help: 'New runs refused because this process was late.',
+    registers,
+  })
   const cacheReads = {
     history: new Counter({
       name: 'verbatim_history_cache_reads_total',
@@ -65,6 +71,7 @@ export function createMetrics(): Metrics {
     registry,
     countCacheRead: (cache, result) => cacheReads[cache].inc({ result }),
     countRateLimited: (budget) => rateLimited.inc({ budget }),
+    countRunRefused: () => runsRefused.inc(),
     countRequest: (method, route, status) => requests.inc({ method, route, status: `${Math.floor(status / 100)}xx` }),
     watch(name, help, read) {
       new Gauge({

@@ -38,9 +38,13 @@ export const problems = fastifyPlugin(async (app: FastifyInstance) => {
 export function readProblem(error: FastifyError, request: FastifyRequest): Problem {
   const problem = toProblem(error, request.routeOptions.bodyLimit)
   if (problem.code === 'internal') request.log.error({ err: error }, 'a request failed in a way nobody expected')
-  else if (problem.status >= 500) request.log.warn({ code: problem.code }, 'a request failed')
+  else if (problem.status >= 500 && !isToldTogether(problem))
+    request.log.warn({ code: problem.code }, 'a request failed')
   return problem
 }
+
+/** Of those that are refused for overload a line says when it began, and one when it ended. */
+const isToldTogether = ({ code }: Problem): boolean => code === 'overloaded'
 
 export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   return beginProblem(problem, request, reply)

@@ -71,8 +71,11 @@ export interface SseEdge {
     headers: Readonly<Record<string, string>>,
     framing?: SseFraming,
   ): SseConnection
-  /** Tells a client that only has to come back later: for a native EventSource any other answer would be its end. */
-  turnAway(reply: FastifyReply, retryMs: number): void
+  /**
+   * Tells a client that only has to come back later: for a native EventSource any other answer would be its end.
+   * @param code why, from the catalogue of errors
+   */
+  turnAway(reply: FastifyReply, retryMs: number, code?: string): void
   readonly size: number
   /** Ends every connection with the farewell. */
   close(): void
@@ -280,10 +283,10 @@ export function createSseEdge(options: SseOptions): SseEdge {
       throw new Problem('rate_limited', `At most ${viewersPerOwnerMax} streams at once.`, { retryAfterSeconds: 5 })
     },
     open: (request, reply, headers, framing = nativeFraming) => open(request, reply, headers, framing),
-    turnAway(reply, ms) {
+    turnAway(reply, ms, code) {
       reply.hijack()
       reply.raw.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), ...streamHeaders })
-      reply.raw.end(`retry: ${ms}\n${farewell(ms)}`)
+      reply.raw.end(`retry: ${ms}\n${farewell(ms, code)}`)
     },
     close() {
       closed = true

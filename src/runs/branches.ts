@@ -81,7 +81,7 @@ export function registerBranches(app: Server, { chat, runs, messages, answerWith
 }
 
 /** Whether a client that says what it takes (RFC 9110, 12.5.1) names event streams. */
-function wantsStream(accept: string | undefined): boolean {
+export function wantsStream(accept: string | undefined): boolean {
   return (accept ?? '').split(',').some((range) => {
     const [type = '', ...parameters] = range.split(';').map((piece) => piece.trim().toLowerCase())
     return type === 'text/event-stream' && !parameters.some((parameter) => /^q=0(\.0*)?$/.test(parameter))

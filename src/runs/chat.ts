@@ -1,12 +1,14 @@
 /**
  * What all surfaces share when a message comes in, or whatever else asks for a reply (asked.ts): refuse what cannot be
  * taken, accept, and start the run here, or leave it in its session's queue. How the reply is then shown is the surface's
- * business.
+ * business. A process that shuts down, or is late (http/pressure.ts), takes nothing new, and still answers with what it has
+ * taken before.
  *
  * If the process dies at an await after the acceptance, the message is stored, and with it the wish that others stop for
  * it: another process makes the reply.
  */
 import type { Owner } from '../http/identity.ts'
+import type { Pressure } from '../http/pressure.ts'
 import { cleanText } from '../http/text.ts'
 import type { EventLog } from '../log/log.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
@@ -20,6 +22,8 @@ export interface ChatOptions {
   readonly accept: ReturnType<typeof createAccept>
   readonly runs: RunStore
   readonly owned: OwnedRuns
+  /** Absent: this process is never too late for another run. */
+  readonly pressure?: Pick<Pressure, 'isHigh' | 'refuseWhenHigh'>
   readonly log: EventLog
   readonly stop: ReturnType<typeof createStop>
   readonly instanceId: string
@@ -37,6 +41,7 @@ export function createChat({
   accept,
   runs,
   owned,
+  pressure,
   log,
   stop,
   instanceId,
@@ -45,11 +50,13 @@ export function createChat({
   checkAgent,
 }: ChatOptions) {
   async function place(owner: Owner, asked: Asked): Promise<Acceptance> {
-    if (owned.isDraining) {
+    const isLate = pressure?.isHigh === true && !continuesTurn(asked)
+    if (owned.isDraining || isLate) {
       // An earlier request with this key may still be watched; nothing new begins.
       const prior = await accept.findPrior(owner, asked)
-      if (prior === undefined) owned.refuseWhenDraining()
-      else return { run: prior, isNew: false }
+      if (prior !== undefined) return { run: prior, isNew: false }
+      owned.refuseWhenDraining()
+      if (isLate) pressure.refuseWhenHigh()
     }
     await holdLease()
     const { model, agent_id }: Wishes = asked
@@ -78,3 +85,9 @@ export function createChat({
 
   return (owner: Owner, asked: Asked): Promise<Acceptance> => owned.arrive(() => send(owner, asked))
 }
+
+/**
+ * Answers to the calls of a reply go on with a turn that was accepted: somebody waits in the middle of it, the tools have run,
+ * and there are never more of them at once than turns. So a process that is late takes them.
+ */
+const continuesTurn = (asked: Asked): boolean => 'tool_results' in asked && asked.tool_results !== undefined

@@ -4,7 +4,8 @@
  * happens to the run.
  *
  * A native EventSource is dead for good after any answer but 200, so a reconnect (it brings a Last-Event-ID) is never
- * refused for something that passes: it is accepted and told to come back. 204 ends it on purpose.
+ * refused for something that passes: it is accepted and told to come back. 204 ends it on purpose. So is one that comes with
+ * its first GET to a process that is too late for another run: nothing is stored for it, and it asks again.
  */
 
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
@@ -16,7 +17,7 @@ import type { Server } from '../http/server.ts'
 import type { SseConnection, SseEdge } from '../http/sse.ts'
 import { parseEventId } from '../log/event.ts'
 import type { Acceptance } from '../runs/accept.ts'
-import type { AnswerWithStream } from '../runs/branches.ts'
+import { type AnswerWithStream, wantsStream } from '../runs/branches.ts'
 import type { Chat } from '../runs/chat.ts'
 import type { FollowDeps } from '../runs/follow.ts'
 import { ChatBody, ChatQuery, type RunFacts } from '../runs/model.ts'
@@ -99,7 +100,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     {
       schema: { tags: ['chat'], headers: CursorHeader, querystring: ChatQuery, response: responseToGet },
       config: { budget: 'runs' },
-      errorHandler: turnReconnectAway,
+      errorHandler: turnEventSourceAway,
     },
     async (request, reply) => {
       const after = readCursor(request.headers['last-event-id'], parseEventId)
@@ -153,6 +154,13 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     const reconnects = request.headers['last-event-id'] !== undefined
     if (!(error instanceof Problem) || !reconnects || error.retryAfterSeconds === undefined) throw error
     edge.turnAway(reply, Math.round(turnAwayMs * (0.5 + Math.random())))
+  }
+
+  /** The same of the first GET, as an EventSource sends it, when all that is wrong is that this process is late. */
+  function turnEventSourceAway(error: FastifyError, request: FastifyRequest, reply: FastifyReply): void {
+    const isLate = error instanceof Problem && error.code === 'overloaded'
+    if (!isLate || !wantsStream(request.headers.accept)) turnReconnectAway(error, request, reply)
+    else edge.turnAway(reply, 1000 * (error.retryAfterSeconds ?? 0), error.code)
   }
 
   return answerWithStream

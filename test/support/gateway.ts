@@ -31,12 +31,13 @@ export interface Gateway {
   close(): Promise<void>
 }
 
-/** Tests ask faster than any person, and wait for no provider; those of limits and pauses set their own. */
+/** Tests ask faster than any person, on any machine, and wait for no provider; those of limits and pauses set their own. */
 export const noRateLimits = {
   RATE_LIMIT_RUNS: '0',
   RATE_LIMIT_READS: '0',
   RATE_LIMIT_VISITORS: '0',
   UPSTREAM_RETRY_MS: '5',
+  OVERLOAD_MS: '0',
 } as const
 
 type Teardown = Pick<Test, 'teardown'>
