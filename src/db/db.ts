@@ -37,9 +37,11 @@ export interface Db {
   /**
    * Runs one statement written as SQL. Column names are the statement's own; numerics and bigints must be cast to
    * text or float8 by the statement, because the drivers differ in what they make of them.
+   * @param often for the few long statements that each reply needs: their text is parsed once by each connection to a server,
+   * which takes longer than to run them, and kept there as long as the connection. So it must be one of a few
    * @throws Problem `db_unavailable`; DbError for whatever the database says about the statement itself
    */
-  rows<Row>(statement: SQL): Promise<Row[]>
+  rows<Row>(statement: SQL, often?: 'often'): Promise<Row[]>
   /**
    * The same for a statement that is asked thousands of times a second: its text is made once, and each connection to a
    * server has it parsed once, and not at each call as with the two others.
@@ -197,10 +199,10 @@ export function createGate(options: GateOptions): Gate {
 /** For {@link Db.prepare}: the text, and the values in the order of its parameters. */
 export function compile(statement: SQL): {
   readonly text: string
-  readonly bind: (values: Readonly<Record<string, unknown>>) => never[]
+  readonly bind: (values?: Readonly<Record<string, unknown>>) => never[]
 } {
   const { sql: text, params } = new PgDialect().sqlToQuery(statement)
-  return { text, bind: (values) => fillPlaceholders(params, { ...values }) as never[] }
+  return { text, bind: (values = {}) => fillPlaceholders(params, { ...values }) as never[] }
 }
 
 /** One shape for what `execute` answers: an array on postgres.js, `{ rows }` on PGlite. */

@@ -88,15 +88,20 @@ export function openPostgres(options: PostgresOptions): Db {
   const pass = <T>(statement: () => PromiseLike<T>, lane: Lane): Promise<T> =>
     gate.pass(async () => withoutHoles(await statement()), lane)
 
+  const askPrepared = (text: string, values: never[]) => pool.client.unsafe(text, values, { prepare: !pooled })
+
   const inLane = (lane: Lane): Db => ({
     kind: 'postgres',
     exclusive: false,
     description: `Postgres at ${new URL(options.url).host}`,
-    rows: (statement) => pass(async () => toRows(await pool.orm.execute(statement)), lane),
+    rows(statement, often) {
+      if (often === undefined) return pass(async () => toRows(await pool.orm.execute(statement)), lane)
+      const { text, bind } = compile(statement)
+      return pass(async () => toRows(await askPrepared(text, bind())), lane)
+    },
     prepare(statement) {
       const { text, bind } = compile(statement)
-      return (values) =>
-        pass(async () => toRows(await pool.client.unsafe(text, bind(values), { prepare: !pooled })), lane)
+      return (values) => pass(async () => toRows(await askPrepared(text, bind(values))), lane)
     },
     run: (query) => pass(() => query(pool.orm), lane),
     inLane,

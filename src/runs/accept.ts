@@ -284,7 +284,8 @@ export function createAccept(options: AcceptOptions) {
         from request where ${mayWrite}
         on conflict (id) do update set ${change} where ${asSeen}
         returning ${returned}`
-    const [row] = await db.rows<AcceptRow>(sql`
+    const [row] = await db.rows<AcceptRow>(
+      sql`
       with seen as (
         -- Two questions, because each has an index that does not grow with the session.
         select s.version, coalesce(
@@ -362,7 +363,9 @@ export function createAccept(options: AcceptOptions) {
       select
         request.prior_run, request.at_limit, request.not_found, request.answered_twice, request.active_run_id, run.session_id, run.status,
         run.mode, run.provider, run.model, run.request, ${isoTime(sql`run.created_at`)} as created_at
-      from request left join run on true`)
+      from request left join run on true`,
+      'often',
+    )
     return row as AcceptRow
   }
 

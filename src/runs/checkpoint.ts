@@ -80,14 +80,17 @@ function growthOf(source: CheckpointSource, stored: readonly PartPlace[]): Growt
 async function writeGrowths(db: Db, growths: readonly Growth[], places: CheckpointPlaces): Promise<void> {
   const rows = growths.flatMap((growth) => growth.rows)
   if (rows.length === 0) return
-  await db.rows(sql`
+  await db.rows(
+    sql`
     insert into run_checkpoints (run_id, generation, seq, part, kind, part_offset, text, detail)
     select new.run_id, new.generation, new.seq, new.part, new.kind, new.part_offset, new.text, new.detail
     from jsonb_to_recordset(${JSON.stringify(rows)}::jsonb) as new (
       run_id uuid, generation int, seq int, part int, kind text, part_offset int, text text, detail jsonb
     )
     join chat_runs run on run.id = new.run_id and run.generation = new.generation and run.status = 'running'
-    on conflict do nothing`)
+    on conflict do nothing`,
+    'often',
+  )
   for (const { runId, place } of growths) if (places.has(runId)) places.set(runId, place)
 }
 

@@ -78,7 +78,8 @@ export async function commitRun(
   const cost = ending.costUsd ?? null
   const totalTokens = toColumn(usage?.total_tokens) ?? 0
   const error = ending.error === undefined ? null : JSON.stringify(ending.error)
-  const [row] = await db.rows<{ next_may_wait: boolean }>(sql`
+  const [row] = await db.rows<{ next_may_wait: boolean }>(
+    sql`
     with place as materialized (
       select s.id, r.reservation from chat_sessions s join chat_runs r on r.session_id = s.id
       where r.id = ${runId}::uuid
@@ -148,7 +149,9 @@ export async function commitRun(
     ), cleared as (
       delete from run_checkpoints using run where run_checkpoints.run_id = run.id
     )
-    select next_may_wait from session`)
+    select next_may_wait from session`,
+    'often',
+  )
   if (row !== undefined) return { outcome: 'committed', nextMayWait: row.next_may_wait }
   // In a statement of its own: the one above may have waited for an earlier try of itself, and cannot see what that did.
   const [before] = await db.rows<{ next_may_wait: boolean }>(sql`

@@ -88,7 +88,8 @@ interface NewestRow extends Row {
  */
 export async function readHistory(db: Db, messageId: string, messagesMax: number): Promise<History> {
   const depthMax = messagesMax + reachMax
-  const rows = await db.rows<Row>(sql`
+  const rows = await db.rows<Row>(
+    sql`
     with recursive asked as (
       select s.context, s.summary, s.summary_message_id, (
         select covered.seq from chat_messages covered
@@ -124,7 +125,9 @@ export async function readHistory(db: Db, messageId: string, messagesMax: number
       )`)} end as summary,
       case when depth = 1 then (select summary_message_id from asked) end as summarized_to
     from way where inside
-    order by depth desc`)
+    order by depth desc`,
+    'often',
+  )
   return toHistory(rows)
 }
 
