@@ -1,45 +1,66 @@
 /**
- * What the operating system says of a process: processor time and memory. Linux only, from /proc: the same clock for a
- * gateway, for Postgres with all its backends, and for Redis, and nothing in the process itself has to take part.
+ * What the operating system says of processes and of the machine: processor time and memory. Linux only, from /proc: the
+ * same clock for a gateway, for Postgres with all its backends, and for Redis, and none of them has to take part. A process
+ * that has ended used nothing; whoever measures it finds out by other means.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 
-/** Ticks of a second in /proc/<pid>/stat; the same on every Linux that Node runs on. */
-const ticksPerSecond = 100
+/** Ticks of a second in /proc/stat; the same on every Linux that Node runs on. */
+const msPerTick = 10
 
-/** User and system time of a process, and of its children that it has waited for, in milliseconds. */
+/** Processor time of all threads of a process, user and system, in milliseconds. */
 export function cpuMsOf(pid: number): number {
-  const fields = statOf(pid)
-  if (fields === undefined) return 0
-  const [user = 0, system = 0, childUser = 0, childSystem = 0] = fields.slice(11, 15).map(Number)
-  return ((user + system + childUser + childSystem) * 1000) / ticksPerSecond
+  // Not the ticks of /proc/<pid>/stat: ten streams use no more than ten of them in a window.
+  const threads = readThere(() => readdirSync(`/proc/${pid}/task`)) ?? []
+  return threads.reduce((sum, thread) => {
+    const text = readThere(() => readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8')) ?? '0'
+    return sum + Number(text.split(' ')[0]) / 1e6
+  }, 0)
 }
 
 /** The same of a process and of all below it. */
 export function cpuMsOfTree(pid: number): number {
-  const parents = new Map<number, number[]>()
-  for (const name of readdirSync('/proc')) {
-    const child = Number(name)
-    if (!Number.isInteger(child)) continue
-    const parent = Number(statOf(child)?.[1])
-    parents.set(parent, [...(parents.get(parent) ?? []), child])
-  }
-  const sum = (one: number): number =>
-    cpuMsOf(one) + (parents.get(one) ?? []).reduce((total, child) => total + sum(child), 0)
-  return sum(pid)
+  return familyOf(pid).reduce((sum, one) => sum + cpuMsOf(one), 0)
 }
 
 /** Resident memory in bytes. */
 export function memoryOf(pid: number): number {
-  const kilobytes = /^VmRSS:\s+(\d+) kB/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]
-  return Number(kilobytes) * 1024
+  const status = readThere(() => readFileSync(`/proc/${pid}/status`, 'utf8')) ?? ''
+  return Number(/^VmRSS:\s+(\d+) kB/m.exec(status)?.[1]) * 1024
 }
 
-/** From the state on: the name in front may hold anything. */
-function statOf(pid: number): string[] | undefined {
+/** How many files a process may have open; sockets are files. */
+export function openFilesMax(): number {
+  return Number(/^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1])
+}
+
+export interface MachineCpu {
+  /** Of all processors together. */
+  readonly busyMs: number
+  /** What the host took for others. */
+  readonly stealMs: number
+}
+
+export function readMachineCpu(): MachineCpu {
+  const line = readFileSync('/proc/stat', 'utf8').split('\n', 1)[0] ?? ''
+  const [user = 0, nice = 0, system = 0, , , irq = 0, softIrq = 0, steal = 0] = line.split(/\s+/).slice(1).map(Number)
+  return { busyMs: (user + nice + system + irq + softIrq) * msPerTick, stealMs: steal * msPerTick }
+}
+
+function familyOf(pid: number): readonly number[] {
+  const children = readThere(() => readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8')) ?? ''
+  return [
+    pid,
+    ...children
+      .split(' ')
+      .filter((text) => text !== '')
+      .flatMap((child) => familyOf(Number(child))),
+  ]
+}
+
+function readThere<T>(read: () => T): T | undefined {
   try {
-    const text = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    return text.slice(text.lastIndexOf(')') + 2).split(' ')
+    return read()
   } catch {
     return undefined // it has ended meanwhile
   }

@@ -51,8 +51,9 @@ export interface Provider {
   readonly sentTotal: number
   /** How late the ticks were, in milliseconds, since the last call. */
   takeLateness(): readonly number[]
+  /** For what is sent from now on. */
   setPace(pace: Pace): void
-  forgetReplies(): void
+  forget(number: number): void
   close(): Promise<void>
 }
 
@@ -220,7 +221,9 @@ export async function startProvider(): Promise<Provider> {
     setPace(next) {
       pace = next
     },
-    forgetReplies: () => replies.clear(),
+    forget(number) {
+      replies.delete(number)
+    },
     async close() {
       clearInterval(timer)
       for (const socket of sockets) socket.destroy()

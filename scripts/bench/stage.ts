@@ -1,163 +1,163 @@
 /**
- * The stage of the benchmark: Postgres and Redis of its own, the provider, and the contenders, each a process that can be
- * started on a clean database, measured and ended. What is measured is pinned to one processor; the load, the provider and
- * the stores share the other, so nobody takes time from whom is measured. Everything it starts ends with it.
+ * The stage of the benchmark: Postgres and Redis of its own, the provider, and the contenders, each a process that is
+ * started on a clean database, measured and ended. What is measured is pinned to the first processor; the load, the provider
+ * and the stores have the others, so nobody takes time from whom is measured. Where that cannot be done, it is said.
+ *
+ * Postgres keeps its data on disk and waits for it (fsync), as in production. Everything that the stage starts ends with it;
+ * a contender that does not start, or does not end by itself, is an error or killed within a bound.
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { connect, createServer } from 'node:net'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
-import { type Server, ServicesError, startPostgres, startRedis } from '../servers.ts'
-import { explainMissing, findInstalled } from '../services.ts'
+import { ServicesError, startPostgres, startRedis } from '../servers.ts'
+import { explainMissing, findInPath, findInstalled } from '../services.ts'
+import { type Asked, ask, attach, type ContenderName, type Format, findUnstored, formatOf, isGateway, type Question } from './contenders.ts'
 import { cpuMsOf, cpuMsOfTree, memoryOf } from './cpu.ts'
 import { type Provider, startProvider } from './provider.ts'
-import type { Format } from './viewers.ts'
-
-export type ContenderName = 'gateway' | 'gateway-postgres' | 'gateway-embedded' | 'pipe' | 'wired' | 'nginx'
 
 export interface Contender {
   readonly name: ContenderName
   readonly format: Format
-  readonly url: string
-  readonly pid: number
-  /** How a reply is asked for. */
-  ask(number: number, tokens: number): {
-    readonly url: URL
-    readonly headers: Readonly<Record<string, string>>
-    readonly body: string
-  }
-  /** Complete rows of replies in its database, with their characters; undefined where nothing is stored. */
-  stored(): Promise<{ readonly rows: number; readonly units: number } | undefined>
+  ask(number: number, tokens: number): Question
+  attach(asked: Asked): Question
+  /** @returns a sentence for each reply that is not stored once and whole; none where nothing is stored */
+  findUnstored(replies: readonly Asked[]): Promise<readonly string[]>
   cpuMs(): number
+  memoryBytes(): number
+  end(): Promise<void>
+}
+
+/** A process that is only weighed. */
+export interface Idle {
+  readonly url: URL
   memoryBytes(): number
   end(): Promise<void>
 }
 
 export interface Stage {
   readonly provider: Provider
+  readonly hasNginx: boolean
+  /** What keeps the contender's processor for it; undefined when nothing does. */
+  readonly pinning: Pinning | undefined
+  /** A number that no reply has had. */
+  nextNumber(): number
   /** @param more environment over that of the benchmark */
-  start(name: ContenderName, more?: Readonly<Record<string, string>>): Promise<Contender>
-  /** Another gateway on the stores of `first`. */
-  startBeside(first: Contender, more?: Readonly<Record<string, string>>): Promise<Contender>
+  start(name: ContenderName, more?: Environment): Promise<Contender>
+  /** A gateway, and another one on the same stores. */
+  startTwo(): Promise<readonly [Contender, Contender]>
+  /** The bare server of idle connections. */
+  startIdle(): Promise<Idle>
   storesCpuMs(): { readonly postgresMs: number; readonly redisMs: number }
+  /** Of what is on the stage, by name. */
+  readVersions(): Promise<Readonly<Record<string, string>>>
   close(): Promise<void>
 }
 
-/** The processors. */
-export const contenderCpu = 0
-export const loadCpu = 1
-const startMs = 30_000
-const endMs = 15_000
-const root = join(import.meta.dirname, '../..')
-
-export const visitorOf = (number: number): string => `vst_${String(number).padStart(43, '0')}`
-
-/** Pins a running process, with all its threads. @returns false where there is no taskset */
-export function pin(pid: number, cpu: number): boolean {
-  return spawnSync('taskset', ['-a', '-p', '-c', String(cpu), String(pid)], { stdio: 'ignore' }).status === 0
+export interface Pinning {
+  /** As taskset writes them. */
+  readonly contender: string
+  readonly load: string
 }
 
-export async function openStage(signal: AbortSignal): Promise<Stage> {
-  const ending: (() => Promise<unknown>)[] = []
-  const postgresFolder = findInstalled('postgres', process.env)
-  const redisCommand = findInstalled('redis', process.env)
-  if (postgresFolder === undefined || redisCommand === undefined) {
-    throw new ServicesError(explainMissing(['postgres', 'redis']))
-  }
+type Environment = Readonly<Record<string, string>>
+
+const startMs = 30_000
+const endMs = 15_000
+const lookMs = 50
+/** What a process that did not start has said. */
+const linesMax = 50
+const root = join(import.meta.dirname, '../..')
+
+/** @returns undefined on a machine with one processor, or without taskset */
+export function choosePinning(): Pinning | undefined {
+  const processors = availableParallelism()
+  if (processors < 2 || findInPath('taskset', process.env) === undefined) return undefined
+  return { contender: '0', load: processors === 2 ? '1' : `1-${processors - 1}` }
+}
+
+/** @param needs which stores to start; the pipe alone needs none */
+export async function openStage(
+  signal: AbortSignal,
+  { stores = true }: { readonly stores?: boolean } = {},
+): Promise<Stage> {
+  const ending: (() => Promise<unknown> | unknown)[] = []
+  const pinning = choosePinning()
+  const nginxCommand = findInPath('nginx', process.env) ?? findInPath('nginx', { PATH: '/usr/sbin:/usr/local/sbin' })
+  if (pinning !== undefined) pin(process.pid, pinning.load)
   const provider = await startProvider()
   ending.push(() => provider.close())
-  const pg: Server = await startPostgres(postgresFolder, signal, {
-    settings: ['synchronous_commit=on', 'shared_buffers=256MB'],
-  })
-  ending.push(() => pg.close())
-  const redis: Server = await startRedis(redisCommand, signal)
-  ending.push(() => redis.close())
-  for (const { pid } of [pg, redis]) pin(pid, loadCpu)
-  const admin = postgres(pg.url, { max: 1, onnotice: () => undefined })
-  ending.push(() => admin.end({ timeout: 1 }))
-  let databases = 0
+  const opened = stores ? await openStores(signal).catch(closeAndThrow) : undefined
+  if (opened !== undefined) {
+    ending.push(opened.close)
+    if (pinning !== undefined) for (const pid of [opened.pg.pid, opened.redis.pid]) pin(pid, pinning.load)
+  }
+  let lastNumber = 0
 
-  async function createDatabase(): Promise<string> {
-    databases += 1
-    const name = `bench_${databases}`
-    await admin.unsafe(`create database ${name}`)
-    const url = new URL(pg.url)
-    url.pathname = `/${name}`
-    return url.href
+  async function closeAndThrow(error: unknown): Promise<never> {
+    await close()
+    throw error
   }
 
-  async function launch(
-    name: ContenderName,
-    args: readonly string[],
-    env: Readonly<Record<string, string>>,
-  ): Promise<{ child: ChildProcess; url: string }> {
-    const child = spawn('taskset', ['-c', String(contenderCpu), process.execPath, ...args], {
+  async function close(): Promise<void> {
+    for (const end of ending.splice(0).toReversed()) await Promise.resolve(end()).catch(() => undefined) // the rest must end too
+  }
+
+  function spawnPinned(command: string, args: readonly string[], env: Environment): ChildProcess {
+    const words = [command, ...args]
+    const [first = '', ...rest] = pinning === undefined ? words : ['taskset', '-c', pinning.contender, ...words]
+    return spawn(first, rest, {
       cwd: root,
       env: { PATH: process.env.PATH ?? '', NODE_ENV: 'production', ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
     })
+  }
+
+  /** @returns the process and the address that it prints when it listens */
+  async function launch(args: readonly string[], env: Environment): Promise<Launched> {
+    const child = spawnPinned(process.execPath, args, env)
+    const end = ownChild(child)
+    ending.push(end)
     const lines: string[] = []
     const listening = Promise.withResolvers<string>()
     for (const stream of [child.stdout, child.stderr]) {
-      createInterface({ input: stream as NodeJS.ReadableStream }).on('line', (line) => {
-        if (lines.length < 50) lines.push(line)
-        const url = /(http:\/\/127\.0\.0\.1:\d+)/.exec(line)?.[1]
+      if (stream === null) continue
+      createInterface({ input: stream }).on('line', (line) => {
+        if (lines.length < linesMax) lines.push(line)
+        const url = /http:\/\/127\.0\.0\.1:\d+/.exec(line)?.[0]
         if (url !== undefined) listening.resolve(url)
       })
     }
-    const said = () => new Error(`${name} did not start; it said:\n${lines.join('\n')}`)
-    child.once('exit', () => listening.reject(said()))
-    const late = setTimeout(() => listening.reject(said()), startMs)
+    const fail = () => listening.reject(new Error(`${args.join(' ')} did not start; it said:\n${lines.join('\n')}`))
+    child.once('exit', fail)
+    child.once('error', fail)
+    const late = setTimeout(fail, startMs)
     const url = await listening.promise.finally(() => clearTimeout(late))
-    return { child, url }
+    return { pid: child.pid ?? 0, url, end }
   }
 
-  async function start(name: ContenderName, more: Readonly<Record<string, string>> = {}): Promise<Contender> {
-    const databaseUrl = name === 'gateway' || name === 'gateway-postgres' || name === 'wired' ? await createDatabase() : ''
-    const launched =
-      name === 'pipe'
-        ? await launch(name, ['scripts/bench/contenders/pipe.ts', provider.url], more)
-        : name === 'wired'
-          ? await launch(name, ['scripts/bench/contenders/wired.ts', provider.url, databaseUrl, redis.url], more)
-          : await launch(name, ['src/main.ts'], gatewayEnv(name, databaseUrl, more))
-    const { child, url } = launched
-    const pid = child.pid ?? 0
-    if (name.startsWith('gateway')) await untilReady(url)
-    const sql = databaseUrl === '' ? undefined : postgres(databaseUrl, { max: 1, onnotice: () => undefined })
-    const end = async () => {
-      await sql?.end({ timeout: 1 })
-      if (child.exitCode !== null || child.signalCode !== null) return
-      child.kill('SIGTERM')
-      const late = setTimeout(() => child.kill('SIGKILL'), endMs)
-      await once(child, 'exit')
-      clearTimeout(late)
-    }
+  async function launchNginx(command: string): Promise<Launched> {
+    const home = mkdtempSync(join(tmpdir(), 'verbatim-bench-nginx-'))
+    ending.push(() => rmSync(home, { recursive: true, force: true }))
+    const port = await findFreePort()
+    const file = join(home, 'nginx.conf')
+    writeFileSync(file, nginxConfig(home, port, provider.url))
+    const child = spawnPinned(command, ['-p', home, '-e', 'stderr', '-c', file], {})
+    const end = ownChild(child)
     ending.push(end)
-    return {
-      name,
-      url,
-      pid,
-      format: name === 'wired' ? 'ui' : name.startsWith('gateway') ? 'native' : 'openai',
-      ask: (number, tokens) => askOf(name, url, number, tokens),
-      async stored() {
-        if (sql === undefined) return undefined
-        const table = name === 'wired' ? 'messages' : 'chat_messages'
-        const complete = name === 'wired' ? sql`role = 'assistant'` : sql`role = 'assistant' and status = 'completed'`
-        const [row] = await sql<{ rows: number; units: number }[]>`
-          select count(*)::int as rows, coalesce(sum(length(content)), 0)::int as units from ${sql(table)} where ${complete}`
-        return row
-      },
-      cpuMs: () => cpuMsOf(pid),
-      memoryBytes: () => memoryOf(pid),
-      end,
-    }
+    await untilListening(port)
+    return { pid: child.pid ?? 0, url: `http://127.0.0.1:${port}`, end }
   }
 
-  function gatewayEnv(name: ContenderName, databaseUrl: string, more: Readonly<Record<string, string>>) {
-    return {
-      ...(databaseUrl === '' ? { DATA_DIR: 'memory://' } : { DATABASE_URL: databaseUrl }),
-      ...(name === 'gateway' ? { REDIS_URL: redis.url } : {}),
+  async function launchGateway(name: ContenderName, databaseUrl: string | undefined, more: Environment) {
+    const launched = await launch(['src/main.ts'], {
+      ...(databaseUrl === undefined ? { DATA_DIR: 'memory://' } : { DATABASE_URL: databaseUrl }),
+      ...(name === 'gateway' && opened !== undefined ? { REDIS_URL: opened.redis.url } : {}),
       PORT: '0',
       HOST: '127.0.0.1',
       LOG_LEVEL: 'info',
@@ -168,48 +168,197 @@ export async function openStage(signal: AbortSignal): Promise<Stage> {
       RATE_LIMIT_READS: '0',
       RATE_LIMIT_VISITORS: '0',
       ...more,
+    })
+    await untilReady(launched.url)
+    return launched
+  }
+
+  function needStores(): Stores {
+    if (opened === undefined) throw new Error('This contender needs the stores')
+    return opened
+  }
+
+  async function launchByName(name: ContenderName, databaseUrl: string | undefined, more: Environment) {
+    if (isGateway(name)) return await launchGateway(name, databaseUrl, more)
+    if (name === 'pipe') return await launch(['scripts/bench/contenders/pipe.ts', provider.url], more)
+    if (name === 'wired') {
+      const args = [provider.url, databaseUrl ?? '', needStores().redis.url]
+      return await launch(['scripts/bench/contenders/wired.ts', ...args], more)
     }
+    if (nginxCommand === undefined) throw new Error('There is no nginx')
+    return await launchNginx(nginxCommand)
+  }
+
+  function contender(name: ContenderName, { pid, url, end }: Launched, sql: postgres.Sql | undefined): Contender {
+    return {
+      name,
+      format: formatOf(name),
+      ask: (number, tokens) => ask(name, url, number, tokens),
+      attach: (asked) => attach(url, asked),
+      findUnstored: (replies) => findUnstored(name, url, sql, replies),
+      cpuMs: () => (name === 'nginx' ? cpuMsOfTree(pid) : cpuMsOf(pid)),
+      memoryBytes: () => memoryOf(pid),
+      end,
+    }
+  }
+
+  async function openDatabase(): Promise<{ readonly url: string; readonly sql: postgres.Sql }> {
+    const url = await needStores().createDatabase()
+    const sql = postgres(url, { max: 1, onnotice: () => undefined })
+    ending.push(() => sql.end({ timeout: 1 }))
+    return { url, sql }
   }
 
   return {
     provider,
-    start,
-    startBeside: () => Promise.reject(new Error('later')),
-    storesCpuMs: () => ({ postgresMs: cpuMsOfTree(pg.pid), redisMs: cpuMsOf(redis.pid) }),
+    hasNginx: nginxCommand !== undefined,
+    pinning,
+    nextNumber() {
+      lastNumber += 1
+      return lastNumber
+    },
+    async start(name, more = {}) {
+      const database = name === 'gateway' || name === 'gateway-postgres' || name === 'wired' ? await openDatabase() : undefined
+      return contender(name, await launchByName(name, database?.url, more), database?.sql)
+    },
+    async startTwo() {
+      const { url, sql } = await openDatabase()
+      const first = await launchGateway('gateway', url, {})
+      return [contender('gateway', first, sql), contender('gateway', await launchGateway('gateway', url, {}), sql)]
+    },
+    async startIdle() {
+      const { pid, url, end } = await launch(['scripts/bench/contenders/idle.ts'], {})
+      return { url: new URL(url), memoryBytes: () => memoryOf(pid), end }
+    },
+    storesCpuMs: () => ({
+      postgresMs: opened === undefined ? 0 : cpuMsOfTree(opened.pg.pid),
+      redisMs: opened === undefined ? 0 : cpuMsOf(opened.redis.pid),
+    }),
+    async readVersions() {
+      const nginx = nginxCommand === undefined ? '' : spawnSync(nginxCommand, ['-v'], { encoding: 'utf8' }).stderr
+      return {
+        ...(await opened?.readVersions()),
+        ...(nginxCommand === undefined ? {} : { nginx: /nginx\/([\d.]+)/.exec(nginx)?.[1] ?? '?' }),
+      }
+    },
+    close,
+  }
+}
+
+interface Launched {
+  readonly pid: number
+  readonly url: string
+  readonly end: () => Promise<void>
+}
+
+type Stores = Awaited<ReturnType<typeof openStores>>
+
+async function openStores(signal: AbortSignal) {
+  const postgresFolder = findInstalled('postgres', process.env)
+  const redisCommand = findInstalled('redis', process.env)
+  if (postgresFolder === undefined || redisCommand === undefined) {
+    throw new ServicesError(explainMissing(['postgres', 'redis']))
+  }
+  const pg = await startPostgres(postgresFolder, signal, {
+    settings: ['fsync=on', 'synchronous_commit=on', 'full_page_writes=on', 'shared_buffers=256MB'],
+    place: tmpdir(),
+  })
+  const redis = await startRedis(redisCommand, signal).catch(async (error: unknown) => {
+    await pg.close()
+    throw error
+  })
+  const admin = postgres(pg.url, { max: 1, onnotice: () => undefined })
+  let databases = 0
+  return {
+    pg,
+    redis,
+    async createDatabase() {
+      databases += 1
+      await admin.unsafe(`create database bench_${databases}`)
+      return new URL(`/bench_${databases}`, pg.url).href
+    },
+    async readVersions() {
+      const [row] = await admin<{ version: string }[]>`select current_setting('server_version') as version`
+      const said = spawnSync(redisCommand, ['--version'], { encoding: 'utf8' }).stdout
+      return { postgres: row?.version.split(' ')[0] ?? '?', redis: /v=([\d.]+)/.exec(said)?.[1] ?? '?' }
+    },
     async close() {
-      for (const end of ending.toReversed()) await end().catch(() => undefined)
+      await admin.end({ timeout: 1 })
+      await Promise.all([pg.close(), redis.close()])
     },
   }
 }
 
-function askOf(name: ContenderName, url: string, number: number, tokens: number) {
-  const words = `reply ${number} of ${tokens}`
-  if (name.startsWith('gateway')) {
-    return {
-      url: new URL(`${url}/api/v1/chat/stream`),
-      headers: { 'x-visitor-token': visitorOf(number) },
-      body: JSON.stringify({ message: words }),
-    }
-  }
-  if (name === 'wired') {
-    const message = { id: `m${number}`, role: 'user', parts: [{ type: 'text', text: words }] }
-    return {
-      url: new URL(`${url}/api/chat`),
-      headers: {},
-      body: JSON.stringify({ id: `chat-${number}-${Date.now()}`, messages: [message], trigger: 'submit-message' }),
-    }
-  }
-  return {
-    url: new URL(`${url}/v1/chat/completions`),
-    headers: {},
-    body: JSON.stringify({ model: 'bench', stream: true, messages: [{ role: 'user', content: words }] }),
+/** Pins a running process with all its threads. */
+function pin(pid: number, processors: string): void {
+  spawnSync('taskset', ['-a', '-p', '-c', processors, String(pid)], { stdio: 'ignore' })
+}
+
+/** @returns what ends it: a word, then a bound */
+function ownChild(child: ChildProcess): () => Promise<void> {
+  return async () => {
+    if (child.exitCode !== null || child.signalCode !== null) return
+    const ended = once(child, 'exit')
+    child.kill('SIGTERM')
+    const late = setTimeout(() => child.kill('SIGKILL'), endMs)
+    await ended.finally(() => clearTimeout(late))
   }
 }
 
 async function untilReady(url: string): Promise<void> {
-  for (const giveUpAt = Date.now() + startMs; Date.now() < giveUpAt; ) {
+  for (const giveUpAt = Date.now() + startMs; Date.now() < giveUpAt; await sleep(lookMs)) {
     if ((await fetch(`${url}/health/ready`)).ok) return
-    await new Promise((resolve) => setTimeout(resolve, 50))
   }
-  throw new Error(`not ready in ${startMs} ms`)
+  throw new Error(`The gateway is not ready after ${startMs} ms`)
+}
+
+async function untilListening(port: number): Promise<void> {
+  for (const giveUpAt = Date.now() + startMs; Date.now() < giveUpAt; await sleep(lookMs)) {
+    const socket = connect(port, '127.0.0.1')
+    const there = await once(socket, 'connect').then(
+      () => true,
+      () => false, // not yet
+    )
+    socket.destroy()
+    if (there) return
+  }
+  throw new Error(`Nothing listens on port ${port} after ${startMs} ms`)
+}
+
+async function findFreePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const address = server.address()
+  server.close()
+  await once(server, 'close')
+  return typeof address === 'object' && address !== null ? address.port : 0
+}
+
+/** One worker, nothing buffered, connections to the provider kept: the usual advice for SSE. */
+function nginxConfig(home: string, port: number, providerUrl: string): string {
+  return `
+daemon off;
+worker_processes 1;
+pid ${home}/nginx.pid;
+events { worker_connections 8192; }
+http {
+  access_log off;
+  client_body_temp_path ${home}/body;
+  proxy_temp_path ${home}/proxy;
+  fastcgi_temp_path ${home}/fastcgi;
+  uwsgi_temp_path ${home}/uwsgi;
+  scgi_temp_path ${home}/scgi;
+  upstream provider { server ${new URL(providerUrl).host}; keepalive 1024; }
+  server {
+    listen 127.0.0.1:${port} backlog=4096;
+    location /v1/ {
+      proxy_pass http://provider;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_read_timeout 1h;
+    }
+  }
+}
+`
 }
