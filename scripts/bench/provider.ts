@@ -10,8 +10,8 @@
  * cheap. A round in which that happened does not count; that is decided by the caller.
  */
 import { once } from 'node:events'
-import { createServer, type Socket } from 'node:net'
 import type { AddressInfo } from 'node:net'
+import { createServer, type Socket } from 'node:net'
 
 /** Of a token, in characters of ASCII. */
 export const tokenUnits = 6
@@ -89,9 +89,7 @@ const beginBytes = frame(
 const endBytes = (tokens: number): Buffer =>
   Buffer.concat([
     frame(toChunk({ choices: [{ index: 0, delta: {}, logprobs: null, finish_reason: 'stop' }] })),
-    frame(
-      toChunk({ choices: [], usage: { prompt_tokens: 8, completion_tokens: tokens, total_tokens: tokens + 8 } }),
-    ),
+    frame(toChunk({ choices: [], usage: { prompt_tokens: 8, completion_tokens: tokens, total_tokens: tokens + 8 } })),
     frame('data: [DONE]\n\n'),
     Buffer.from('0\r\n\r\n'),
   ])

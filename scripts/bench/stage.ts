@@ -10,14 +10,24 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect, createServer } from 'node:net'
-import { availableParallelism, tmpdir } from 'node:os'
+import { availableParallelism, setPriority, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
 import { ServicesError, startPostgres, startRedis } from '../servers.ts'
 import { explainMissing, findInPath, findInstalled } from '../services.ts'
-import { type Asked, ask, attach, type ContenderName, type Format, findUnstored, formatOf, isGateway, type Question } from './contenders.ts'
+import {
+  type Asked,
+  ask,
+  attach,
+  type ContenderName,
+  type Format,
+  findUnstored,
+  formatOf,
+  isGateway,
+  type Question,
+} from './contenders.ts'
 import { cpuMsOf, cpuMsOfTree, memoryOf } from './cpu.ts'
 import { type Provider, startProvider } from './provider.ts'
 
@@ -70,6 +80,8 @@ type Environment = Readonly<Record<string, string>>
 const startMs = 30_000
 const endMs = 15_000
 const lookMs = 50
+/** A little less than anybody else; its backends inherit it. */
+const databaseNice = 5
 /** What a process that did not start has said. */
 const linesMax = 50
 const root = join(import.meta.dirname, '../..')
@@ -81,13 +93,13 @@ export function choosePinning(): Pinning | undefined {
   return { contender: '0', load: processors === 2 ? '1' : `1-${processors - 1}` }
 }
 
-/** @param needs which stores to start; the pipe alone needs none */
+/** @param pinning undefined: none; @param stores whether to start them: the pipe alone needs none */
 export async function openStage(
   signal: AbortSignal,
+  pinning: Pinning | undefined,
   { stores = true }: { readonly stores?: boolean } = {},
 ): Promise<Stage> {
   const ending: (() => Promise<unknown> | unknown)[] = []
-  const pinning = choosePinning()
   const nginxCommand = findInPath('nginx', process.env) ?? findInPath('nginx', { PATH: '/usr/sbin:/usr/local/sbin' })
   if (pinning !== undefined) pin(process.pid, pinning.load)
   const provider = await startProvider()
@@ -96,6 +108,8 @@ export async function openStage(
   if (opened !== undefined) {
     ending.push(opened.close)
     if (pinning !== undefined) for (const pid of [opened.pg.pid, opened.redis.pid]) pin(pid, pinning.load)
+    // The load must be on time, whatever the database has to do on its processor.
+    setPriority(opened.pg.pid, databaseNice)
   }
   let lastNumber = 0
 
@@ -141,9 +155,14 @@ export async function openStage(
     return { pid: child.pid ?? 0, url, end }
   }
 
+  function makeFolder(): string {
+    const folder = mkdtempSync(join(tmpdir(), 'verbatim-bench-'))
+    ending.push(() => rmSync(folder, { recursive: true, force: true }))
+    return folder
+  }
+
   async function launchNginx(command: string): Promise<Launched> {
-    const home = mkdtempSync(join(tmpdir(), 'verbatim-bench-nginx-'))
-    ending.push(() => rmSync(home, { recursive: true, force: true }))
+    const home = makeFolder()
     const port = await findFreePort()
     const file = join(home, 'nginx.conf')
     writeFileSync(file, nginxConfig(home, port, provider.url))
@@ -156,7 +175,7 @@ export async function openStage(
 
   async function launchGateway(name: ContenderName, databaseUrl: string | undefined, more: Environment) {
     const launched = await launch(['src/main.ts'], {
-      ...(databaseUrl === undefined ? { DATA_DIR: 'memory://' } : { DATABASE_URL: databaseUrl }),
+      ...(databaseUrl === undefined ? { DATA_DIR: makeFolder() } : { DATABASE_URL: databaseUrl }),
       ...(name === 'gateway' && opened !== undefined ? { REDIS_URL: opened.redis.url } : {}),
       PORT: '0',
       HOST: '127.0.0.1',
@@ -218,7 +237,8 @@ export async function openStage(
       return lastNumber
     },
     async start(name, more = {}) {
-      const database = name === 'gateway' || name === 'gateway-postgres' || name === 'wired' ? await openDatabase() : undefined
+      const database =
+        name === 'gateway' || name === 'gateway-postgres' || name === 'wired' ? await openDatabase() : undefined
       return contender(name, await launchByName(name, database?.url, more), database?.sql)
     },
     async startTwo() {

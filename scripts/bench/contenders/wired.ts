@@ -29,8 +29,7 @@ const streams =
         subscriber: new Redis(redisUrl),
       })
 
-const textOf = ({ parts }: UIMessage): string =>
-  parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
+const textOf = ({ parts }: UIMessage): string => parts.map((part) => (part.type === 'text' ? part.text : '')).join('')
 
 const app = fastify({ logger: true })
 app.post<{ Body: { id: string; messages: UIMessage[] } }>('/api/chat', async (request, reply) => {
