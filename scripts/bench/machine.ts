@@ -38,7 +38,7 @@ export async function describeMachine(stage: Stage): Promise<Machine> {
     system: `${process.platform} ${release()}`,
     pinned: stage.pinning !== undefined,
     versions: {
-      node: process.version.slice(1),
+      Node: process.version.slice(1),
       ...(await stage.readVersions()),
       ...Object.fromEntries(packages.map((name) => [nameOf(name), versionOf(name)])),
     },

@@ -1,12 +1,12 @@
 /**
- * Comparisons -> tables in Markdown. Every figure is the median over the rounds of one comparison, and every ratio is of two
- * that ran in turn; what was not measured is said to be so. A pure function: main.ts reads and writes the files.
+ * Comparisons -> tables in Markdown. Every figure is the median over the rounds of one comparison, and every ratio the median
+ * of those of two who ran next to each other; what was not measured is said to be so. A pure function: main.ts reads and writes the files.
  */
 import { contenderNames } from './contenders.ts'
 import type { Machine } from './machine.ts'
 import { lagP99MsMax, nearEnough } from './measures/capacity.ts'
 import { lengths } from './measures/lengths.ts'
-import { type Comparison, medianOf } from './rounds.ts'
+import { type Comparison, medianOf, ratioOf } from './rounds.ts'
 
 const [beginMark, endMark] = ['<!-- bench:begin -->', '<!-- bench:end -->'] as const
 
@@ -46,14 +46,12 @@ interface Target {
 }
 
 function targets(kept: readonly Comparison[]): readonly string[] {
+  const find = (measure: string, setting: string) =>
+    kept.find((one) => one.measure === measure && (setting === '' || one.setting === setting))
   const get = (measure: string, setting: string, entrant: string, figure: string) =>
-    medianOf(
-      kept.find((one) => one.measure === measure && (setting === '' || one.setting === setting)),
-      entrant,
-      figure,
-    )
-  const ratio = (measure: string, setting: string, [one, other]: readonly [string, string], figure: string) =>
-    divide(get(measure, setting, one, figure), get(measure, setting, other, figure))
+    medianOf(find(measure, setting), entrant, figure)
+  const ratio = (measure: string, setting: string, other: string) =>
+    ratioOf(find(measure, setting), 'gateway', other, 'usPerToken')
   const attached = (figure: string) => get('attach', '', 'gateway', figure)
   const firstTokens = (figure: string) =>
     largest([0, 200].map((ms) => get('first-token', `upstream ${ms} ms`, 'gateway', figure)))
@@ -64,21 +62,21 @@ function targets(kept: readonly Comparison[]): readonly string[] {
   const rows: readonly Target[] = [
     {
       what: 'a token, 200 streams, in bare pipes',
-      measured: ratio('cost', '200 streams', ['gateway', 'pipe'], 'usPerToken'),
+      measured: ratio('cost', '200 streams', 'pipe'),
       most: 1,
       unit: ' ×',
       digits: 2,
     },
     {
       what: 'a token, 50 streams, in hand-wired stacks',
-      measured: ratio('cost', '50 streams', ['gateway', 'wired'], 'usPerToken'),
+      measured: ratio('cost', '50 streams', 'wired'),
       most: 0.25,
       unit: ' ×',
       digits: 2,
     },
     {
       what: 'a token in a burst, in bare pipes',
-      measured: ratio('burst', '', ['gateway', 'pipe'], 'usPerToken'),
+      measured: ratio('burst', '', 'pipe'),
       most: 2,
       unit: ' ×',
       digits: 2,
@@ -184,7 +182,7 @@ function costAt(comparison: Comparison | undefined, streams: number): readonly s
         name,
         show(get(name, 'usPerToken'), 1),
         ...['postgresUsPerToken', 'redisUsPerToken'].map((figure) => show(get(name, figure), 1)),
-        show(divide(get(name, 'usPerToken'), get('pipe', 'usPerToken')), 2),
+        show(ratioOf(comparison, name, 'pipe', 'usPerToken'), 2),
         `${show(get(name, 'lagP50Ms'), 1)} ms`,
         `${show(get(name, 'lagP99Ms'), 1)} ms`,
       ]),
@@ -204,7 +202,7 @@ ends them. ${dates([comparison])}`,
       entrantsOf([comparison]).map((name) => [
         name,
         show(get(name, 'usPerToken'), 2),
-        show(divide(get(name, 'usPerToken'), get('pipe', 'usPerToken')), 2),
+        show(ratioOf(comparison, name, 'pipe', 'usPerToken'), 2),
         show(get(name, 'tokensPerSecond'), 0),
       ]),
     ),
@@ -296,7 +294,7 @@ ${dates(comparisons)}`,
 }
 
 function idleRatio(comparison: Comparison | undefined): number | undefined {
-  return divide(medianOf(comparison, 'gateway', 'bytesPerViewer'), medianOf(comparison, 'node:http', 'bytesPerViewer'))
+  return ratioOf(comparison, 'gateway', 'node:http', 'bytesPerViewer')
 }
 
 function idle(comparison: Comparison | undefined): readonly string[] {
@@ -311,7 +309,7 @@ ${dates([comparison])}`,
       ['gateway', 'node:http'].map((name) => [
         name,
         `${show(divide(get(name, 'bytesPerViewer'), 1000), 1)} kB`,
-        show(divide(get(name, 'bytesPerViewer'), get('node:http', 'bytesPerViewer')), 2),
+        show(ratioOf(comparison, name, 'node:http', 'bytesPerViewer'), 2),
         ...['lagP50Ms', 'lagP99Ms', 'lastMs'].map((figure) =>
           name === 'gateway' ? `${show(get(name, figure), 0)} ms` : '',
         ),
@@ -341,10 +339,7 @@ function attach(comparison: Comparison | undefined): readonly string[] {
 }
 
 function pairRatio(comparison: Comparison | undefined): number | undefined {
-  const one = divide(
-    medianOf(comparison, 'one process', 'usPerToken'),
-    medianOf(comparison, 'two processes', 'usPerToken'),
-  )
+  const one = ratioOf(comparison, 'one process', 'two processes', 'usPerToken')
   return one === undefined ? undefined : 2 * one
 }
 

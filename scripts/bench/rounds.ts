@@ -112,6 +112,21 @@ export function medianOf(comparison: Comparison | undefined, entrant: string, fi
   return values.length === 0 ? undefined : median(values)
 }
 
+/** The median over the rounds of a figure of one entrant in that of another, who ran next to it. */
+export function ratioOf(
+  comparison: Comparison | undefined,
+  one: string,
+  other: string,
+  figure: string,
+): number | undefined {
+  const others = comparison?.rounds[other] ?? []
+  const ratios = (comparison?.rounds[one] ?? []).flatMap((figures, round) => {
+    const [value, base] = [figures[figure], others[round]?.[figure]]
+    return value === undefined || base === undefined ? [] : [value / base]
+  })
+  return ratios.length === 0 ? undefined : median(ratios)
+}
+
 function describe(figures: Figures): string {
   return Object.entries(figures)
     .map(([name, value]) => `${name} ${Number.isInteger(value) ? value : value.toFixed(2)}`)

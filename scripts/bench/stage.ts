@@ -300,7 +300,7 @@ async function openStores(signal: AbortSignal) {
     async readVersions() {
       const [row] = await admin<{ version: string }[]>`select current_setting('server_version') as version`
       const said = spawnSync(redisCommand, ['--version'], { encoding: 'utf8' }).stdout
-      return { postgres: row?.version.split(' ')[0] ?? '?', redis: /v=([\d.]+)/.exec(said)?.[1] ?? '?' }
+      return { PostgreSQL: row?.version.split(' ')[0] ?? '?', Redis: /v=([\d.]+)/.exec(said)?.[1] ?? '?' }
     },
     async close() {
       await admin.end({ timeout: 1 })

@@ -31,7 +31,7 @@ const loadShareMax = 0.9
 const foreignShareMax = 0.25
 const stealShareMax = 0.02
 /** A contender that uses its whole processor is starved as well: its cost says what it is overloaded, no more. */
-export const saturatedShare = 0.97
+export const saturatedShare = 0.9
 
 /** Begins to watch. @returns what ends it */
 export function watch(stage: Stage, contenders: readonly Contender[]): () => Watched {
