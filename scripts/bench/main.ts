@@ -5,8 +5,8 @@
  *
  *   cost · burst · length · first-token · capacity · idle · attach · pair     the measures; all when none is named
  *   report            writes docs/benchmark.md and docs/benchmark.svg from what was measured
- *   --quick           a look in two minutes, which is not kept
- *   --rounds=n        of each trial, 3
+ *   --quick           a look in three minutes at gateway, pipe and wired, which is not kept
+ *   --rounds=n        of each trial, 3; with --quick 1
  *   --contenders=…    of gateway, gateway-postgres, gateway-embedded, pipe, nginx, wired
  *   --streams=…       for cost, instead of 10, 50, 200, 400 and 800
  *   --profile=folder  a CPU profile of each contender; it makes them slower
@@ -41,6 +41,7 @@ const measures: Readonly<Record<string, (bench: Bench) => Promise<void>>> = {
   attach: measureAttach,
   pair: measurePair,
 }
+const contendersQuick: readonly ContenderName[] = ['gateway', 'pipe', 'wired']
 const root = join(import.meta.dirname, '../..')
 const keptFolder = join(root, '.bench')
 const [documentFile, plotFile] = [join(root, 'docs/benchmark.md'), join(root, 'docs/benchmark.svg')]
@@ -76,7 +77,7 @@ function readOptions(args: readonly string[]): Options {
   const known = Object.keys(measures)
   const unknown = names.find((name) => !known.includes(name))
   if (unknown !== undefined) throw new Error(`No measure ${unknown}; there are ${known.join(', ')}, and report`)
-  const contenders = values.contenders?.split(',') ?? contenderNames
+  const contenders = values.contenders?.split(',') ?? (values.quick ? contendersQuick : contenderNames)
   return {
     names: positionals.length === 0 ? known : names,
     report: positionals.includes('report') || (positionals.length === 0 && !values.quick),
@@ -100,9 +101,9 @@ function readCount(text: string): number {
 /** @returns what went wrong */
 async function measure(options: Options): Promise<readonly string[]> {
   const stopped = new AbortController()
+  // Ctrl-C goes to the contenders as well: the trial that is running fails, and is the last.
   process.once('SIGINT', () => stopped.abort())
   const stage = await openStage(stopped.signal, choosePinning())
-  // Ctrl-C goes to the contenders as well, so the round that is running breaks by itself.
   const faults: string[] = []
   try {
     const machine = await describeMachine(stage)
@@ -119,17 +120,18 @@ async function measure(options: Options): Promise<readonly string[]> {
       streams: options.streams,
       environment:
         options.profile === undefined ? {} : { NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${options.profile}` },
+      signal: stopped.signal,
       say,
       keep: (comparison) => {
         faults.push(...comparison.faults)
         if (!options.quick && options.profile === undefined) writeKept(comparison)
       },
     }
-    for (const name of options.names) {
-      if (stopped.signal.aborted) return [...faults, 'stopped']
-      await measures[name]?.(bench)
-    }
+    for (const name of options.names) await measures[name]?.(bench)
     return faults
+  } catch (error) {
+    if (!stopped.signal.aborted) throw error
+    return [...faults, 'stopped']
   } finally {
     await stage.close()
   }

@@ -51,6 +51,8 @@ export interface Bench {
   readonly streams: readonly number[] | undefined
   /** Environment of the contenders, over that of the stage. */
   readonly environment: Readonly<Record<string, string>>
+  /** Aborted when no more trials are wanted. */
+  readonly signal: AbortSignal
   readonly say: (line: string) => void
   readonly keep: (comparison: Comparison) => void
 }
@@ -59,6 +61,7 @@ export interface Bench {
 const attemptsMax = 4
 const faultsSaidMax = 3
 
+/** @throws the reason of `bench.signal`, between two trials */
 export async function compare(
   bench: Bench,
   measure: string,
@@ -72,6 +75,7 @@ export async function compare(
   for (let round = 1; round <= rounds; round += 1) {
     for (const { name, run } of entrants) {
       for (let attempt = 1; attempt <= attemptsMax; attempt += 1) {
+        bench.signal.throwIfAborted()
         const trial = await run()
         const place = `${measure} ${setting}, round ${round}, ${name}`
         bench.say(`${place}: ${describe(trial.figures)}`)

@@ -158,6 +158,7 @@ function benchWith(kept: Comparison[]): Bench {
       versions: { node: '24' },
       commit: 'abc',
     },
+    signal: new AbortController().signal,
     say: () => undefined,
     keep: (comparison) => kept.push(comparison),
   } as Partial<Bench> as Bench

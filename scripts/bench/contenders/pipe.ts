@@ -30,4 +30,6 @@ const server = createServer(async (incoming, response) => {
 })
 server.listen(0, '127.0.0.1')
 await once(server, 'listening')
+// A profile is written by a process that ends by itself.
+process.once('SIGTERM', () => process.exit())
 process.stdout.write(`http://127.0.0.1:${(server.address() as AddressInfo).port}\n`)

@@ -82,4 +82,6 @@ app.get<{ Params: { id: string } }>('/api/chat/:id/stream', async (request, repl
   return reply.headers(streamHeaders).send(Readable.from(stream))
 })
 
+// A profile is written by a process that ends by itself.
+process.once('SIGTERM', () => process.exit())
 process.stdout.write(`${await app.listen({ port: 0, host: '127.0.0.1' })}\n`)

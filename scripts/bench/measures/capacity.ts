@@ -22,7 +22,7 @@ const stepDown = 0.7
 export const nearEnough = 1.16
 const triesMax = 2
 /** Of one round; it takes about five. */
-const stepsMax = 12
+const [stepsMax, stepsMaxQuick] = [12, 2] as const
 const [streamsMin, streamsMax] = [10, 4000] as const
 
 export async function measureCapacity(bench: Bench): Promise<void> {
@@ -67,7 +67,7 @@ async function climb(bench: Bench, contender: Contender, from: number): Promise<
   let failed = Number.POSITIVE_INFINITY
   let loadWasLate = false
   let streams = from
-  for (let step = 0; step < stepsMax; step += 1) {
+  for (let step = 0; step < (bench.quick ? stepsMaxQuick : stepsMax); step += 1) {
     const { holds, paced } = await tryHold(bench, contender, streams)
     if (holds) {
       held = streams

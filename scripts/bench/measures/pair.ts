@@ -8,13 +8,15 @@ import { type Bench, compare } from '../rounds.ts'
 import { warmUp } from '../warm.ts'
 
 const load = { streams: 200, warmMs: 1000, windowMs: 5000 } as const
+const windowMsQuick = 2000
 
 export async function measurePair(bench: Bench): Promise<void> {
+  const { windowMs } = bench.quick ? { windowMs: windowMsQuick } : load
   const both = await bench.stage.startTwo()
   for (const contender of both) await warmUp(bench, contender)
   await compare(bench, 'pair', `${load.streams} streams`, [
-    { name: 'one process', run: () => runPaced(bench.stage, both.slice(0, 1), load) },
-    { name: 'two processes', run: () => runPaced(bench.stage, both, load) },
+    { name: 'one process', run: () => runPaced(bench.stage, both.slice(0, 1), { ...load, windowMs }) },
+    { name: 'two processes', run: () => runPaced(bench.stage, both, { ...load, windowMs }) },
   ])
   for (const contender of both.toReversed()) await contender.end()
 }
