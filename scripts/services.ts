@@ -266,7 +266,7 @@ function readPath(env: Readonly<Record<string, string | undefined>>): readonly s
   return (env.PATH ?? '').split(delimiter).filter((folder) => folder !== '')
 }
 
-function findInPath(name: string, env: Readonly<Record<string, string | undefined>>): string | undefined {
+export function findInPath(name: string, env: Readonly<Record<string, string | undefined>>): string | undefined {
   // npm puts node_modules/.bin of every parent folder in front: none of these programs comes from there.
   const folders = readPath(env).filter((folder) => !folder.endsWith(join('node_modules', '.bin')))
   const folder = folders.find((candidate) => isExecutable(join(candidate, name)))
