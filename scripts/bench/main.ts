@@ -5,7 +5,7 @@
  *
  *   cost · burst · length · first-token · capacity · idle · attach · pair     the measures; all when none is named
  *   report            writes docs/benchmark.md and docs/benchmark.svg from what was measured
- *   --quick           a look in three minutes at gateway, pipe and wired, which is not kept
+ *   --quick           a short look at gateway, pipe and wired, which is not kept
  *   --rounds=n        of each trial, 3; with --quick 1
  *   --contenders=…    of gateway, gateway-postgres, gateway-embedded, pipe, nginx, wired
  *   --streams=…       for cost, instead of 10, 50, 200, 400 and 800

@@ -10,7 +10,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect, createServer } from 'node:net'
-import { availableParallelism, setPriority, tmpdir } from 'node:os'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -29,6 +29,7 @@ import {
   type Question,
 } from './contenders.ts'
 import { cpuMsOf, cpuMsOfTree, memoryOf } from './cpu.ts'
+import { collectGarbage, findInspector } from './inspector.ts'
 import { type Provider, startProvider } from './provider.ts'
 
 export interface Contender {
@@ -39,14 +40,15 @@ export interface Contender {
   /** @returns a sentence for each reply that is not stored once and whole; none where nothing is stored */
   findUnstored(replies: readonly Asked[]): Promise<readonly string[]>
   cpuMs(): number
-  memoryBytes(): number
+  /** Without garbage, when it was started with an inspector. */
+  weigh(): Promise<number>
   end(): Promise<void>
 }
 
 /** A process that is only weighed. */
 export interface Idle {
   readonly url: URL
-  memoryBytes(): number
+  weigh(): Promise<number>
   end(): Promise<void>
 }
 
@@ -62,7 +64,7 @@ export interface Stage {
   /** A gateway, and another one on the same stores. */
   startTwo(): Promise<readonly [Contender, Contender]>
   /** The bare server of idle connections. */
-  startIdle(): Promise<Idle>
+  startIdle(more: Environment): Promise<Idle>
   storesCpuMs(): { readonly postgresMs: number; readonly redisMs: number }
   /** Of what is on the stage, by name. */
   readVersions(): Promise<Readonly<Record<string, string>>>
@@ -80,8 +82,6 @@ type Environment = Readonly<Record<string, string>>
 const startMs = 30_000
 const endMs = 15_000
 const lookMs = 50
-/** A little less than anybody else; its backends inherit it. */
-const databaseNice = 5
 /** What a process that did not start has said. */
 const linesMax = 50
 const root = join(import.meta.dirname, '../..')
@@ -108,8 +108,6 @@ export async function openStage(
   if (opened !== undefined) {
     ending.push(opened.close)
     if (pinning !== undefined) for (const pid of [opened.pg.pid, opened.redis.pid]) pin(pid, pinning.load)
-    // The load must be on time, whatever the database has to do on its processor.
-    setPriority(opened.pg.pid, databaseNice)
   }
   let lastNumber = 0
 
@@ -138,11 +136,13 @@ export async function openStage(
     const end = ownChild(child)
     ending.push(end)
     const lines: string[] = []
+    let inspector: string | undefined
     const listening = Promise.withResolvers<string>()
     for (const stream of [child.stdout, child.stderr]) {
       if (stream === null) continue
       createInterface({ input: stream }).on('line', (line) => {
         if (lines.length < linesMax) lines.push(line)
+        inspector ??= findInspector(line)
         const url = /http:\/\/127\.0\.0\.1:\d+/.exec(line)?.[0]
         if (url !== undefined) listening.resolve(url)
       })
@@ -152,7 +152,12 @@ export async function openStage(
     child.once('error', fail)
     const late = setTimeout(fail, startMs)
     const url = await listening.promise.finally(() => clearTimeout(late))
-    return { pid: child.pid ?? 0, url, end }
+    const pid = child.pid ?? 0
+    const weigh = async () => {
+      if (inspector !== undefined) await collectGarbage(inspector)
+      return memoryOf(pid)
+    }
+    return { pid, url, weigh, end }
   }
 
   function makeFolder(): string {
@@ -170,7 +175,8 @@ export async function openStage(
     const end = ownChild(child)
     ending.push(end)
     await untilListening(port)
-    return { pid: child.pid ?? 0, url: `http://127.0.0.1:${port}`, end }
+    const pid = child.pid ?? 0
+    return { pid, url: `http://127.0.0.1:${port}`, weigh: async () => memoryOf(pid), end }
   }
 
   async function launchGateway(name: ContenderName, databaseUrl: string | undefined, more: Environment) {
@@ -208,7 +214,11 @@ export async function openStage(
     return await launchNginx(nginxCommand)
   }
 
-  function contender(name: ContenderName, { pid, url, end }: Launched, sql: postgres.Sql | undefined): Contender {
+  function contender(
+    name: ContenderName,
+    { pid, url, weigh, end }: Launched,
+    sql: postgres.Sql | undefined,
+  ): Contender {
     return {
       name,
       format: formatOf(name),
@@ -216,7 +226,7 @@ export async function openStage(
       attach: (asked) => attach(url, asked),
       findUnstored: (replies) => findUnstored(name, url, sql, replies),
       cpuMs: () => (name === 'nginx' ? cpuMsOfTree(pid) : cpuMsOf(pid)),
-      memoryBytes: () => memoryOf(pid),
+      weigh,
       end,
     }
   }
@@ -246,9 +256,9 @@ export async function openStage(
       const first = await launchGateway('gateway', url, {})
       return [contender('gateway', first, sql), contender('gateway', await launchGateway('gateway', url, {}), sql)]
     },
-    async startIdle() {
-      const { pid, url, end } = await launch(['scripts/bench/contenders/idle.ts'], {})
-      return { url: new URL(url), memoryBytes: () => memoryOf(pid), end }
+    async startIdle(more) {
+      const { url, weigh, end } = await launch(['scripts/bench/contenders/idle.ts'], more)
+      return { url: new URL(url), weigh, end }
     },
     storesCpuMs: () => ({
       postgresMs: opened === undefined ? 0 : cpuMsOfTree(opened.pg.pid),
@@ -268,6 +278,7 @@ export async function openStage(
 interface Launched {
   readonly pid: number
   readonly url: string
+  readonly weigh: () => Promise<number>
   readonly end: () => Promise<void>
 }
 

@@ -70,10 +70,13 @@ export function watch(stage: Stage, contenders: readonly Contender[]): () => Wat
   }
 }
 
-/** @returns why a round does not count; undefined when it does */
-export function findDisturbance(watched: Watched): string | undefined {
+/**
+ * @param latenessMsMax of the provider's ticks, of which 1 % may be later
+ * @returns why a round does not count; undefined when it does
+ */
+export function findDisturbance(watched: Watched, latenessMsMax = latenessP99MsMax): string | undefined {
   const percent = (share: number) => `${Math.round(share * 100)} %`
-  if (watched.latenessP99Ms > latenessP99MsMax) return `the provider was ${watched.latenessP99Ms.toFixed(1)} ms late`
+  if (watched.latenessP99Ms > latenessMsMax) return `the provider was ${watched.latenessP99Ms.toFixed(1)} ms late`
   if (watched.loadShare > loadShareMax) return `the load used ${percent(watched.loadShare)} of its processor`
   if (watched.foreignShare > foreignShareMax) return `others used ${percent(watched.foreignShare)} of a processor`
   if (watched.stealShare > stealShareMax) return `the host took ${percent(watched.stealShare)} of a processor`

@@ -1,6 +1,6 @@
 /**
  * What viewers weigh that wait: 5000 on one reply that has next to nothing to say, against as many idle connections of bare
- * node:http. Memory is what the process resides in, before they come and when it has settled. And how late one token reaches
+ * node:http. Memory is what the process resides in without garbage, before they come and when it has settled. And how late one token reaches
  * all of them, of several.
  *
  * Each round has new processes. A few hundred viewers come and go before the first look, so that what only the first
@@ -8,7 +8,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { openFilesMax } from '../cpu.ts'
-import { openReply, quantile, untilEnded } from '../replies.ts'
+import { inspectorOptions } from '../inspector.ts'
+import { checkReplies, openReply, quantile, untilEnded } from '../replies.ts'
 import { type Bench, compare, type Trial } from '../rounds.ts'
 import { findFault, openViewer, readSeen, type Viewer } from '../viewers.ts'
 import { warmUp } from '../warm.ts'
@@ -30,6 +31,7 @@ const settleMs = 4000
 /** Addresses to come from. */
 const addresses = 8
 const viewerMsMax = 30_000
+const inspected = { NODE_OPTIONS: inspectorOptions } as const
 
 /** @returns as many as files allow */
 export function viewersOf(quick: boolean): number {
@@ -49,7 +51,7 @@ async function weighViewers(bench: Bench, count: number): Promise<Trial> {
   const { stage, quick } = bench
   const tokens = quick ? tokensQuick : tokensUsual
   const firstMs = quick ? firstMsQuick : firstMsUsual
-  const contender = await stage.start('gateway', bench.environment)
+  const contender = await stage.start('gateway', inspected)
   try {
     await warmUp(bench, contender)
     stage.provider.setPace({ intervalMs, firstMs })
@@ -59,16 +61,17 @@ async function weighViewers(bench: Bench, count: number): Promise<Trial> {
     const open = (number: number) =>
       openViewer(contender.attach(asker), { number: asker.number, tokens, from: addressOf(number) })
     await comeAndGo(open)
-    const before = contender.memoryBytes()
+    const before = await contender.weigh()
     const viewers = await openAll(open, count)
     await sleep(settleMs)
-    const after = contender.memoryBytes()
+    const after = await contender.weigh()
     const faults =
       performance.now() - startedAt > firstMs ? ['the viewers were not there before the first token was'] : []
     const stop = watch(stage, [contender])
     await untilEnded([asker, ...viewers], firstMs + tokens * intervalMs + viewerMsMax)
     const watched = stop()
     const sentAt = stage.provider.replies.get(asker.number)?.sentAt ?? new Float64Array()
+    faults.push(...(await checkReplies(stage, contender, [asker])).faults)
     const lags: number[] = []
     const lasts: number[] = []
     const seen = viewers.map((viewer) => readSeen(viewer, contender.format))
@@ -101,7 +104,7 @@ async function weighViewers(bench: Bench, count: number): Promise<Trial> {
 }
 
 async function weighIdle(bench: Bench, count: number): Promise<Trial> {
-  const idle = await bench.stage.startIdle()
+  const idle = await bench.stage.startIdle(inspected)
   try {
     const open = (number: number) =>
       openViewer(
@@ -109,10 +112,10 @@ async function weighIdle(bench: Bench, count: number): Promise<Trial> {
         { number, tokens: 0, from: addressOf(number) },
       )
     await comeAndGo(open)
-    const before = idle.memoryBytes()
+    const before = await idle.weigh()
     const viewers = await openAll(open, count)
     await sleep(settleMs)
-    const bytesPerViewer = (idle.memoryBytes() - before) / count
+    const bytesPerViewer = ((await idle.weigh()) - before) / count
     for (const viewer of viewers) viewer.close()
     return { figures: { bytesPerViewer }, faults: [], disturbance: undefined }
   } finally {
