@@ -81,7 +81,11 @@ export async function logContract(t: Test, open: () => Promise<OpenedLog>): Prom
     writer.append([{ runId: run, entries: entries.slice(0, 2) }])
     writer.append([{ runId: run, entries: entries.slice(2) }])
     await untilAt(reader, run, '1-4')
-    t.same(await reader.read(run, undefined, max), { kind: 'entries', entries, local })
+    const page = { kind: 'entries', entries, local }
+    t.same(await reader.read(run, undefined, max), page)
+    t.same(reader.peek(run, undefined, max), page, 'what is here needs no wait')
+    t.same(reader.peek(run, { generation: 1, seq: 3 }, max), { ...page, entries: entries.slice(3) })
+    t.notMatch(reader.peek(randomUUID(), undefined, max), { kind: 'entries' })
   })
 
   await t.test('a page holds as many entries as were asked for, and the next one goes on after it', async (t) => {

@@ -18,7 +18,7 @@ import type { RunFacts } from '../../src/runs/model.ts'
 import { createStoredReader } from '../../src/runs/stored.ts'
 import { createTicks } from '../../src/runs/ticks.ts'
 import type { UpstreamEvent } from '../../src/upstream/upstream.ts'
-import { delta, deltas } from '../contracts/log.ts'
+import { delta, deltas, done } from '../contracts/log.ts'
 import { databases } from '../support/database.ts'
 import { createRandom } from '../support/random.ts'
 import { endingOf, openStore, textPart, typesOf } from '../support/runs.ts'
@@ -379,6 +379,70 @@ for (const kind of databases()) {
       const late = new AbortController()
       late.abort()
       for await (const batch of followRun(deps, run, undefined, late.signal)) t.fail(`got ${batch.entries.length}`)
+    })
+
+    await t.test(
+      'at the end of a log events are taken within the append, and what is not taken is yielded',
+      async (t) => {
+        await endViewers()
+        const { run } = await begin()
+        log.append([{ runId: run.id, entries: deltas(1, 2) }])
+        const taken: string[] = []
+        const yielded: string[] = []
+        let room = 0
+        const take = (entries: readonly LogEntry[]): number => {
+          const some = entries.slice(0, room)
+          room -= some.length
+          taken.push(...some.map(formatEventId))
+          return some.length
+        }
+        const abort = new AbortController()
+        const batches = followRun(deps, run, undefined, abort.signal, take)
+        const read = async (): Promise<void> => {
+          const { value } = await batches.next()
+          yielded.push(...(value?.entries ?? []).map(formatEventId))
+          if (value !== undefined && value.entries.length > 0) await read()
+        }
+        await read()
+        t.same(yielded, ['1-1', '1-2'], 'what was there before, joined')
+        // From here on the iteration waits for the next events.
+        let waiting = read()
+        await new Promise((resolve) => setImmediate(resolve))
+        room = 2
+        log.append([{ runId: run.id, entries: [delta(3)] }])
+        t.same(taken, ['1-3'], 'when the append returns, it is shown')
+        log.append([{ runId: run.id, entries: [delta(4)] }])
+        t.same(taken, ['1-3', '1-4'])
+        room = 0
+        log.append([{ runId: run.id, entries: [delta(5)] }])
+        room = 9
+        log.append([{ runId: run.id, entries: [delta(6)] }])
+        t.same(taken, ['1-3', '1-4'], 'once it could not take something, it gets the rest in its turn')
+        await waiting
+        t.same(yielded, ['1-1', '1-2', '1-6'], 'joined, and without what it has')
+        waiting = read()
+        await new Promise((resolve) => setImmediate(resolve))
+        log.append([{ runId: run.id, entries: [done(7)] }])
+        await waiting
+        t.same(taken, ['1-3', '1-4'], 'the end is never passed by')
+        t.same(yielded.at(-1), '1-7')
+        log.forget(run.id)
+      },
+    )
+
+    await t.test('a consumer that throws is told by its iteration, and the log hears nothing of it', async (t) => {
+      const { run } = await begin()
+      log.append([{ runId: run.id, entries: deltas(1, 2) }])
+      const batches = followRun(deps, run, undefined, new AbortController().signal, () => {
+        throw new Error('of the consumer')
+      })
+      for (let more = true; more; ) more = ((await batches.next()).value?.entries.length ?? 0) > 0
+      const failing = t.rejects(batches.next(), { message: 'of the consumer' })
+      await new Promise((resolve) => setImmediate(resolve))
+      log.append([{ runId: run.id, entries: [delta(3)] }])
+      await failing
+      t.equal(log.watched, 0)
+      log.forget(run.id)
     })
 
     await t.test(
