@@ -402,8 +402,9 @@ async function watchBroken(gateway: Gateway, client: Client, path: string) {
   const { server } = gateway.app.server
   let broken = false
   server.prependOnceListener('request', (_request, response) => {
-    const write = response.write.bind(response) as (bytes: unknown) => boolean
-    response.write = (bytes: unknown) => {
+    const socket = response.socket!
+    const write = socket.write.bind(socket) as (bytes: unknown) => boolean
+    socket.write = (bytes: unknown) => {
       if (broken) throw new TypeError('a bug that was put there by the test')
       return write(bytes)
     }
