@@ -3,18 +3,18 @@
  * it is and how much one process holds, beside a bare pipe, nginx and a stack wired by hand. docs/benchmark.md says how it
  * is measured and what the figures mean.
  *
- *   cost · burst · length · first-token · capacity · idle · attach · pair     the measures; all when none is named
+ *   cost · burst · length · first-token · capacity · shed · idle · attach · pair   the measures; all when none is named
  *   report            writes docs/benchmark.md and docs/benchmark.svg from what was measured
  *   --quick           a short look at gateway, pipe and wired, which is not kept
  *   --rounds=n        of each trial, 3; with --quick 1
  *   --contenders=…    of gateway, gateway-postgres, gateway-embedded, pipe, nginx, wired
- *   --streams=…       for cost, instead of 10, 50, 200, 400 and 800
+ *   --streams=…       for cost, instead of 10, 50, 200, 400 and 800; for shed, instead of twice the capacity
  *   --profile=folder  a CPU profile of each contender; it makes them slower
  *
  * Each comparison is kept in `.bench/` and takes the place of the one before, so the measures can be made one at a time.
  * The exit code is 1 when anything was lost, doubled or not stored, when nothing was quiet enough to count, or when it broke.
  */
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { type ContenderName, contenderNames } from './contenders.ts'
@@ -26,6 +26,7 @@ import { measureFirstToken } from './measures/first-token.ts'
 import { measureIdle } from './measures/idle.ts'
 import { measureBurst, measureLengths } from './measures/lengths.ts'
 import { measurePair } from './measures/pair.ts'
+import { measureShed } from './measures/shed.ts'
 import { plot } from './plot.ts'
 import { insertReport, report } from './report.ts'
 import type { Bench, Comparison } from './rounds.ts'
@@ -37,6 +38,7 @@ const measures: Readonly<Record<string, (bench: Bench) => Promise<void>>> = {
   length: measureLengths,
   'first-token': measureFirstToken,
   capacity: measureCapacity,
+  shed: measureShed,
   idle: measureIdle,
   attach: measureAttach,
   pair: measurePair,
@@ -126,6 +128,7 @@ async function measure(options: Options): Promise<readonly string[]> {
         faults.push(...comparison.faults)
         if (!options.quick && options.profile === undefined) writeKept(comparison)
       },
+      readKept: () => (existsSync(keptFolder) ? readKept() : []),
     }
     for (const name of options.names) await measures[name]?.(bench)
     return faults

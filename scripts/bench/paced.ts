@@ -24,7 +24,7 @@ export interface Paced extends Trial {
 }
 
 /** 50 tokens a second: what a fast model sends. */
-const intervalMs = 20
+export const intervalMs = 20
 /** From one beginning to the next; all together take a second at least. */
 const beginMs = 5
 const rampMsMin = 1000
@@ -84,7 +84,7 @@ export function costOf(watched: Watched): Figures {
   }
 }
 
-async function sleepUntil(at: number): Promise<void> {
+export async function sleepUntil(at: number): Promise<void> {
   const leftMs = at - performance.now()
   if (leftMs > 0) await sleep(leftMs)
 }

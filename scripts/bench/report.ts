@@ -29,6 +29,10 @@ export function report(kept: readonly Comparison[]): string {
     ...byLength(kept),
     ...firstToken(kept),
     ...capacity(kept),
+    ...shed(
+      kept.find(({ measure }) => measure === 'shed'),
+      medianOf(find('capacity', 'gateway'), 'gateway', 'streams'),
+    ),
     ...idle(kept.find(({ measure }) => measure === 'idle')),
     ...attach(kept.find(({ measure }) => measure === 'attach')),
     ...pair(kept.find(({ measure }) => measure === 'pair')),
@@ -288,6 +292,43 @@ ${dates(comparisons)}`,
         const get = (figure: string) => medianOf(comparison, name, figure)
         const bound = (get('loadWasLate') ?? 0) > 0 ? 'the load was late with more: it may hold them' : ''
         return [[name, show(get('streams'), 0), `${show(get('lagP99Ms'), 1)} ms`, bound]]
+      }),
+    ),
+  )
+}
+
+/** @param held what one process holds; undefined when it was not measured */
+function shed(comparison: Comparison | undefined, held: number | undefined): readonly string[] {
+  if (comparison === undefined) return []
+  return section(
+    'At twice what one process holds',
+    `Replies of 6 to 10 s at a steady rate, of which so many would be under way at once; who is refused does not come back. Counted
+are those that came while it was measured, and the tokens of the held ones. ${dates([comparison])}`,
+    table(
+      [
+        '',
+        'in what it holds',
+        'offered',
+        'held',
+        'refused as overloaded',
+        'refused by the database gate',
+        'under way at once',
+        'lag p50',
+        'lag p99',
+        'first token p50',
+        'p99',
+        'the provider was late, p99',
+      ],
+      Object.keys(comparison.rounds).map((name) => {
+        const get = (figure: string) => medianOf(comparison, name, figure)
+        return [
+          name,
+          show(divide(get('streams'), held), 1),
+          ...['offered', 'held', 'overloaded', 'gated', 'atOnce'].map((figure) => show(get(figure), 0)),
+          ...['lagP50Ms', 'lagP99Ms', 'firstP50Ms', 'firstP99Ms', 'latenessP99Ms'].map(
+            (figure) => `${show(get(figure), 0)} ms`,
+          ),
+        ]
       }),
     ),
   )

@@ -55,6 +55,8 @@ export interface Bench {
   readonly signal: AbortSignal
   readonly say: (line: string) => void
   readonly keep: (comparison: Comparison) => void
+  /** What was kept until now, by this run or one before. */
+  readonly readKept: () => readonly Comparison[]
 }
 
 /** Of one trial. */

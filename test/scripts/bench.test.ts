@@ -8,11 +8,13 @@ import type { AddressInfo } from 'node:net'
 import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
 import { type Asked, findUnstored } from '../../scripts/bench/contenders.ts'
+import { checkRefusals, sortAnswers } from '../../scripts/bench/measures/shed.ts'
 import { runPaced } from '../../scripts/bench/paced.ts'
-import { replyText, tokenText } from '../../scripts/bench/provider.ts'
+import { type Reply, replyText, tokenText } from '../../scripts/bench/provider.ts'
 import { insertReport, report } from '../../scripts/bench/report.ts'
 import { type Bench, type Comparison, compare, type Trial } from '../../scripts/bench/rounds.ts'
 import { type Contender, openStage, type Stage } from '../../scripts/bench/stage.ts'
+import type { Viewer } from '../../scripts/bench/viewers.ts'
 import { findDisturbance, type Watched } from '../../scripts/bench/watch.ts'
 
 const load = { streams: 4, warmMs: 0, windowMs: 200 } as const
@@ -122,12 +124,50 @@ t.test(
     t.match(text, '| streams held by one process | ≥ 1000 | not measured |  |')
     t.match(text, 'Medians of 3 rounds, 2026-01-02 at abc')
     t.notMatch(text, '### Burst')
+    const [offered, held] = [
+      {
+        '1200 streams, with load shedding': [{ streams: 1200, offered: 3000, held: 1600, overloaded: 1390, gated: 10 }],
+      },
+      { gateway: [{ streams: 600 }] },
+    ]
+    const shed: Comparison = { ...cost, measure: 'shed', setting: 'steady arrivals', rounds: offered }
+    const capacity: Comparison = { ...cost, measure: 'capacity', setting: 'gateway', rounds: held }
+    t.match(report([shed, capacity]), '| 1200 streams, with load shedding | 2.0 | 3 000 | 1 600 | 1 390 | 10 |')
     const document = 'before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n'
     const inserted = insertReport(document, text)
     t.ok(inserted.startsWith('before\n<!-- bench:begin -->\n') && inserted.endsWith('<!-- bench:end -->\nafter\n'))
     t.notMatch(inserted, 'old')
     t.equal(insertReport(inserted, text), inserted)
     t.throws(() => insertReport('no place', text))
+  },
+)
+
+t.test(
+  'under overload only what says that too much is asked is a refusal, and one that is not kept is a fault',
+  async (t) => {
+    const answer = (number: number, status: number, code = '', retryAfter?: string) =>
+      ({
+        number,
+        status,
+        bytes: Buffer.from(`{"code":"${code}"}`),
+        header: () => retryAfter,
+      }) as Partial<Viewer> as Viewer
+    const sorted = sortAnswers([
+      answer(1, 200, 'overloaded'),
+      answer(2, 503, 'overloaded', '3'),
+      answer(3, 503, 'db_unavailable', '2'),
+      answer(4, 503, 'draining', '2'),
+      answer(5, 429, 'overloaded'),
+      answer(6, 0),
+    ])
+    const numbers = Object.entries(sorted).map(([name, viewers]) => [name, viewers.map(({ number }) => number)])
+    t.strictSame(Object.fromEntries(numbers), { overloaded: [2], gated: [3], others: [1, 4, 5, 6] })
+    const asked = { replies: new Map([[8, {} as Reply]]) }
+    const check = (number: number, retryAfter?: string) =>
+      checkRefusals(asked, [answer(number, 503, 'overloaded', retryAfter)])
+    t.strictSame(check(7, '3'), [])
+    t.match(check(8, '3'), [/asked for upstream/])
+    t.match(check(7), [/when to come back/])
   },
 )
 
