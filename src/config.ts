@@ -67,7 +67,7 @@ export const environmentSchema = Type.Object({
   UPSTREAM_TOTAL_MS: integer(1, 86_400_000, 1_800_000, 'longest duration of a reply'),
   ...budgetVariables,
   SESSION_MAX_MESSAGES: integer(1, 1000, 20, 'messages of a session that go upstream as context, and that Redis keeps'),
-  FRAME_MS: integer(1, 1000, 25, 'time over which new text is merged into one event'),
+  FRAME_MS: integer(1, 1000, 25, 'time over which new text is merged into one event; up to thrice when busy'),
   CHECKPOINT_MS: integer(10, 60_000, 1000, 'time between two checkpoints of the running replies'),
   DRAIN_MS: integer(0, 600_000, 25_000, 'time that running replies get to end after SIGTERM'),
   TRUST_PROXY: Type.String({
