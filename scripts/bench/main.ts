@@ -104,7 +104,7 @@ function readCount(text: string): number {
 async function measure(options: Options): Promise<readonly string[]> {
   const stopped = new AbortController()
   // Ctrl-C goes to the contenders as well: the trial that is running fails, and is the last.
-  process.once('SIGINT', () => stopped.abort())
+  for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => stopped.abort())
   const stage = await openStage(stopped.signal, choosePinning())
   const faults: string[] = []
   try {
