@@ -144,9 +144,7 @@ export function createHttpStream<Request, Extra = never>(
 
     function readOn(): void {
       try {
-        signal.throwIfAborted()
-        let isRead = false
-        while (!isRead) {
+        while (!isOver()) {
           const bytes = exchange.take()
           last = bytes === undefined && exchange.ended
           if (bytes !== undefined) sse.read(bytes)
@@ -157,10 +155,9 @@ export function createHttpStream<Request, Extra = never>(
           }
           const taken = events.length > 0 ? tell(events) : undefined
           if (taken !== undefined) {
-            taken.then(goOn, reject)
+            taken.then(readOn, reject)
             return
           }
-          isRead = isOver()
         }
         resolve()
       } catch (error) {
@@ -168,16 +165,7 @@ export function createHttpStream<Request, Extra = never>(
       }
     }
 
-    function goOn(): void {
-      try {
-        if (isOver()) resolve()
-        else readOn()
-      } catch (error) {
-        reject(error)
-      }
-    }
-
-    /** @throws what the reader, or the signal, says against going on */
+    /** Settles what was read last. @throws what the reader, or the signal, says against going on */
     function isOver(): boolean {
       // The consumer may have aborted, or the clock may have passed, while it held the events.
       signal.throwIfAborted()
