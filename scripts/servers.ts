@@ -465,7 +465,8 @@ export async function run(command: string, args: readonly string[], options: Run
   if (code !== 0) throw new Error(`${command} ended with ${code ?? ended}:\n${tail.join('\n')}`)
 }
 
-async function findFreePort(): Promise<number> {
+/** @throws ServicesError when there is none */
+export async function findFreePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
   const address = server.address()

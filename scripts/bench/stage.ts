@@ -9,13 +9,13 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { connect, createServer } from 'node:net'
+import { connect } from 'node:net'
 import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
-import { ServicesError, startPostgres, startRedis } from '../servers.ts'
+import { findFreePort, ServicesError, startPostgres, startRedis } from '../servers.ts'
 import { explainMissing, findInPath, findInstalled } from '../services.ts'
 import {
   type Asked,
@@ -354,15 +354,6 @@ async function untilListening(port: number): Promise<void> {
     if (there) return
   }
   throw new Error(`Nothing listens on port ${port} after ${startMs} ms`)
-}
-
-async function findFreePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const address = server.address()
-  server.close()
-  await once(server, 'close')
-  return typeof address === 'object' && address !== null ? address.port : 0
 }
 
 /** One worker, nothing buffered, connections to the provider kept: the usual advice for SSE. */
