@@ -405,7 +405,7 @@ all processes together. What two serve with a processor each follows from that, 
 function faultsOf(kept: readonly Comparison[]): readonly string[] {
   const repeated = kept.flatMap((comparison) => comparison.repeated)
   const faults = kept.flatMap((comparison) => comparison.faults)
-  const trials = kept.reduce((sum, { rounds }) => sum + Object.values(rounds).flat().length, 0)
+  const trials = kept.reduce((sum, { rounds }) => sum + countedOf(rounds).reduce((all, count) => all + count, 0), 0)
   const words = `${trials} trials counted, ${repeated.length} did not because something else was busy, and ${faults.length} had a fault.`
   return ['### What did not count', '', words, '', ...faults.map((fault) => `- ${fault}`), '']
 }
@@ -437,13 +437,17 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): r
 
 /** In the order of contenders, without those that were not measured. */
 function entrantsOf(comparisons: readonly Comparison[]): readonly string[] {
-  return contenderNames.filter((name) => comparisons.some(({ rounds }) => (rounds[name]?.length ?? 0) > 0))
+  return contenderNames.filter((name) =>
+    comparisons.some(({ rounds }) => rounds[name]?.some((figures) => figures !== null)),
+  )
 }
 
 function dates(comparisons: readonly Comparison[]): string {
   const places = comparisons.map(({ measuredAt, machine }) => `${measuredAt.slice(0, 10)} at ${machine.commit}`)
-  const rounds = Math.min(...comparisons.flatMap((one) => Object.values(one.rounds).map(({ length }) => length)))
-  return `Medians of ${rounds} rounds, ${[...new Set(places)].join(', ')}.`
+  const counts = comparisons.flatMap(({ rounds }) => countedOf(rounds))
+  const [least, most] = [Math.min(...counts), Math.max(...counts)]
+  const rounds = least === most ? `${most} rounds` : `${least} to ${most} rounds`
+  return `Medians of ${rounds}, ${[...new Set(places)].join(', ')}.`
 }
 
 function divide(one: number | undefined, other: number | undefined): number | undefined {
@@ -464,3 +468,7 @@ function spread(values: readonly (number | undefined)[]): number | undefined {
 function show(value: number | undefined, digits: number): string {
   return value === undefined || Number.isNaN(value) ? '–' : value.toFixed(digits).replace(/\B(?=(\d{3})+$)/, ' ')
 }
+
+/** How many rounds of each entrant counted. */
+const countedOf = (rounds: Comparison['rounds']): number[] =>
+  Object.values(rounds).map((all) => all.filter((figures) => figures !== null).length)

@@ -31,8 +31,8 @@ export interface Comparison {
   readonly setting: string
   readonly measuredAt: string
   readonly machine: Machine
-  /** Of each entrant, round by round. */
-  readonly rounds: Readonly<Record<string, readonly Figures[]>>
+  /** Of each entrant, round by round; null where no trial of the round counted. */
+  readonly rounds: Readonly<Record<string, readonly (Figures | null)[]>>
   readonly faults: readonly string[]
   /** Trials that did not count, with the reason. */
   readonly repeated: readonly string[]
@@ -71,11 +71,12 @@ export async function compare(
   entrants: readonly Entrant[],
   rounds = bench.rounds,
 ): Promise<Comparison> {
-  const figures = new Map<string, Figures[]>(entrants.map(({ name }) => [name, []]))
+  const figures = new Map<string, (Figures | null)[]>(entrants.map(({ name }) => [name, []]))
   const faults: string[] = []
   const repeated: string[] = []
   for (let round = 1; round <= rounds; round += 1) {
     for (const { name, run } of entrants) {
+      let counted: Figures | null = null
       for (let attempt = 1; attempt <= attemptsMax; attempt += 1) {
         bench.signal.throwIfAborted()
         const trial = await run()
@@ -88,13 +89,15 @@ export async function compare(
           break
         }
         if (trial.disturbance === undefined) {
-          figures.get(name)?.push(trial.figures)
+          counted = trial.figures
           break
         }
         repeated.push(`${place}: ${trial.disturbance}`)
         bench.say(`  does not count: ${trial.disturbance}`)
         if (attempt === attemptsMax) faults.push(`${place}: disturbed ${attemptsMax} times`)
       }
+      // In its place, so that neighbours stay neighbours.
+      figures.get(name)?.push(counted)
     }
   }
   const comparison: Comparison = {
@@ -113,7 +116,7 @@ export async function compare(
 /** The median over the rounds of one figure; undefined when it was not measured. */
 export function medianOf(comparison: Comparison | undefined, entrant: string, figure: string): number | undefined {
   const values = (comparison?.rounds[entrant] ?? [])
-    .map((figures) => figures[figure])
+    .map((figures) => figures?.[figure])
     .filter((value) => value !== undefined)
   return values.length === 0 ? undefined : median(values)
 }
@@ -127,7 +130,7 @@ export function ratioOf(
 ): number | undefined {
   const others = comparison?.rounds[other] ?? []
   const ratios = (comparison?.rounds[one] ?? []).flatMap((figures, round) => {
-    const [value, base] = [figures[figure], others[round]?.[figure]]
+    const [value, base] = [figures?.[figure], others[round]?.[figure]]
     return value === undefined || base === undefined ? [] : [value / base]
   })
   return ratios.length === 0 ? undefined : median(ratios)

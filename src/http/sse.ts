@@ -14,7 +14,7 @@
  * false bounds nothing by itself: 16.7 MB were seen in one response.
  *
  * Bytes go to the socket as one chunk of a chunked body, made here: Node's own writing makes a vector of four pieces of it,
- * a tick later, for one and a half times the price. What a body is given besides (headers, heartbeats, its end) stays with
+ * a tick later, which costs more for every frame of every viewer. What a body is given besides (headers, heartbeats, its end) stays with
  * Node, in order, because both write to the same socket.
  *
  * One timer serves all connections, for heartbeats and ages.

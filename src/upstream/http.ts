@@ -129,7 +129,7 @@ export function createHttpStream<Request, Extra = never>(
 
   /**
    * Reads what is received, as it is received: within the callback that brings the bytes, because a promise between any
-   * two tokens, and the turn of whoever awaits it, costs a microsecond.
+   * two tokens, and the turn of whoever awaits it, would be paid for with each of them.
    */
   function readBody(
     exchange: Exchange,

@@ -12,7 +12,7 @@ import { checkRefusals, sortAnswers } from '../../scripts/bench/measures/shed.ts
 import { runPaced } from '../../scripts/bench/paced.ts'
 import { type Reply, replyText, tokenText } from '../../scripts/bench/provider.ts'
 import { insertReport, report } from '../../scripts/bench/report.ts'
-import { type Bench, type Comparison, compare, type Trial } from '../../scripts/bench/rounds.ts'
+import { type Bench, type Comparison, compare, ratioOf, type Trial } from '../../scripts/bench/rounds.ts'
 import { type Contender, openStage, type Stage } from '../../scripts/bench/stage.ts'
 import type { Viewer } from '../../scripts/bench/viewers.ts'
 import { findDisturbance, type Watched } from '../../scripts/bench/watch.ts'
@@ -80,13 +80,16 @@ t.test('what was disturbed is repeated within a bound, what has a fault is not, 
     const left = [...trials]
     const entrant = { name: 'gateway', run: async () => left.shift() ?? disturbed }
     const comparison = await compare(benchWith(kept), 'cost', '1 stream', [entrant], 2)
-    return { us: comparison.rounds.gateway?.map((figures) => figures.us), faults: comparison.faults.length }
+    return { us: comparison.rounds.gateway?.map((figures) => figures?.us), faults: comparison.faults.length }
   }
   t.strictSame(await run(quiet, quiet), { us: [1, 1], faults: 0 })
   t.strictSame(await run(disturbed, quiet, disturbed, disturbed, quiet), { us: [1, 1], faults: 0 })
-  t.strictSame(await run(faulty, quiet), { us: [1], faults: 1 })
-  t.strictSame(await run(quiet), { us: [1], faults: 1 }, 'it ends, and says so')
+  t.strictSame(await run(faulty, quiet), { us: [undefined, 1], faults: 1 }, 'the other round keeps its place')
+  t.strictSame(await run(quiet), { us: [1, undefined], faults: 1 }, 'it ends, and says so')
   t.equal(kept.length, 4)
+  const [figures] = kept
+  const rounds = { gateway: [{ us: 100 }, { us: 2 }, { us: 9 }], pipe: [null, { us: 1 }, { us: 3 }] }
+  t.equal(ratioOf({ ...(figures as Comparison), rounds }, 'gateway', 'pipe', 'us'), 2.5, 'only of neighbours')
 })
 
 t.test('a load that is late, busy or not alone does not count', async (t) => {
