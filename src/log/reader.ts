@@ -15,7 +15,7 @@
  * Entries that are taken out of a copy's stream, or never arrive, leave a hole, which held.ts never reads across. A
  * connection that breaks and is back within `silenceMs` changes nothing: the ids lead on. After that (Redis hangs, or is
  * away) all copies are let go and their viewers woken: they are served from the database, and come back when Redis
- * answers, because what is watched is then loaded again and wakes them.
+ * answers on both connections, because what is watched is then loaded again and wakes them.
  *
  * Nothing here outlives the process, and nothing is lost with it.
  */
@@ -183,8 +183,11 @@ export function createReader(options: ReaderOptions) {
       const startedAt = performance.now()
       try {
         await readOnce()
+        if (problem !== undefined) {
+          await asker.ping()
+          goUp()
+        }
         lastAnswerAt = performance.now()
-        if (problem !== undefined) goUp()
         await pause(startedAt + paceMs - lastAnswerAt)
       } catch (error) {
         if (closing.signal.aborted) return

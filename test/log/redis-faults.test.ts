@@ -286,6 +286,19 @@ for (const { what, refuse, allow, reason } of refusals) {
   })
 }
 
+test('nothing is said to be readable before the connection for questions is there', { skip }, async (t) => {
+  const { url } = await startPrivateRedis(t)
+  const proxy = await startProxy(t, new URL(url))
+  const { held } = proxy.holdBack('verbatim-asker')
+  const { log, until } = openLog(t, { url: `redis://127.0.0.1:${proxy.port}`, prefix })
+  await Promise.all([held, until(({ shared }) => shared)])
+  await sleep(300)
+  t.match(log.degraded, /^Redis cannot be read/)
+  proxy.set('pass')
+  await until(isWell)
+  t.strictSame(await log.load('strange'), [])
+})
+
 test('only the other process is cut off: its viewers are told so at once, and come back', {
   skip,
   timeout: 60_000,
