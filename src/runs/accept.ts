@@ -21,6 +21,9 @@
  *   written only under the same version, also when they are queued.
  * - what may be spent in a day: where a budget applies, the statement holds back what the reply may cost, and a check refuses
  *   all of it when that is too much (budgets.ts). Where none does, the statement is as it would be without them.
+ * What a model is told of the session is read when the reply is made, except of a session's first message: then this statement
+ * has seen all there is, and the reply begins without another question to the database.
+ *
  * The limit of runs per owner is not of this kind: it is counted before the statement's own write, so requests that come
  * in at the very same instant can pass it together, by no more than there are connections to the database.
  *
@@ -44,6 +47,7 @@ import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
 import type { Mode } from '../log/event.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
+import { type History, historyOfFirst } from '../sessions/context.ts'
 import { titleFrom } from '../sessions/model.ts'
 import { findSessionId, isoTime } from '../sessions/store.ts'
 import type { PlansByMode } from '../upstream/plan.ts'
@@ -70,6 +74,8 @@ export interface Acceptance {
   readonly run: RunFacts
   /** False when the key was known: the run is an earlier request's. */
   readonly isNew: boolean
+  /** Of a new run that answers the first message of its session: what goes upstream. */
+  readonly history?: History
 }
 
 export interface AcceptOptions {
@@ -100,6 +106,9 @@ interface AcceptRow {
   readonly model: string
   readonly request: RunRequest
   readonly created_at: string
+  /** The new message of the user is the session's first one. */
+  readonly is_first: boolean
+  readonly context: unknown
 }
 
 // Each try that fails means that another request has just committed, which the next try sees. Only a session whose
@@ -199,7 +208,10 @@ export function createAccept(options: AcceptOptions) {
           throw new Problem('conflict', 'These tool calls have been answered.')
         } else if (row.session_id !== null) {
           changes?.changed(row.session_id)
-          return { run: toFacts(ids, row.session_id, row, wishes), isNew: true }
+          const run = toFacts(ids, row.session_id, row, wishes)
+          const { message } = plan
+          if (!row.is_first || message === undefined) return { run, isNew: true }
+          return { run, isNew: true, history: historyOfFirst(ids.userMessage, message, row.context) }
         } else if (row.active_run_id !== null && (wishes.on_busy ?? 'reject') === 'reject') {
           throw sessionBusy(row.active_run_id)
         }
@@ -257,7 +269,7 @@ export function createAccept(options: AcceptOptions) {
     const asSeen = sql`
       s.owner = ${owner.key} and s.deleted_at is null
       and ((select started_run_id from request) is null and not ${answersCalls}::boolean or s.version = (select version from request))`
-    const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode`
+    const returned = sql`s.id, s.message_count, coalesce(${mode}::text, s.mode) as mode, s.context`
     const agent = wishes.agent_id ?? plan.request?.agent
     const before = plan.request ?? {}
     const { tools = before.tools, tool_choice = before.tool_choice, linger_ms } = wishes
@@ -362,8 +374,9 @@ export function createAccept(options: AcceptOptions) {
       )
       select
         request.prior_run, request.at_limit, request.not_found, request.answered_twice, request.active_run_id, run.session_id, run.status,
-        run.mode, run.provider, run.model, run.request, ${isoTime(sql`run.created_at`)} as created_at
-      from request left join run on true`,
+        run.mode, run.provider, run.model, run.request, ${isoTime(sql`run.created_at`)} as created_at,
+        session.message_count = 2 and run.status = 'running' and not ${answersCalls}::boolean as is_first, session.context
+      from request left join run on true left join session on true`,
       'often',
     )
     return row as AcceptRow

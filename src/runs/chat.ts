@@ -79,7 +79,7 @@ export function createChat({
     // of a later generation is not: the reaper is about to end it.
     const notMade =
       run.status === 'running' && run.instance_id === instanceId && run.generation === 1 && !owned.has(run.id)
-    if (notMade && log.terminalId(run.id) === undefined) owned.start(run)
+    if (notMade && log.terminalId(run.id) === undefined) owned.start(run, acceptance.history)
     return acceptance
   }
 

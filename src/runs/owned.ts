@@ -25,6 +25,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { EventId, Part } from '../log/event.ts'
+import type { History } from '../sessions/context.ts'
 import { type CheckpointPlaces, clearCheckpoints, isStored, writeCheckpoints } from './checkpoint.ts'
 import type { RunFacts } from './model.ts'
 import { promote, stopQueued } from './queue.ts'
@@ -152,8 +153,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     }
   }
 
-  function start(facts: RunFacts): void {
-    const run = createActiveRun(facts, options.createLedger())
+  function start(facts: RunFacts, history?: History): void {
+    const run = createActiveRun(facts, options.createLedger(), history)
     announceRun(run, log)
     places.set(facts.id, [])
     if (outOfTime !== undefined) run.stop(outOfTime)
@@ -306,7 +307,10 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     /** What each run of this process is doing at this moment. */
     live: (): LiveRun[] => [...active.values()].map(({ run }) => toLive(run)),
 
-    /** Takes a run that was accepted for this process, and starts it in the background. Its log exists on return. */
+    /**
+     * Takes a run that was accepted for this process, and starts it in the background. Its log exists on return.
+     * @param history when what goes upstream is known already
+     */
     start,
 
     /**

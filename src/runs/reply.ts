@@ -275,7 +275,8 @@ export function createReplies(options: ReplyOptions): MakeReply {
   return async function makeReply(run, tell) {
     const { facts, signal } = run
     const request = requestOf(facts)
-    const history = await patiently(() => options.readHistory(facts), signal)
+    const history = run.history ?? (await patiently(() => options.readHistory(facts), signal))
+    run.history = undefined
     signal.throwIfAborted()
     if (request.agent === undefined) await replyOfModel(run, request, history, tell)
     else await replyOfAgent(run, agents.get(request.agent), request, history, tell)

@@ -20,10 +20,10 @@ import { resetEntry } from '../log/fold.ts'
 import type { FrameSource, Frames } from '../log/frames.ts'
 import type { EventLog } from '../log/log.ts'
 import type { SessionChanges } from '../sessions/changes.ts'
+import type { History } from '../sessions/context.ts'
 import type { AgentEvent } from '../upstream/agent.ts'
 import { type Commit, commitRun, type Ending } from './commit.ts'
 import { createDraft, type Draft } from './draft.ts'
-
 import { type Ledger, spendingOf } from './ledger.ts'
 import { holdsBudget, type RunFacts } from './model.ts'
 import type { Fold } from './window.ts'
@@ -42,6 +42,8 @@ export interface ActiveRun extends FrameSource {
   readonly draft: Draft
   /** What its calls have used. */
   readonly ledger: Ledger
+  /** What goes upstream before this reply, where that is known already. Let go of as soon as it is on its way. */
+  history: History | undefined
   /** What a summary is to cover, when not all of the conversation fitted into the window. */
   fold: Fold | undefined
   /** The last event in the log. */
@@ -96,7 +98,7 @@ const retryPauseMaxMs = 2000
 // A statement that the database refuses for its content will not get better; the reaper ends the run from checkpoints.
 const commitRefusalsMax = 3
 
-export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
+export function createActiveRun(facts: RunFacts, ledger: Ledger, history?: History): ActiveRun {
   const abort = new AbortController()
   const draft = createDraft()
   const startedAt = performance.now()
@@ -117,6 +119,7 @@ export function createActiveRun(facts: RunFacts, ledger: Ledger): ActiveRun {
     facts,
     draft,
     ledger,
+    history,
     fold: undefined,
     startedAt,
     signal: abort.signal,

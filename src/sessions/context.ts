@@ -131,6 +131,13 @@ export async function readHistory(db: Db, messageId: string, messagesMax: number
   return toHistory(rows)
 }
 
+/** What goes upstream before a session has more than one message; the same as `readHistory` says of it. */
+export function historyOfFirst(messageId: string, content: string, context: unknown): History {
+  const row = { id: messageId, parent_id: null, role: 'user', content, parts: null, provider: null } as const
+  const only: NewestRow = { ...row, context, summary: null, summarized_to: null }
+  return toHistory([only])
+}
+
 const moreThanText = '$[*] ? (@.kind == "tool_call" || exists(@.signature) || exists(@.redacted))'
 
 function toHistory(rows: readonly Row[]): History {

@@ -85,6 +85,39 @@ for (const kind of databases()) {
       t.match(await sessions.getSession(owner, session.id), { message_count: 2, title: 'Go' })
     })
 
+    await t.test('of a first message is said what goes upstream, as the database says it', async (t) => {
+      const [{ accept }] = processes as [(typeof processes)[0]]
+      const owner = createOwner()
+      const { session } = await sessions.createSession(owner, { context: { plan: 'é', a: [1] } })
+      const first: Asked[] = [
+        { message: '\uFEFFa\u0000b \uD800c' },
+        { message: 'One', session_id: session.id },
+        { message: 'One', external_id: 'mine' },
+        { start: (await sessions.createSession(owner, { input: 'Go' })).session.id },
+      ]
+      for (const asked of first) {
+        const { run, history } = await accept(owner, asked, plansFor)
+        t.ok(history)
+        t.strictSame(history, await readHistory(db, run.user_message_id, 10))
+        await end(run)
+      }
+      const others: Asked[] = [
+        { message: 'Two', session_id: session.id },
+        { message: 'Two', before: [{ role: 'user', parts: [textPart('One')] }] },
+      ]
+      for (const asked of others) {
+        const { run, history } = await accept(owner, asked, plansFor)
+        t.equal(history, undefined)
+        const busy = await accept(
+          owner,
+          { ...asked, before: undefined, session_id: run.session_id, on_busy: 'queue' },
+          plansFor,
+        )
+        t.equal(busy.history, undefined)
+        await end(run)
+      }
+    })
+
     await t.test('P5 of different asks to an idle session at the same time exactly one is accepted', async (t) => {
       for (let round = 0; round < races; round += 1) {
         const owner = createOwner()
