@@ -150,11 +150,11 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   const { jwksUrl } = config.auth
   const keys = jwksUrl === undefined ? undefined : openKeySet({ url: jwksUrl, logger: server.log, ...overrides.keys })
   const store = await openStore(config, server.log)
-  const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams })
+  const frames = createFrames(log, config.frameMs)
+  const catalog = createCatalog({ ...config.upstream, upstreams: overrides.upstreams, rest: frames.rest })
   if (catalog.unpriced.length > 0) {
     server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
   }
-  const frames = createFrames(log, config.frameMs)
   const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
 
   const closing = new AbortController()

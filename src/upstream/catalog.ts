@@ -28,7 +28,7 @@ import type { Upstream } from './upstream.ts'
 
 export type Models = readonly [ModelChoice, ...ModelChoice[]]
 
-export interface CatalogOptions extends Pick<HttpLimits, 'firstByteMs' | 'idleMs' | 'totalMs'> {
+export interface CatalogOptions extends Pick<HttpLimits, 'firstByteMs' | 'idleMs' | 'totalMs' | 'rest'> {
   /** The demo is always there, beside them. */
   readonly providers: readonly ProviderSettings[]
   /** Of each profile, in the order in which they are asked. */
@@ -84,8 +84,8 @@ const adapters: Readonly<Record<ProviderKind, Create>> = {
 }
 
 export function createCatalog(options: CatalogOptions): Catalog {
-  const { models, profiles, modelsAllowed, upstreams: readyMade = [], firstByteMs, idleMs, totalMs } = options
-  const limits = { firstByteMs, idleMs, totalMs }
+  const { models, profiles, modelsAllowed, upstreams: readyMade = [], firstByteMs, idleMs, totalMs, rest } = options
+  const limits = { firstByteMs, idleMs, totalMs, ...(rest && { rest }) }
   const madeHere = options.providers.filter(({ name }) => readyMade.every(({ provider }) => provider !== name))
   const upstreams = new Map<string, Upstream>([
     ...madeHere.map((settings) => [settings.name, open(settings, limits)] as const),

@@ -13,27 +13,21 @@
  *
  * Nothing is opened before the first `next()`.
  */
-import { createRequire } from 'node:module'
 import type { Dispatcher } from 'undici'
 import { Problem } from '../errors.ts'
 import { type Exchange, openExchange } from './exchange.ts'
 import { iterate } from './iterate.ts'
 import type { ReplyReader } from './reader.ts'
 import { brokenOff, refusedWith } from './refusal.ts'
+import { createAgent, type Rest } from './sockets.ts'
 import { createSseReader } from './sse.ts'
 import type { Upstream, UpstreamEvent, UpstreamRequest } from './upstream.ts'
-
-/** Without what undici has besides, four modules of five: a start that loads all of it takes 0.1 s longer. */
-const Agent: typeof import('undici').Agent = createRequire(import.meta.url)('undici/lib/dispatcher/agent.js')
 
 /** Of a refusal's body, which is only looked at for a code. */
 const errorBodyBytesMax = 64 * 1024
 const errorBodyMs = 5000
 /** How long the usage may stay behind the finish reason. */
 const afterFinishMs = 5000
-const connectMs = 10_000
-/** Replies at once; beyond it requests wait for a socket, within their first-byte limit. */
-const connectionsMax = 1024
 
 /** How long a provider may take. */
 export interface HttpLimits {
@@ -45,6 +39,8 @@ export interface HttpLimits {
   readonly totalMs: number
   /** Instead of an own agent; it stays open when the upstream is closed. Its own time-outs must be off. */
   readonly dispatcher?: Dispatcher
+  /** When its own agent reads on; absent: as soon as something comes. */
+  readonly rest?: Rest
 }
 
 /** For what is made in a config file, where nobody has said otherwise: the same as the gateway's own. */
@@ -81,7 +77,7 @@ export function createHttpStream<Request, Extra = never>(
   options: HttpStreamOptions<Request, Extra>,
 ): HttpStream<Request, Extra> {
   const { toCall, createReader, firstByteMs, idleMs, totalMs } = options
-  const ownAgent = options.dispatcher === undefined ? createAgent() : undefined
+  const ownAgent = options.dispatcher === undefined ? createAgent(options.rest) : undefined
   const dispatcher = options.dispatcher ?? ownAgent!
   const open = new Set<Exchange>()
   let closed = false
@@ -218,19 +214,6 @@ const commonHeaders = {
   'accept-encoding': 'identity',
   'user-agent': 'verbatim',
 } as const
-
-function createAgent(): Dispatcher {
-  return new Agent({
-    connections: connectionsMax,
-    connect: { timeout: connectMs },
-    pipelining: 1,
-    // One socket for one reply: a connection that dies takes one reply with it, not a hundred.
-    allowH2: false,
-    // undici's limits give up on a model that thinks for five minutes; ours are in the exchange.
-    headersTimeout: 0,
-    bodyTimeout: 0,
-  })
-}
 
 const waited = (exchange: Exchange): Promise<void> => new Promise((resolve) => exchange.wait(resolve))
 

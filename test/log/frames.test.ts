@@ -56,8 +56,15 @@ function start(t: Test, tookMs?: () => number) {
       frames.touch(source)
     }
   }
+  /** Moves the clock of the test as time does, in small steps. */
+  const pass = (ms: number) => {
+    for (let left = ms; left > 0; left -= frameMs / 20) {
+      nowMs += frameMs / 20
+      mock.timers.tick(frameMs / 20)
+    }
+  }
   const runsOf = (frame: RunEntries[] | undefined) => frame?.map(({ runId, entries }) => [runId, entries.length])
-  return { frames, appends, say, runsOf }
+  return { frames, appends, say, runsOf, pass }
 }
 
 t.test('the first words do not wait, the next ones join a frame', async (t) => {
@@ -127,6 +134,93 @@ t.test('frames that take much of the time become longer, three times at most, an
   t.equal(settle(), 5, 'three frames from the beginning of the last one, which was half a frame ago at its end')
   tookMs = 0
   t.equal(settle(), 2)
+})
+
+t.test('in a process that has little to do nobody rests', (t) => {
+  const { frames, say } = start(t, () => frameMs / 50)
+  say(createSource('a'))
+  let reads = 0
+  frames.rest(() => {
+    reads += 1
+  })
+  t.equal(reads, 1)
+  t.end()
+})
+
+t.test('who rests in a busy process reads when it is due, in one turn, and that is the frame', async (t) => {
+  const { frames, appends, say, runsOf, pass } = start(t, () => frameMs / 4)
+  const sources = ['a', 'b', 'c'].map(createSource)
+  say(...sources)
+  say(...sources)
+  pass(frameMs)
+  const before = appends.length
+  const order: string[] = []
+  for (const source of sources) {
+    frames.rest(() => {
+      order.push(source.runId)
+      say(source)
+    })
+  }
+  frames.flushAll()
+  t.same(order, [])
+  for (let n = 0; n < 100 && order.length === 0; n += 1) pass(frameMs / 20)
+  t.same(order, ['a', 'b', 'c'])
+  t.equal(appends.length, before, 'others may still read in this turn')
+  await new Promise(setImmediate)
+  t.same(appends.slice(before).map(runsOf), [
+    [
+      ['a', 1],
+      ['b', 1],
+      ['c', 1],
+    ],
+  ])
+})
+
+t.test('frames between do not put off those who rest, and not all of a crowd is due at once', async (t) => {
+  const { frames, appends, say, pass } = start(t, () => frameMs / 5)
+  const source = createSource('a')
+  for (let n = 0; n < 30; n += 1) {
+    say(source)
+    pass(3 * frameMs)
+  }
+  const due: number[] = []
+  for (let n = 0; n < 3; n += 1) {
+    frames.rest(() => void due.push(n))
+    pass(frameMs / 2)
+    say(source)
+    frames.flushAll()
+    pass(frameMs / 2)
+  }
+  const framesBefore = appends.length
+  const turns: number[][] = []
+  for (let turn = 0; turn < 100 && due.length < 3; turn += 1) {
+    const seen = due.length
+    pass(frameMs / 20)
+    await new Promise(setImmediate)
+    if (due.length > seen) turns.push(due.slice(seen))
+  }
+  t.same(due, [0, 1, 2])
+  t.ok(turns.length >= 2, 'one after the other')
+  t.equal(appends.length, framesBefore, 'a frame in which nobody has said anything is none')
+})
+
+t.test('close lets nobody rest any more', (t) => {
+  const { frames, say } = start(t, () => frameMs / 4)
+  const source = createSource('a')
+  say(source)
+  say(source)
+  frames.flushAll()
+  let reads = 0
+  const readOn = () => {
+    reads += 1
+  }
+  frames.rest(readOn)
+  t.equal(reads, 0)
+  frames.close()
+  t.equal(reads, 1)
+  frames.rest(readOn)
+  t.equal(reads, 2)
+  t.end()
 })
 
 t.test('flush writes one run at once, and its words are not written again', async (t) => {
