@@ -18,6 +18,9 @@
  * Node, in order, because both write to the same socket.
  *
  * One timer serves all connections, for heartbeats and ages.
+ *
+ * Thousands of connections wait for next to nothing. So one is an object that shares its methods with the others and has no
+ * signal: a closure for each thing that it can do, and an AbortSignal with one listener, were 2 kB of it.
  */
 import type { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
@@ -43,11 +46,19 @@ export interface SseFraming {
   readonly farewell?: (retryMs: number, code?: string) => string
 }
 
+/** Whoever feeds a connection. */
+export interface SseSource {
+  /** Nothing that is written from now on is sent. */
+  stop(): void
+}
+
 export interface SseConnection {
-  /** Aborted when the client has gone, the connection is too old, or the process shuts down. */
-  readonly signal: AbortSignal
+  /** The client has gone, the connection is too old, the process shuts down, or the body has been ended. */
+  readonly isOver: boolean
   /** True when the client left or was cut, false while the connection lives or after the server ended it. */
   readonly clientLeft: boolean
+  /** @param source is told to stop when the connection is over: once, and at once when it is already */
+  feedFrom(source: SseSource): void
   /** Resolves when the socket can take more; at once, as undefined, when it can already. */
   write(bytes: Buffer): Promise<void> | undefined
   /** Ends the body cleanly. Only after a terminal event. */
@@ -63,7 +74,7 @@ export interface SseEdge {
   refuseAtLimit(ownerKey: string): void
   /**
    * Takes the response over and sends its headers at once. A connection that is one too many, because several passed
-   * the limit at the same time, or that comes after `close`, gets the farewell and is aborted on return.
+   * the limit at the same time, or that comes after `close`, gets the farewell and is over on return.
    */
   open(
     request: FastifyRequest,
@@ -89,14 +100,6 @@ const lateMsMax = 100
 /** How long a client may take to read what was sent before the end. */
 const farewellWaitMs = 5000
 
-interface Open {
-  readonly response: ServerResponse
-  readonly framing: SseFraming
-  readonly openedAt: number
-  lastWriteAt: number
-  sayFarewell(code?: string): void
-}
-
 const farewell = (ms: number, code?: string) =>
   `event: reconnect\ndata: ${JSON.stringify({ retry_ms: ms, ...(code === undefined ? {} : { code }) })}\n\n`
 
@@ -112,7 +115,7 @@ const streamHeaders = {
 
 export function createSseEdge(options: SseOptions): SseEdge {
   const { viewersPerOwnerMax, heartbeatMs = 15_000, connectionMs = 14 * 60_000, drainWaitMs = 30_000 } = options
-  const connections = new Set<Open>()
+  const connections = new Set<Connection>()
   const perOwner = new Map<string, number>()
   let closed = false
 
@@ -141,6 +144,8 @@ export function createSseEdge(options: SseOptions): SseEdge {
     else perOwner.set(ownerKey, next)
   }
 
+  const own: Own = { connections, count, drainWaitMs }
+
   function open(
     request: FastifyRequest,
     reply: FastifyReply,
@@ -149,11 +154,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
   ): SseConnection {
     const { key: ownerKey } = request.owner
     const response = reply.raw
-    const abort = new AbortController()
-    const now = performance.now()
     const unwelcome = closed || isAtLimit(ownerKey)
-    let clientLeft = false
-    let inBlock = false
 
     // Headers that plugins have set (CORS, cookies) are lost with hijack unless they are handed on.
     reply.hijack()
@@ -164,114 +165,10 @@ export function createSseEdge(options: SseOptions): SseEdge {
     // Tokens are small and late: Nagle's algorithm would hold them back.
     request.raw.socket.setNoDelay(true)
 
-    const connection: Open = {
-      response,
-      framing,
-      openedAt: now,
-      lastWriteAt: now,
-      sayFarewell(code) {
-        if (inBlock || framing.farewell === undefined) destroy()
-        else finish(framing.farewell(retryMs, code))
-      },
-    }
-    connections.add(connection)
-    count(ownerKey, 1)
-
-    function close(): void {
-      if (abort.signal.aborted) return
-      connections.delete(connection)
-      count(ownerKey, -1)
-      abort.abort()
-    }
-    const leave = () => {
-      if (abort.signal.aborted) return
-      clientLeft = !response.writableFinished
-      close()
-    }
-    response.on('close', leave)
-    // The socket's errors come here; 'close' follows, and is what counts.
-    response.on('error', leave)
-    if (response.destroyed || request.raw.socket.destroyed) leave()
+    const connection = new Connection(own, ownerKey, response, framing)
+    if (response.destroyed || request.raw.socket.destroyed) connection.leave()
     if (unwelcome) connection.sayFarewell()
-
-    function finish(lastWords: string): void {
-      if (abort.signal.aborted) return
-      close()
-      response.end(lastWords)
-      // A client that does not read its last bytes must not keep them, or the shutdown, waiting for ever.
-      const slow = setTimeout(() => response.destroy(), farewellWaitMs)
-      slow.unref()
-      response.on('close', () => clearTimeout(slow))
-    }
-
-    function destroy(): void {
-      // Last words are on their way, and have a time limit of their own.
-      if (response.writableEnded) return
-      close()
-      response.destroy()
-    }
-
-    /** @param source what was written to, and is full */
-    function drained(source: Writable): Promise<void> {
-      return new Promise((resolve) => {
-        const proceed = () => {
-          clearTimeout(slow)
-          source.off('drain', proceed)
-          abort.signal.removeEventListener('abort', proceed)
-          resolve()
-        }
-        const limit = (mayExtend: boolean): NodeJS.Timeout => {
-          const dueAt = performance.now() + drainWaitMs
-          return setTimeout(() => {
-            // Held up itself, this process has not seen what the client has read meanwhile.
-            if (mayExtend && performance.now() - dueAt > lateMsMax) {
-              slow = limit(false)
-              return
-            }
-            clientLeft = true
-            destroy()
-          }, drainWaitMs)
-        }
-        let slow = limit(true)
-        source.on('drain', proceed)
-        abort.signal.addEventListener('abort', proceed)
-        if (abort.signal.aborted) proceed()
-      })
-    }
-
-    function writeChunk(bytes: Buffer): Promise<void> | undefined {
-      const { socket } = response
-      // Without one, behind another response of the connection, Node keeps it; a client of HTTP/1.0 knows no chunks.
-      if (socket === null || !response.chunkedEncoding) return response.write(bytes) ? undefined : drained(response)
-      return socket.write(chunkOf(bytes)) ? undefined : drained(socket)
-    }
-
-    async function writeSlices(bytes: Buffer): Promise<void> {
-      inBlock = true
-      for (let start = 0; start < bytes.length && !abort.signal.aborted; start += sliceBytes) {
-        const full = writeChunk(bytes.subarray(start, start + sliceBytes))
-        inBlock = start + sliceBytes < bytes.length
-        if (full !== undefined) await full
-      }
-    }
-
-    return {
-      signal: abort.signal,
-      get clientLeft() {
-        return clientLeft
-      },
-      write(bytes) {
-        if (abort.signal.aborted) return undefined
-        connection.lastWriteAt = performance.now()
-        if (bytes.length > sliceBytes) return writeSlices(bytes)
-        return writeChunk(bytes)
-      },
-      end() {
-        finish('')
-      },
-      sayFarewell: connection.sayFarewell,
-      destroy,
-    }
+    return connection
   }
 
   return {
@@ -295,6 +192,153 @@ export function createSseEdge(options: SseOptions): SseEdge {
     },
   }
 }
+
+/** What the connections of an edge have in common. */
+interface Own {
+  readonly connections: Set<Connection>
+  readonly drainWaitMs: number
+  /** Of the streams of an owner. */
+  count(ownerKey: string, step: 1 | -1): void
+}
+
+class Connection implements SseConnection {
+  readonly response: ServerResponse
+  readonly framing: SseFraming
+  readonly openedAt = wholeNow()
+  lastWriteAt = this.openedAt
+  isOver = false
+  clientLeft = false
+  readonly #own: Own
+  readonly #ownerKey: string
+  /** A block was begun, and its end was not written yet. */
+  #inBlock = false
+  #source: SseSource | undefined
+  /** Those whose write waits for the socket. */
+  #waiting: Set<() => void> | undefined
+
+  constructor(own: Own, ownerKey: string, response: ServerResponse, framing: SseFraming) {
+    this.#own = own
+    this.#ownerKey = ownerKey
+    this.response = response
+    this.framing = framing
+    own.connections.add(this)
+    own.count(ownerKey, 1)
+    const leave = () => this.leave()
+    response.on('close', leave)
+    // The socket's errors come here; 'close' follows, and is what counts.
+    response.on('error', leave)
+  }
+
+  feedFrom(source: SseSource): void {
+    if (this.isOver) source.stop()
+    else this.#source = source
+  }
+
+  write(bytes: Buffer): Promise<void> | undefined {
+    if (this.isOver) return undefined
+    this.lastWriteAt = wholeNow()
+    if (bytes.length > sliceBytes) return this.#writeSlices(bytes)
+    return this.#writeChunk(bytes)
+  }
+
+  end(): void {
+    this.#finish('')
+  }
+
+  sayFarewell(code?: string): void {
+    const { farewell: say } = this.framing
+    if (this.#inBlock || say === undefined) this.destroy()
+    else this.#finish(say(retryMs, code))
+  }
+
+  destroy(): void {
+    // Last words are on their way, and have a time limit of their own.
+    if (this.response.writableEnded) return
+    this.#close()
+    this.response.destroy()
+  }
+
+  /** The client has gone, or has all of a body that has ended. */
+  leave(): void {
+    if (this.isOver) return
+    this.clientLeft = !this.response.writableFinished
+    this.#close()
+  }
+
+  #close(): void {
+    if (this.isOver) return
+    this.isOver = true
+    this.#own.connections.delete(this)
+    this.#own.count(this.#ownerKey, -1)
+    for (const proceed of this.#waiting ?? []) proceed()
+    this.#source?.stop()
+    this.#source = undefined
+  }
+
+  #finish(lastWords: string): void {
+    if (this.isOver) return
+    const { response } = this
+    this.#close()
+    response.end(lastWords)
+    // A client that does not read its last bytes must not keep them, or the shutdown, waiting for ever.
+    const slow = setTimeout(() => response.destroy(), farewellWaitMs)
+    slow.unref()
+    response.on('close', () => clearTimeout(slow))
+  }
+
+  /** @param source what was written to, and is full */
+  #drained(source: Writable): Promise<void> {
+    const { drainWaitMs } = this.#own
+    this.#waiting ??= new Set()
+    const waiting = this.#waiting
+    return new Promise((resolve) => {
+      const proceed = () => {
+        clearTimeout(slow)
+        source.off('drain', proceed)
+        waiting.delete(proceed)
+        resolve()
+      }
+      const limit = (mayExtend: boolean): NodeJS.Timeout => {
+        const dueAt = performance.now() + drainWaitMs
+        return setTimeout(() => {
+          // Held up itself, this process has not seen what the client has read meanwhile.
+          if (mayExtend && performance.now() - dueAt > lateMsMax) {
+            slow = limit(false)
+            return
+          }
+          this.clientLeft = true
+          this.destroy()
+        }, drainWaitMs)
+      }
+      let slow = limit(true)
+      source.on('drain', proceed)
+      waiting.add(proceed)
+      if (this.isOver) proceed()
+    })
+  }
+
+  #writeChunk(bytes: Buffer): Promise<void> | undefined {
+    const { response } = this
+    const { socket } = response
+    // Without one, behind another response of the connection, Node keeps it; a client of HTTP/1.0 knows no chunks.
+    if (socket === null || !response.chunkedEncoding) {
+      return response.write(bytes) ? undefined : this.#drained(response)
+    }
+    return socket.write(chunkOf(bytes)) ? undefined : this.#drained(socket)
+  }
+
+  async #writeSlices(bytes: Buffer): Promise<void> {
+    this.#inBlock = true
+    for (let start = 0; start < bytes.length && !this.isOver; start += sliceBytes) {
+      const full = this.#writeChunk(bytes.subarray(start, start + sliceBytes))
+      this.#inBlock = start + sliceBytes < bytes.length
+      if (full !== undefined) await full
+    }
+  }
+}
+
+/** Whole: a fraction would be a number on the heap, one for each connection. */
+const wholeNow = (): number => Math.floor(performance.now())
 
 const needsDrain = ({ socket, writableNeedDrain }: ServerResponse): boolean =>
   writableNeedDrain || socket?.writableNeedDrain === true

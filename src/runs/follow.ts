@@ -9,8 +9,8 @@
  * the end was lost. So a viewer of another process's run that has heard nothing for `quietMs` asks the database too.
  *
  * Most of a viewer's life is at the end of a log, waiting for the next frame. There, it is given what the log has gained
- * within the append itself, without a promise or a turn of its loop (`take`), for as long as nothing else is due: the end of
- * the run, a look at the database, a consumer that is full. Then the loop goes on from where that has led.
+ * within the append itself, without a promise or a look of its own (`take`), for as long as nothing else is due: the end of the
+ * run, a look at the database, a viewer that is full. Then it looks on from where that has led.
  *
  * The rule for what comes from the database: an event is given the id of the real one that it reaches. One delta of
  * one part, or else one `reset`, brings a viewer from where it is to where the database is, so that a connection cut
@@ -26,7 +26,7 @@ import type { EventLog, LogPage } from '../log/log.ts'
 import { isTerminal, type RunFacts } from './model.ts'
 import { runStarted } from './run.ts'
 import type { StoredReader, StoredRun } from './stored.ts'
-import type { Ticks } from './ticks.ts'
+import type { Ticked, Ticks } from './ticks.ts'
 
 export interface FollowDeps {
   readonly log: EventLog
@@ -73,19 +73,201 @@ export function terminalIdOf({ log }: Pick<FollowDeps, 'log'>, run: RunFacts): E
 
 /** Where a viewer stands. */
 interface Viewer {
-  /** The last event it has; undefined before the first. */
-  readonly cursor: EventId | undefined
+  /** The last event it has. */
+  readonly cursor: EventId
   /** What it holds, when that is known: only from the database, or at the very beginning. */
   readonly held: readonly Part[] | undefined
 }
 
-interface BegunViewer extends Viewer {
-  readonly cursor: EventId
+/** Whoever is shown a run. */
+export interface Follows {
+  /**
+   * What comes next, in order.
+   * @returns what to wait for before there is more; undefined when there may be more at once. What it throws, or rejects
+   * with, ends the following
+   */
+  give(batch: Batch): Promise<void> | undefined
+  /**
+   * The same within an append to the log, while nothing else is due.
+   * @returns how many of the events it has taken; it is given the others
+   */
+  take(entries: readonly LogEntry[]): number
+  /** Nothing more comes: the run has been told to its end, it is gone, or there was a fault. Must not throw. */
+  told(fault: Fault | undefined): void
+}
+
+/** What somebody has thrown. */
+export interface Fault {
+  readonly error: unknown
 }
 
 /**
- * Yields the run's events after the cursor, until its terminal event or until the signal is aborted.
- * @param after undefined follows from the beginning
+ * Follows a run from a cursor until it has been told to its end, or until it is stopped. Between two looks nothing waits: no
+ * promise, no frame of a function. What is left then is this object, in the lists of who is woken and who looks at the
+ * clock. There are thousands of them, so their methods are shared.
+ */
+export class Follower implements Ticked {
+  readonly #deps: FollowDeps
+  readonly #run: RunFacts
+  readonly #follows: Follows
+  readonly #unwatch: () => void
+  /** The last event that was given; undefined before the first. */
+  #cursor: EventId | undefined
+  /** See `Viewer`. */
+  #held: readonly Part[] | undefined
+  // Whole, and small to begin with: any other number would be one on the heap for each viewer.
+  #askAt = 0
+  #newsAt = wholeNow()
+  /** At the end of a log, with nothing else to do: written here, or copied from another process. */
+  #waitsFor: 'own' | 'copy' | undefined
+  #fault: Fault | undefined
+  /** Something may have come since it began to look. */
+  #isRung = false
+  #isLooking = false
+  #isOver = false
+
+  /** @param after undefined follows from the beginning */
+  constructor(deps: FollowDeps, run: RunFacts, after: EventId | undefined, follows: Follows) {
+    this.#deps = deps
+    this.#run = run
+    this.#follows = follows
+    this.#cursor = after
+    this.#held = after === undefined ? [] : undefined
+    this.#unwatch = deps.log.watch(run.id, () => this.#wake())
+    deps.ticks.add(this)
+    this.#ring()
+  }
+
+  /** Nothing is given any more, and `told` is not called. More than one call does no harm. */
+  stop(): void {
+    if (this.#isOver) return
+    this.#isOver = true
+    this.#deps.ticks.remove(this)
+    this.#unwatch()
+  }
+
+  tick(): void {
+    const { isPersistPending, quietMs = quietDefaultMs } = this.#deps
+    const isWaiting =
+      this.#waitsFor === 'own' ? !isPersistPending(this.#run.id) : performance.now() - this.#newsAt < quietMs
+    if (this.#waitsFor === undefined || !isWaiting) this.#ring()
+  }
+
+  #wake(): void {
+    if (this.#passOn()) return
+    this.#waitsFor = undefined
+    this.#ring()
+  }
+
+  #ring(): void {
+    this.#isRung = true
+    if (this.#isLooking) return
+    this.#isLooking = true
+    void this.#lookOn()
+  }
+
+  /** Gives what the log has gained. @returns false when it has to look */
+  #passOn(): boolean {
+    const peeked =
+      this.#waitsFor === undefined ? undefined : this.#deps.log.peek(this.#run.id, this.#cursor, passedEntriesMax)
+    if (peeked?.kind !== 'entries' || peeked.entries.length === passedEntriesMax) return false
+    const { page, isLast } = shorten(peeked)
+    if (page.kind !== 'entries' || !isLast || page.entries.at(-1)?.event.type === 'done') return false
+    const entries = mergeDeltas(page.entries)
+    try {
+      const taken = entries.length === 0 ? 0 : this.#follows.take(entries)
+      const last = entries[taken - 1]
+      if (last !== undefined) this.#moveTo(last)
+      return taken === entries.length
+    } catch (error) {
+      // Of whoever is shown the run, and told of it in its turn: whoever appends to the log has nothing to do with it.
+      this.#fault = { error }
+      return false
+    }
+  }
+
+  #moveTo({ generation, seq }: EventId): void {
+    // Not the event itself: what was joined for a viewer would stay with it.
+    this.#cursor = { generation, seq }
+    this.#held = undefined
+    this.#newsAt = wholeNow()
+  }
+
+  async #lookOn(): Promise<void> {
+    try {
+      // Whoever has rung goes on first: it may be in the middle of an append.
+      await undefined
+      while (this.#isRung && !this.#isOver) {
+        // Before looking, so that an event between the look and the wait is not missed.
+        this.#isRung = false
+        this.#waitsFor = undefined
+        if (this.#fault !== undefined) throw this.#fault.error
+        if (await this.#look()) this.#end(undefined)
+      }
+    } catch (error) {
+      this.#end({ error })
+    }
+    this.#isLooking = false
+  }
+
+  #end(fault: Fault | undefined): void {
+    if (this.#isOver) return
+    this.stop()
+    this.#follows.told(fault)
+  }
+
+  /** @returns whether that was all */
+  async #look(): Promise<boolean> {
+    const { log, stored, pollMs = pollDefaultMs, quietMs = quietDefaultMs, aheadMs = aheadDefaultMs } = this.#deps
+    const run = this.#run
+    const { page, isLast } = shorten(await log.read(run.id, this.#cursor, pageEntriesMax))
+    const told = await tellFromLog(log, run, this.#cursor, page)
+    if (this.#isOver) return false
+    if (told !== undefined && told.length > 0) {
+      const last = told.at(-1) as LogEntry
+      this.#moveTo(last)
+      await this.#follows.give({ entries: told, caughtUp: isLast })
+      this.#isRung = true
+      return last.event.type === 'done'
+    }
+    const isLocal = page.kind !== 'unknown' && page.local
+    if (told !== undefined && isAtEnd(log, run, this.#cursor)) return true
+    if (told !== undefined) {
+      const persistPending = isLocal && this.#deps.isPersistPending(run.id)
+      await this.#follows.give({ entries: [], caughtUp: true, persistPending })
+    }
+    if (this.#cursor === undefined && !this.#isOver) {
+      this.#cursor = { generation: 1, seq: 1 }
+      await this.#follows.give({ entries: [firstEntry(run)], caughtUp: false })
+    }
+    if (this.#cursor === undefined || this.#isOver) return false
+    const now = wholeNow()
+    const isQuiet = told === undefined || (!isLocal && now - this.#newsAt >= quietMs)
+    if (isQuiet && now >= this.#askAt) {
+      this.#askAt = now + pollMs
+      const state = await stored.read(run.id)
+      if (this.#isOver) return false
+      if (state === 'gone') return true
+      if (state !== 'unanswered') {
+        const isPatient = told !== undefined || now - this.#newsAt < aheadMs
+        const step = tellFromDatabase(run, state, { cursor: this.#cursor, held: this.#held }, isPatient)
+        this.#cursor = step.viewer.cursor
+        this.#held = step.viewer.held
+        if (step.entries.length > 0) this.#newsAt = now
+        await this.#follows.give({ entries: step.entries, caughtUp: true })
+        if (state.done !== undefined) return true
+      }
+    }
+    if (!isQuiet && !isTerminal(run.status)) this.#waitsFor = isLocal ? 'own' : 'copy'
+    return false
+  }
+}
+
+const takeNone = () => 0
+
+/**
+ * The same, for who wants to iterate: the run's events after the cursor, until its terminal event or until the signal is
+ * aborted. It goes on from a batch when the next is asked for.
  * @param take is given events too, while the iteration waits for the next; returns how many of them it has taken. The others
  * are yielded
  */
@@ -94,107 +276,44 @@ export async function* followRun(
   run: RunFacts,
   after: EventId | undefined,
   signal: AbortSignal,
-  take?: (entries: readonly LogEntry[]) => number,
+  take: (entries: readonly LogEntry[]) => number = takeNone,
 ): AsyncGenerator<Batch, void, void> {
-  const { log, pollMs = pollDefaultMs, quietMs = quietDefaultMs, aheadMs = aheadDefaultMs } = deps
-  let viewer: Viewer = { cursor: after, held: after === undefined ? [] : undefined }
-  let askAt = Number.NEGATIVE_INFINITY
-  let newsAt = performance.now()
-  // At the end of a log, with nothing else to do: written here, or copied from another process.
-  let waitsFor: 'own' | 'copy' | undefined
-  let fault: { readonly error: unknown } | undefined
-  const bell = createBell()
-
-  /** Gives the consumer what the log has gained. @returns false when the loop has to look */
-  function passOn(): boolean {
-    const peeked = waitsFor === undefined ? undefined : log.peek(run.id, viewer.cursor, passedEntriesMax)
-    if (take === undefined || peeked?.kind !== 'entries' || peeked.entries.length === passedEntriesMax) return false
-    const { page, isLast } = shorten(peeked)
-    if (page.kind !== 'entries' || !isLast || page.entries.at(-1)?.event.type === 'done') return false
-    const entries = mergeDeltas(page.entries)
-    try {
-      const taken = entries.length === 0 ? 0 : take(entries)
-      const last = entries[taken - 1]
-      if (last !== undefined) {
-        viewer = { cursor: last, held: undefined }
-        newsAt = performance.now()
-      }
-      return taken === entries.length
-    } catch (error) {
-      // Of the consumer, which is told by its iteration: whoever appends to the log has nothing to do with it.
-      fault = { error }
-      return false
-    }
+  if (signal.aborted) return
+  let next = Promise.withResolvers<Batch | undefined>()
+  let asked = Promise.withResolvers<void>()
+  const follower = new Follower(deps, run, after, {
+    give(batch) {
+      next.resolve(batch)
+      return asked.promise
+    },
+    take,
+    told(fault) {
+      if (fault === undefined) next.resolve(undefined)
+      else next.reject(fault.error)
+    },
+  })
+  const stop = () => {
+    follower.stop()
+    next.resolve(undefined)
   }
-
-  const wake = () => {
-    if (passOn()) return
-    waitsFor = undefined
-    bell.ring()
-  }
-  const tick = () => {
-    const isWaiting = waitsFor === 'own' ? !deps.isPersistPending(run.id) : performance.now() - newsAt < quietMs
-    if (waitsFor === undefined || !isWaiting) bell.ring()
-  }
-  const unwatch = log.watch(run.id, wake)
-  const untick = deps.ticks.add(tick)
-  signal.addEventListener('abort', bell.ring)
+  signal.addEventListener('abort', stop)
   try {
-    while (!signal.aborted) {
-      // Taken before looking, so that an event between the look and the wait is not missed.
-      const rung = bell.next()
-      const { page, isLast } = shorten(await log.read(run.id, viewer.cursor, pageEntriesMax))
-      const told = await tellFromLog(log, run, viewer, page)
-      if (told !== undefined && told.length > 0) {
-        const last = told.at(-1) as LogEntry
-        viewer = { cursor: last, held: undefined }
-        newsAt = performance.now()
-        yield { entries: told, caughtUp: isLast }
-        if (last.event.type === 'done') return
-        continue
-      }
-      const isLocal = page.kind !== 'unknown' && page.local
-      if (told !== undefined && isAtEnd(log, run, viewer.cursor)) return
-      if (told !== undefined) {
-        const persistPending = isLocal && deps.isPersistPending(run.id)
-        yield { entries: [], caughtUp: true, persistPending }
-      }
-      let begun = asBegun(viewer)
-      if (begun === undefined) {
-        const started = firstEntry(run)
-        begun = { cursor: started, held: [] }
-        viewer = begun
-        yield { entries: [started], caughtUp: false }
-      }
-      const now = performance.now()
-      const isQuiet = told === undefined || (!isLocal && now - newsAt >= quietMs)
-      if (isQuiet && now >= askAt) {
-        askAt = now + pollMs
-        const state = await deps.stored.read(run.id)
-        if (state === 'gone') return
-        if (state !== 'unanswered') {
-          const isPatient = told !== undefined || now - newsAt < aheadMs
-          const step = tellFromDatabase(run, state, begun, isPatient)
-          viewer = step.viewer
-          if (step.entries.length > 0) newsAt = now
-          yield { entries: step.entries, caughtUp: true }
-          if (state.done !== undefined) return
-        }
-      }
-      if (!isQuiet && !isTerminal(run.status)) waitsFor = isLocal ? 'own' : 'copy'
-      await rung
-      waitsFor = undefined
-      if (fault !== undefined) throw fault.error
+    for (let batch = await next.promise; batch !== undefined; batch = await next.promise) {
+      next = Promise.withResolvers()
+      if (signal.aborted) next.resolve(undefined)
+      yield batch
+      const { resolve } = asked
+      asked = Promise.withResolvers()
+      resolve()
     }
   } finally {
-    untick()
-    unwatch()
-    signal.removeEventListener('abort', bell.ring)
+    signal.removeEventListener('abort', stop)
+    follower.stop()
   }
 }
 
-const asBegun = ({ cursor, held }: Viewer): BegunViewer | undefined =>
-  cursor === undefined ? undefined : { cursor, held }
+/** Whole: see `Follower`. */
+const wholeNow = (): number => Math.floor(performance.now())
 
 /** What every viewer is told first, whatever the rest comes from. */
 const firstEntry = (run: RunFacts): LogEntry => ({ generation: 1, seq: 1, event: runStarted(run) })
@@ -229,7 +348,7 @@ function isAtEnd(log: EventLog, run: RunFacts, cursor: EventId | undefined): boo
 async function tellFromLog(
   log: EventLog,
   run: RunFacts,
-  { cursor }: Viewer,
+  cursor: EventId | undefined,
   page: LogPage,
 ): Promise<readonly LogEntry[] | undefined> {
   if (page.kind === 'unknown') return undefined
@@ -286,7 +405,7 @@ function mergeDeltas(entries: readonly LogEntry[]): readonly LogEntry[] {
 
 interface Step {
   readonly entries: readonly LogEntry[]
-  readonly viewer: BegunViewer
+  readonly viewer: Viewer
 }
 
 /**
@@ -296,7 +415,7 @@ interface Step {
 function tellFromDatabase(
   run: RunFacts,
   { run: row, text, done }: StoredRun,
-  viewer: BegunViewer,
+  viewer: Viewer,
   isPatient: boolean,
 ): Step {
   const { cursor } = viewer
@@ -348,16 +467,4 @@ function isShownAlike({ signature: _seal, ...part }: Part, held: Part | undefine
   if (held === undefined) return false
   const { signature: _heldSeal, ...rest } = held
   return isDeepStrictEqual(part, rest)
-}
-
-/** A wake-up that is never lost: whoever takes `next` before looking hears every ring after it. */
-function createBell(): { ring(): void; next(): Promise<void> } {
-  let rung = Promise.withResolvers<void>()
-  return {
-    ring() {
-      rung.resolve()
-      rung = Promise.withResolvers()
-    },
-    next: () => rung.promise,
-  }
 }

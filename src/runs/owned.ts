@@ -356,6 +356,8 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
       return since !== undefined && performance.now() - since >= persistWaitMs
     },
 
+    viewerComes: viewers.come,
+    viewerLeaves: viewers.leave,
     countViewer: viewers.count,
     isWatched: viewers.has,
     keep: viewers.keep,

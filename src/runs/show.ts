@@ -6,17 +6,21 @@
  * The body ends cleanly only behind the terminal event. A viewer whose surface cannot express what comes next (it has no
  * word for "forget what I said") is cut, so that it comes back and gets the whole.
  *
- * At each await: when the connection goes, the loop ends and the run does not. When the log or the database goes, the
- * follower waits and asks again. When this process is to end, viewers of other processes' runs are told to go there.
+ * The only await is for the connection to take more: when it goes meanwhile, the viewer ends and the run does not. When the log
+ * or the database goes, the follower waits and asks again. When this process is to end, viewers of other processes' runs are
+ * told to go there.
+ *
+ * Whoever opened the connection is done with it when the showing has begun. So the request, its handler and all that those
+ * hold can go, and a viewer that waits is what is said here and in follow.ts: two objects, and nothing that is awaited.
  */
 import type { ServerResponse } from 'node:http'
 import type { FastifyBaseLogger } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { Owner } from '../http/identity.ts'
-import type { SseConnection } from '../http/sse.ts'
+import type { SseConnection, SseSource } from '../http/sse.ts'
 import { beforeAll, compareEventIds, type EventId, type LogEntry } from '../log/event.ts'
 import type { EventLog } from '../log/log.ts'
-import { type FollowDeps, followRun, terminalIdOf } from './follow.ts'
+import { type Batch, type Fault, type FollowDeps, Follower, type Follows, followRun, terminalIdOf } from './follow.ts'
 import { isTerminal, type RunFacts } from './model.ts'
 import type { OwnedRuns } from './owned.ts'
 import type { RunStore } from './store.ts'
@@ -37,77 +41,120 @@ export interface ShowOptions {
 
 export type ShowRun = ReturnType<typeof createShow>
 
-export function createShow({ follow, owned, logger }: ShowOptions) {
+export function createShow(options: ShowOptions) {
+  const shown = new Set<Shown>()
+  const own: Own = { ...options, shown }
+  // Other processes' runs go on elsewhere, and so should their viewers; this process's own are seen to their end.
+  options.owned.draining.addEventListener('abort', () => {
+    for (const viewer of [...shown]) viewer.moveOn()
+  })
+
   /**
-   * Resolves when the connection has ended.
+   * Returns at once: from here on, the connection and the run have what keeps the viewer.
    * @param after undefined shows the run from its beginning
    */
-  return async function show(
+  return function show(
     connection: SseConnection,
     run: RunFacts,
     after: EventId | undefined,
     encoder: ViewerEncoder,
-  ): Promise<void> {
-    const leave = owned.countViewer(run)
-    let ready = encoder.ready
-    let ended = false
-    // Other processes' runs go on elsewhere, and so should their viewers; this process's own are seen to their end.
-    const moveOn = () => {
-      if (!owned.has(run.id)) connection.sayFarewell()
+  ): void {
+    const viewer = new Shown(own, connection, run, encoder)
+    if (options.owned.isDraining) viewer.moveOn()
+    connection.feedFrom(viewer)
+    if (!connection.isOver) viewer.start(after)
+  }
+}
+
+/** What all that are shown have in common. */
+interface Own extends ShowOptions {
+  readonly shown: Set<Shown>
+}
+
+/** A viewer that is shown a run. There are thousands of them, so their methods are shared. */
+class Shown implements Follows, SseSource {
+  readonly #own: Own
+  readonly #connection: SseConnection
+  readonly #run: RunFacts
+  readonly #encoder: ViewerEncoder
+  #follower: Follower | undefined
+  /** Until it resolves, the connection takes nothing more. */
+  #full: Promise<void> | undefined
+  /** It has been told that it has caught up. */
+  #isReady = false
+  /** The surface has no word for what comes next. */
+  #isLost = false
+  #hasEnd = false
+
+  constructor(own: Own, connection: SseConnection, run: RunFacts, encoder: ViewerEncoder) {
+    this.#own = own
+    this.#connection = connection
+    this.#run = run
+    this.#encoder = encoder
+    own.owned.viewerComes(run)
+    own.shown.add(this)
+  }
+
+  start(after: EventId | undefined): void {
+    this.#follower = new Follower(this.#own.follow, this.#run, after, this)
+  }
+
+  moveOn(): void {
+    if (!this.#own.owned.has(this.#run.id)) this.#connection.sayFarewell()
+  }
+
+  async give({ entries, caughtUp, persistPending }: Batch): Promise<void> {
+    for (const entry of entries) {
+      if (this.#full !== undefined) await this.#untilDrained()
+      if (!this.#isLost) this.#put(entry)
+      if (this.#isLost) return this.#connection.destroy()
+      this.#hasEnd ||= entry.event.type === 'done'
     }
-    owned.draining.addEventListener('abort', moveOn)
-    if (owned.isDraining) moveOn()
-    // Until it resolves, the connection takes nothing more.
-    let full: Promise<void> | undefined
-    // The surface has no word for what comes next.
-    let lost = false
-    const put = (entry: LogEntry): void => {
-      const bytes = encoder.encode(entry)
-      if (bytes === 'lost') lost = true
-      else if (bytes !== undefined) full = connection.write(bytes)
+    if (this.#full !== undefined) await this.#untilDrained()
+    const { ready } = this.#encoder
+    if (caughtUp && ready !== undefined && !this.#isReady && !this.#hasEnd) {
+      this.#isReady = true
+      this.#full = this.#connection.write(ready)
     }
-    const take = (entries: readonly LogEntry[]): number => {
-      let taken = 0
-      for (const entry of entries) {
-        if (full !== undefined || lost) break
-        put(entry)
-        if (!lost) taken += 1
-      }
-      return taken
+    if (persistPending === true) this.#connection.sayFarewell('persist_pending')
+  }
+
+  take(entries: readonly LogEntry[]): number {
+    let taken = 0
+    for (const entry of entries) {
+      if (this.#full !== undefined || this.#isLost) break
+      this.#put(entry)
+      if (!this.#isLost) taken += 1
     }
-    const untilDrained = async (): Promise<void> => {
-      await full
-      full = undefined
+    return taken
+  }
+
+  told(fault: Fault | undefined): void {
+    if (fault !== undefined) {
+      this.#own.logger.error(
+        { err: fault.error, run_id: this.#run.id },
+        'a viewer was cut after a fault of the gateway',
+      )
     }
-    try {
-      for await (const { entries, caughtUp, persistPending } of followRun(
-        follow,
-        run,
-        after,
-        connection.signal,
-        take,
-      )) {
-        for (const entry of entries) {
-          if (full !== undefined) await untilDrained()
-          if (!lost) put(entry)
-          if (lost) return
-          ended ||= entry.event.type === 'done'
-        }
-        if (full !== undefined) await untilDrained()
-        if (caughtUp && ready !== undefined && !ended) {
-          full = connection.write(ready)
-          ready = undefined
-        }
-        if (persistPending === true) connection.sayFarewell('persist_pending')
-      }
-    } catch (error) {
-      logger.error({ err: error, run_id: run.id }, 'a viewer was cut after a fault of the gateway')
-    } finally {
-      owned.draining.removeEventListener('abort', moveOn)
-      if (ended) connection.end()
-      else connection.destroy()
-      leave(connection.clientLeft)
-    }
+    if (this.#hasEnd) this.#connection.end()
+    else this.#connection.destroy()
+  }
+
+  stop(): void {
+    this.#follower?.stop()
+    this.#own.shown.delete(this)
+    this.#own.owned.viewerLeaves(this.#run, this.#connection.clientLeft)
+  }
+
+  #put(entry: LogEntry): void {
+    const bytes = this.#encoder.encode(entry)
+    if (bytes === 'lost') this.#isLost = true
+    else if (bytes !== undefined) this.#full = this.#connection.write(bytes)
+  }
+
+  async #untilDrained(): Promise<void> {
+    await this.#full
+    this.#full = undefined
   }
 }
 

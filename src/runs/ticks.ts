@@ -4,24 +4,29 @@
  */
 export type Ticks = ReturnType<typeof createTicks>
 
+/** Whoever looks at the clock. */
+export interface Ticked {
+  /** Must not throw. */
+  tick(): void
+}
+
 export function createTicks(everyMs: number) {
-  const all = new Set<() => void>()
+  const all = new Set<Ticked>()
   let timer: NodeJS.Timeout | undefined
 
   return {
-    /** Calls `tick`, which must not throw, until the returned function is called. */
-    add(tick: () => void): () => void {
-      // A function of its own for each call, so that the same one may be there twice.
-      const own = () => tick()
-      all.add(own)
+    /** Calls `tick` until it is removed. */
+    add(one: Ticked): void {
+      all.add(one)
       timer ??= setInterval(() => {
-        for (const each of all) each()
+        for (const each of all) each.tick()
       }, everyMs).unref()
-      return () => {
-        if (!all.delete(own) || all.size > 0) return
-        clearInterval(timer)
-        timer = undefined
-      }
+    },
+    /** More than one call does no harm. */
+    remove(one: Ticked): void {
+      if (!all.delete(one) || all.size > 0) return
+      clearInterval(timer)
+      timer = undefined
     },
   }
 }

@@ -48,31 +48,40 @@ export function createViewers({ abandon, isKept, draining, onFault }: ViewersOpt
     if (!left.signal.aborted) lingering.delete(facts.id)
   }
 
+  function come({ id }: RunFacts): void {
+    keep(id)
+    counts.set(id, (counts.get(id) ?? 0) + 1)
+  }
+
+  function leave(facts: RunFacts, clientLeft: boolean): void {
+    const left = (counts.get(facts.id) ?? 1) - 1
+    if (left > 0) {
+      counts.set(facts.id, left)
+      return
+    }
+    counts.delete(facts.id)
+    if (!clientLeft || facts.on_disconnect !== 'stop') return
+    const lingerMs = facts.request?.linger_ms ?? 0
+    if (lingerMs === 0) abandon(facts)
+    else void linger(facts, lingerMs)
+  }
+
   return {
     keep,
+
+    /** A viewer of the run has come: it is counted until it leaves. */
+    come,
+
+    /** @param clientLeft whether the client itself has: the last one that does ends a run that asked for it */
+    leave,
 
     /** Whether a viewer of the run is counted at this moment. */
     has: (runId: string) => counts.has(runId),
 
-    /**
-     * Counts a viewer of the run until the returned function is called, with whether the client itself left. The last
-     * one that leaves ends a run that asked for it.
-     */
+    /** Counts a viewer of the run until the returned function is called, with whether the client itself left. */
     count(facts: RunFacts): (clientLeft: boolean) => void {
-      keep(facts.id)
-      counts.set(facts.id, (counts.get(facts.id) ?? 0) + 1)
-      return (clientLeft) => {
-        const left = (counts.get(facts.id) ?? 1) - 1
-        if (left > 0) {
-          counts.set(facts.id, left)
-          return
-        }
-        counts.delete(facts.id)
-        if (!clientLeft || facts.on_disconnect !== 'stop') return
-        const lingerMs = facts.request?.linger_ms ?? 0
-        if (lingerMs === 0) abandon(facts)
-        else void linger(facts, lingerMs)
-      }
+      come(facts)
+      return (clientLeft) => leave(facts, clientLeft)
     },
   }
 }

@@ -218,8 +218,8 @@ export function registerAiSdk(app: Server, options: AiSdkRoutesOptions): void {
     const viewer = encoder.createViewer(replyOf(run, rounds), before)
     const isKnown = held?.every((entry) => viewer.encode(entry) !== 'lost') === true
     const connection = open(request, reply, run)
-    if (isKnown) await show(connection, run, cursor, viewer)
-    else await show(connection, run, undefined, encoder.createViewer(replyOf(run, rounds), before))
+    if (isKnown) show(connection, run, cursor, viewer)
+    else show(connection, run, undefined, encoder.createViewer(replyOf(run, rounds), before))
   }
 
   app.post(

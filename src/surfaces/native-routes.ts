@@ -83,7 +83,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
     const connection = open(request, reply, run)
     // 204 would be an error to them: a stream that ends at once says the same.
     if (pastEnd(follow, run, after) === 0) connection.end()
-    else await show(connection, run, after, encoderFor(!isNew))
+    else show(connection, run, after, encoderFor(!isNew))
   }
 
   app.post(
@@ -112,7 +112,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
       const { run, isNew } = await chat(request.owner, request.query)
       // At the end or beyond: whatever else an EventSource is told, it would ask the same again.
       if (pastEnd(follow, run, after) !== undefined) return reply.headers(runHeaders(run)).code(204).send(null)
-      await show(open(request, reply, run), run, after, encoderFor(!isNew))
+      show(open(request, reply, run), run, after, encoderFor(!isNew))
     },
   )
 
@@ -139,7 +139,7 @@ export function registerNative(app: Server, options: NativeRoutesOptions): Answe
       // Beyond the end is a cursor from the future, and is answered with `reset`.
       if (pastEnd(follow, run, after) === 0) return reply.headers(runHeaders(run)).code(204).send(null)
       await keep(request.owner, run)
-      await show(open(request, reply, run), run, after, encoderFor(true))
+      show(open(request, reply, run), run, after, encoderFor(true))
     },
   )
 

@@ -128,7 +128,7 @@ export function registerOpenaiChat(app: Server, options: OpenaiChatOptions): voi
       if (!isStream) return answerWhole(request, reply, run, view)
       const includeUsage = body.stream_options?.include_usage === true
       const connection = edge.open(request, reply, runHeaders(run), openaiFraming)
-      await show(connection, run, undefined, encoder.createViewer({ ...view, includeUsage }))
+      show(connection, run, undefined, encoder.createViewer({ ...view, includeUsage }))
     },
   )
 

@@ -171,7 +171,7 @@ export function registerResponses(app: Server, options: ResponsesRoutesOptions):
     const connection = edge.open(request, reply, runHeaders(run), openaiFraming)
     const viewer = encoder.createViewer({ ...shown, isQueued: run.status === 'queued', after })
     // Numbers count from the first event, so every viewer is led from there, and is told what is behind its cursor.
-    await show(connection, run, leadFrom(after), viewer)
+    show(connection, run, leadFrom(after), viewer)
   }
 
   /** What was meant by ids alone. @throws Problem `not_found` `invalid_request` */

@@ -2,7 +2,7 @@
  * One viewer's connection over a real socket: what the client sees in each of the ways it can end, and what is left in
  * the process afterwards, which is nothing.
  */
-import { getEventListeners, once } from 'node:events'
+import { once } from 'node:events'
 import { get, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -82,7 +82,7 @@ async function untilText(client: IncomingMessage, wanted: string): Promise<strin
   throw new Error(`the body ended without ${wanted}`)
 }
 
-const aborted = (signal: AbortSignal) => (signal.aborted ? undefined : once(signal, 'abort'))
+const over = (connection: SseConnection) => new Promise<void>((stop) => connection.feedFrom({ stop }))
 
 /** Fills the socket of a client that does not read. @returns what was written, and what the last write waits for */
 function fill({ connection, response }: Viewer): { waiting: Promise<void> | undefined; text: string } {
@@ -127,7 +127,7 @@ test('a connection that is too old ends cleanly, and says that it is to come bac
   const { text, complete } = await read()
   t.ok(text.endsWith(farewell))
   t.ok(complete)
-  t.ok(connection.signal.aborted)
+  t.ok(connection.isOver)
   t.equal(connection.clientLeft, false)
   t.equal(edge.size, 0)
 })
@@ -147,7 +147,7 @@ test('a client that does not read has about a slice in this process, whatever is
   }) as typeof socket.write
   const offered = Buffer.alloc(32 * 1024 * 1024, 'x')
   await connection.write(offered)
-  t.ok(connection.signal.aborted, 'it never took all of it')
+  t.ok(connection.isOver, 'it never took all of it')
   t.ok(most > 0 && most <= bound, `${most} of at most ${bound} bytes`)
   client.destroy()
 
@@ -172,7 +172,7 @@ test('a client that does not read for too long is cut, and counts as one that le
   const { connection, response, read } = await open()
   const closed = once(response, 'close')
   await connection.write(Buffer.alloc(32 * 1024 * 1024, 'x'))
-  t.ok(connection.signal.aborted)
+  t.ok(connection.isOver)
   await closed
   t.equal(connection.clientLeft, true, 'also when the socket has closed')
   t.equal(edge.size, 0)
@@ -204,7 +204,7 @@ test('a client that goes away is noticed', async (t) => {
   const { connection, client } = await open()
   t.equal(connection.clientLeft, false)
   client.destroy()
-  await aborted(connection.signal)
+  await over(connection)
   t.equal(connection.clientLeft, true)
   t.equal(edge.size, 0)
 })
@@ -230,14 +230,14 @@ test('at shutdown every viewer is told to come back', async (t) => {
   edge.close()
   for (const { read, connection } of viewers) {
     const ended = read()
-    t.ok(connection.signal.aborted)
+    t.ok(connection.isOver)
     // Whoever feeds a connection destroys it when it has no end to tell: that must not cut the farewell.
     connection.destroy()
     t.same(await ended, { text: `retry: 1000\n${farewell}`, complete: true })
   }
   t.equal(edge.size, 0)
   const late = await open()
-  t.ok(late.connection.signal.aborted, 'also who comes while the process goes')
+  t.ok(late.connection.isOver, 'also who comes while the process goes')
   t.same(await late.read(), { text: `retry: 1000\n${farewell}`, complete: true })
 })
 
@@ -324,14 +324,16 @@ test('whichever way a connection ends, nothing of it is left', async (t) => {
     const viewer = await open()
     const { response, connection } = viewer
     const closed = once(response, 'close')
+    const socket = response.socket!
+    const drains = response.listenerCount('drain') + socket.listenerCount('drain')
     t.throws(() => edge.refuseAtLimit(owner), name)
     await end(viewer)
-    await aborted(connection.signal)
+    await over(connection)
     viewer.client.resume()
     await closed
     t.equal(edge.size, 0, name)
     t.doesNotThrow(() => edge.refuseAtLimit(owner), `${name}: the owner is not counted any more`)
-    t.equal(getEventListeners(connection.signal, 'abort').length, 0, name)
+    t.equal(response.listenerCount('drain') + socket.listenerCount('drain'), drains, `${name}: nobody waits`)
     t.equal(timers(), before, `${name}: no timer`)
   }
 })
