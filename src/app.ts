@@ -314,7 +314,7 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
     // The next request of this client should find another process.
     if (owned.isDraining) reply.header('Connection', 'close')
   })
-  await registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
+  registerHeaders(server, { crossOrigin: config.corsOrigins.length > 0 })
   await registerCors(server, config.corsOrigins)
   registerOpenapi(server, readVersion())
   registerMetrics(server, metrics)
