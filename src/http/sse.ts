@@ -159,14 +159,18 @@ export function createSseEdge(options: SseOptions): SseEdge {
     // Headers that plugins have set (CORS, cookies) are lost with hijack unless they are handed on.
     reply.hijack()
     response.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), ...streamHeaders, ...headers })
-    // Headers alone would wait for the first words.
-    if (framing.opening === '') response.flushHeaders()
-    else response.write(framing.opening)
+    const { socket } = request.raw
+    // One write for both. Written by itself, the head is made one string, which Node keeps; joined with the first words, it is
+    // kept as the seventy pieces that it was put together from.
+    socket.cork()
+    response.flushHeaders()
+    if (framing.opening !== '') response.write(framing.opening)
+    socket.uncork()
     // Tokens are small and late: Nagle's algorithm would hold them back.
-    request.raw.socket.setNoDelay(true)
+    socket.setNoDelay(true)
 
     const connection = new Connection(own, ownerKey, response, framing)
-    if (response.destroyed || request.raw.socket.destroyed) connection.leave()
+    if (response.destroyed || socket.destroyed) connection.leave()
     if (unwelcome) connection.sayFarewell()
     return connection
   }
