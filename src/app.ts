@@ -15,6 +15,7 @@ import { createCounters } from './db/counters.ts'
 import { type Db, SchemaTooNew } from './db/db.ts'
 import { sql } from './db/drizzle.ts'
 import { Problem } from './errors.ts'
+import { logAnswer } from './http/answer.ts'
 import { registerCors } from './http/cors.ts'
 import type { SharedCounters } from './http/counts.ts'
 import { registerHeaders } from './http/headers.ts'
@@ -155,7 +156,14 @@ export async function buildApp(config: Config, overrides: Overrides = {}): Promi
   if (catalog.unpriced.length > 0) {
     server.log.warn({ models: catalog.unpriced }, 'the price of these models is not known: their cost will be null')
   }
-  const edge = createSseEdge({ viewersPerOwnerMax: config.viewersPerOwnerMax, ...overrides.sse })
+  const edge = createSseEdge({
+    viewersPerOwnerMax: config.viewersPerOwnerMax,
+    onAnswered(answer) {
+      logAnswer(server.log, answer)
+      metrics.countRequest(answer)
+    },
+    ...overrides.sse,
+  })
 
   const closing = new AbortController()
 

@@ -10,6 +10,7 @@
 import { createRequire } from 'node:module'
 import type {} from '@fastify/swagger'
 import { Type } from 'typebox'
+import { type Answer, answerOf } from './answer.ts'
 import type { Server } from './server.ts'
 
 // The three files by their names: the package as a whole brings along collectors, a gateway to push to and OpenTelemetry,
@@ -27,8 +28,7 @@ export interface Metrics {
   countCacheRead(cache: Cache, result: CacheResult): void
   countRateLimited(budget: string): void
   countRunRefused(): void
-  /** @param route the pattern, not the path */
-  countRequest(method: string, route: string, status: number): void
+  countRequest(answer: Answer): void
   /** @param read called whenever the number is asked for */
   watch(name: string, help: string, read: () => number): void
 }
@@ -72,7 +72,8 @@ export function createMetrics(): Metrics {
     countCacheRead: (cache, result) => cacheReads[cache].inc({ result }),
     countRateLimited: (budget) => rateLimited.inc({ budget }),
     countRunRefused: () => runsRefused.inc(),
-    countRequest: (method, route, status) => requests.inc({ method, route, status: `${Math.floor(status / 100)}xx` }),
+    countRequest: ({ method, route, status }) =>
+      requests.inc({ method, route, status: `${Math.floor(status / 100)}xx` }),
     watch(name, help, read) {
       new Gauge({
         name,
@@ -89,8 +90,7 @@ export function createMetrics(): Metrics {
 /** Counts what the app answers, and serves the numbers. */
 export function registerMetrics(app: Server, metrics: Metrics): void {
   app.addHook('onResponse', async (request, reply) => {
-    // Never the path: clients invent those.
-    metrics.countRequest(request.method, request.routeOptions.url ?? 'none', reply.statusCode)
+    metrics.countRequest(answerOf(request, reply))
   })
   app.get(
     '/metrics',

@@ -8,6 +8,7 @@ import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import fastify, { type FastifyBaseLogger, type FastifyInstance, LogController, type RawServerDefault } from 'fastify'
 import { Problem } from '../errors.ts'
 import { compileLater, createAjv } from './ajv.ts'
+import { answerOf, logAnswer, requestIdLabel } from './answer.ts'
 import { answerBrokenRequest, problems, sendProblem } from './problem.ts'
 
 export type Server = FastifyInstance<
@@ -58,7 +59,7 @@ export function createServer({
       ...(logStream === undefined ? {} : { stream: logStream }),
     },
     // The stock lines print query strings and addresses; one line of our own says what an operator needs.
-    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
+    logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: requestIdLabel }),
     genReqId: () => randomUUID(),
     // Ranges only: `true` would take whatever address a client writes, and a number of hops is ignored by the framework.
     trustProxy: trustedProxies.length === 0 ? false : [...trustedProxies],
@@ -112,17 +113,7 @@ export function createServer({
     }
   })
   app.addHook('onResponse', async (request, reply) => {
-    // Orchestrators ask every few seconds.
-    const level = request.routeOptions.url?.startsWith('/health/') ? 'debug' : 'info'
-    request.log[level](
-      {
-        method: request.method,
-        route: request.routeOptions.url ?? 'none',
-        status: reply.statusCode,
-        ms: Math.round(reply.elapsedTime),
-      },
-      'request',
-    )
+    logAnswer(app.log, answerOf(request, reply))
   })
   return app
 }

@@ -19,13 +19,17 @@
  *
  * One timer serves all connections, for heartbeats and ages.
  *
+ * Fastify's request and reply, the headers and the handler's frames do not stay while a stream is open (`forget`). So what is
+ * noted of an answer is noted here for a stream (`onAnswered`), and hooks of `onResponse` do not run for one.
+ *
  * Thousands of connections wait for next to nothing. So one is an object that shares its methods with the others and has no
  * signal: a closure for each thing that it can do, and an AbortSignal with one listener, were 2 kB of it.
  */
-import type { ServerResponse } from 'node:http'
+import type { IncomingHttpHeaders, ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { Problem } from '../errors.ts'
+import { type Answer, routeOf } from './answer.ts'
 
 export interface SseOptions {
   /** Streams of one owner at once; 0 for no limit. */
@@ -34,6 +38,8 @@ export interface SseOptions {
   /** Edges cut a response after 15 minutes; ours ends a little earlier, in a way the client understands. */
   readonly connectionMs?: number
   readonly drainWaitMs?: number
+  /** Told of a stream whose body has ended, or failed, in the place of the hooks of an answer. */
+  readonly onAnswered?: (answer: Answer) => void
 }
 
 /** What goes over the wire of one surface beside its events. */
@@ -114,7 +120,13 @@ const streamHeaders = {
 } as const
 
 export function createSseEdge(options: SseOptions): SseEdge {
-  const { viewersPerOwnerMax, heartbeatMs = 15_000, connectionMs = 14 * 60_000, drainWaitMs = 30_000 } = options
+  const {
+    viewersPerOwnerMax,
+    heartbeatMs = 15_000,
+    connectionMs = 14 * 60_000,
+    drainWaitMs = 30_000,
+    onAnswered,
+  } = options
   const connections = new Set<Connection>()
   const perOwner = new Map<string, number>()
   let closed = false
@@ -124,7 +136,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
 
   const timer = setInterval(
     () => {
-      const now = performance.now()
+      const now = wholeNow()
       for (const connection of connections) {
         const { framing, response } = connection
         if (framing.farewell !== undefined && now - connection.openedAt >= connectionMs) connection.sayFarewell()
@@ -144,7 +156,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
     else perOwner.set(ownerKey, next)
   }
 
-  const own: Own = { connections, count, drainWaitMs }
+  const own: Own = { connections, count, drainWaitMs, onAnswered }
 
   function open(
     request: FastifyRequest,
@@ -158,6 +170,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
 
     // Headers that plugins have set (CORS, cookies) are lost with hijack unless they are handed on.
     reply.hijack()
+    forget(request, response)
     response.writeHead(200, { ...(reply.getHeaders() as Record<string, string>), ...streamHeaders, ...headers })
     const { socket } = request.raw
     // One write for both. Written by itself, the head is made one string, which Node keeps; joined with the first words, it is
@@ -169,7 +182,7 @@ export function createSseEdge(options: SseOptions): SseEdge {
     // Tokens are small and late: Nagle's algorithm would hold them back.
     socket.setNoDelay(true)
 
-    const connection = new Connection(own, ownerKey, response, framing)
+    const connection = new Connection(own, request, reply, framing)
     if (response.destroyed || socket.destroyed) connection.leave()
     if (unwelcome) connection.sayFarewell()
     return connection
@@ -197,10 +210,26 @@ export function createSseEdge(options: SseOptions): SseEdge {
   }
 }
 
+const noHeaders: IncomingHttpHeaders = Object.freeze({})
+
+/**
+ * Lets go of what a request has brought, and of what Fastify would keep of it until the stream has ended: to run the hooks of
+ * an answer it listens on the response, with functions that hold the request and the reply and all that plugins have put
+ * there. Nobody else listens for errors of a response that nothing was written to yet. What was asked is read by now, or never.
+ */
+function forget({ raw }: FastifyRequest, response: ServerResponse): void {
+  for (const listener of response.listeners('error') as (() => void)[]) {
+    response.off('error', listener).off('finish', listener)
+  }
+  raw.headers = noHeaders
+  raw.rawHeaders = []
+}
+
 /** What the connections of an edge have in common. */
 interface Own {
   readonly connections: Set<Connection>
   readonly drainWaitMs: number
+  readonly onAnswered: SseOptions['onAnswered']
   /** Of the streams of an owner. */
   count(ownerKey: string, step: 1 | -1): void
 }
@@ -214,20 +243,31 @@ class Connection implements SseConnection {
   clientLeft = false
   readonly #own: Own
   readonly #ownerKey: string
+  readonly #requestId: string
+  readonly #route: string
+  readonly #requestedAt: number
+  #isAnswered = false
   /** A block was begun, and its end was not written yet. */
   #inBlock = false
   #source: SseSource | undefined
   /** Those whose write waits for the socket. */
   #waiting: Set<() => void> | undefined
 
-  constructor(own: Own, ownerKey: string, response: ServerResponse, framing: SseFraming) {
+  constructor(own: Own, request: FastifyRequest, reply: FastifyReply, framing: SseFraming) {
+    const response = reply.raw
     this.#own = own
-    this.#ownerKey = ownerKey
+    this.#ownerKey = request.owner.key
+    this.#requestId = request.id
+    this.#route = routeOf(request)
+    this.#requestedAt = Math.floor(this.openedAt - reply.elapsedTime)
     this.response = response
     this.framing = framing
     own.connections.add(this)
-    own.count(ownerKey, 1)
-    const leave = () => this.leave()
+    own.count(this.#ownerKey, 1)
+    const leave = (error?: Error) => {
+      if (error !== undefined || response.writableFinished) this.#noteAnswer()
+      this.leave()
+    }
     response.on('close', leave)
     // The socket's errors come here; 'close' follows, and is what counts.
     response.on('error', leave)
@@ -267,6 +307,19 @@ class Connection implements SseConnection {
     if (this.isOver) return
     this.clientLeft = !this.response.writableFinished
     this.#close()
+  }
+
+  #noteAnswer(): void {
+    if (this.#isAnswered) return
+    this.#isAnswered = true
+    const { statusCode, req } = this.response
+    this.#own.onAnswered?.({
+      requestId: this.#requestId,
+      method: req.method as string,
+      route: this.#route,
+      status: statusCode,
+      ms: wholeNow() - this.#requestedAt,
+    })
   }
 
   #close(): void {

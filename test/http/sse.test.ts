@@ -6,8 +6,11 @@ import { once } from 'node:events'
 import { get, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import fastify from 'fastify'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import fastify, { type FastifyRequest } from 'fastify'
 import { type Test, test } from 'tap'
+import type { Answer } from '../../src/http/answer.ts'
 import type { Owner } from '../../src/http/identity.ts'
 import { createSseEdge, type SseConnection, type SseOptions, sliceBytes } from '../../src/http/sse.ts'
 
@@ -23,14 +26,22 @@ const farewell = 'event: reconnect\ndata: {"retry_ms":1000}\n\n'
 const owner = 'visitor:one'
 
 async function startEdge(t: Test, options: Partial<SseOptions> = {}) {
-  const edge = createSseEdge({ viewersPerOwnerMax: 0, ...options })
+  const answers: Answer[] = []
+  const edge = createSseEdge({ viewersPerOwnerMax: 0, onAnswered: (answer) => answers.push(answer), ...options })
+  /** Of what went through all of the framework's hooks. */
+  const hooked: string[] = []
+  const requests: WeakRef<FastifyRequest>[] = []
   const app = fastify()
   let opened = Promise.withResolvers<{ connection: SseConnection; response: ServerResponse }>()
   app.addHook('onRequest', async (request, reply) => {
     request.owner = { key: request.headers['x-owner'] } as Owner
     reply.header('X-From-Hook', 'kept').header('Cache-Control', 'no-store')
   })
+  app.addHook('onResponse', async (request) => {
+    hooked.push(request.url)
+  })
   app.get('/stream', async (request, reply) => {
+    requests.push(new WeakRef(request))
     opened.resolve({ connection: edge.open(request, reply, { 'X-Run-Id': 'r' }), response: reply.raw })
   })
   app.get('/away', async (_request, reply) => edge.turnAway(reply, 2000))
@@ -59,7 +70,7 @@ async function startEdge(t: Test, options: Partial<SseOptions> = {}) {
     return { connection, response, client, read: () => readAll(client) }
   }
 
-  return { edge, open, request }
+  return { edge, open, request, answers, hooked, requests }
 }
 
 async function readAll(client: IncomingMessage): Promise<{ text: string; complete: boolean }> {
@@ -336,4 +347,35 @@ test('whichever way a connection ends, nothing of it is left', async (t) => {
     t.equal(response.listenerCount('drain') + socket.listenerCount('drain'), drains, `${name}: nobody waits`)
     t.equal(timers(), before, `${name}: no timer`)
   }
+})
+
+test('a stream is noted when it has ended, once, and not when its client has left', async (t) => {
+  const { open, request, answers, hooked } = await startEdge(t)
+  const left = await open()
+  const gone = once(left.response, 'close')
+  left.client.destroy()
+  await gone
+  const { connection, read } = await open()
+  t.same(answers, [], 'not while it is open')
+  connection.end()
+  await read()
+  t.match(answers, [{ requestId: 'req-2', method: 'GET', route: '/stream', status: 200, ms: Number }])
+  t.equal(answers.length, 1)
+  await readAll(await request('/away', owner))
+  t.same(hooked, ['/away'], 'what is no stream goes through the hooks, as ever')
+})
+
+test('while a stream is open, nothing holds the request that it was asked for with', async (t) => {
+  const { open, requests } = await startEdge(t)
+  const viewers = [await open(), await open()]
+  setFlagsFromString('--expose-gc')
+  const collect: () => void = runInNewContext('gc')
+  const held = requests[1]?.deref()
+  // A weak reference that was made or read stays for the rest of the turn.
+  await sleep(0)
+  collect()
+  t.equal(requests[0]?.deref(), undefined)
+  t.equal(requests[1]?.deref(), held, 'one that somebody holds is still there')
+  t.ok(held)
+  for (const { connection } of viewers) connection.end()
 })
