@@ -74,6 +74,13 @@ function toLive({ runId, facts, phase, round, draft, ledger, lastActivityAt }: A
 
 export type OwnedRuns = ReturnType<typeof createOwnedRuns>
 
+/** The ids are those of the run, and what else it has counts when it has ended. */
+const isSameToViewer = (one: RunFacts, other: RunFacts): boolean =>
+  one.status === other.status &&
+  one.generation === other.generation &&
+  one.on_disconnect === other.on_disconnect &&
+  one.model === other.model
+
 // After the drain time, what the last commits may take.
 const commitGraceMs = 3000
 const persistWaitDefaultMs = 30_000
@@ -300,6 +307,11 @@ export function createOwnedRuns(options: OwnedRunsOptions) {
     generations: () =>
       [...active.values()].map(({ run: { facts } }) => ({ id: facts.id, generation: facts.generation })),
     has: (runId: string) => active.has(runId),
+    /** What this process itself holds of a run that it makes, when it says the same of it to a viewer. */
+    factsOf(run: RunFacts): RunFacts | undefined {
+      const facts = active.get(run.id)?.run.facts
+      return facts !== undefined && isSameToViewer(facts, run) ? facts : undefined
+    },
     /** Ids of this process's runs of a session. */
     ofSession: (sessionId: string) =>
       [...active.values()].filter(({ run }) => run.facts.session_id === sessionId).map(({ run }) => run.runId),

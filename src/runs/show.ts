@@ -71,6 +71,27 @@ interface Own extends ShowOptions {
   readonly shown: Set<Shown>
 }
 
+/**
+ * What a viewer keeps of a run that was read for it. The row has twice as much, and what the reply is made from, which may be
+ * long: that counts only when a run is to end because it was left.
+ */
+const toShown = (run: RunFacts): RunFacts => ({
+  id: run.id,
+  session_id: run.session_id,
+  user_message_id: run.user_message_id,
+  message_id: run.message_id,
+  status: run.status,
+  mode: run.mode,
+  provider: run.provider,
+  model: run.model,
+  generation: run.generation,
+  last_seq: run.last_seq,
+  instance_id: run.instance_id,
+  on_disconnect: run.on_disconnect,
+  request: run.on_disconnect === 'stop' ? run.request : null,
+  created_at: run.created_at,
+})
+
 /** A viewer that is shown a run. There are thousands of them, so their methods are shared. */
 class Shown implements Follows, SseSource {
   readonly #own: Own
@@ -89,9 +110,9 @@ class Shown implements Follows, SseSource {
   constructor(own: Own, connection: SseConnection, run: RunFacts, encoder: ViewerEncoder) {
     this.#own = own
     this.#connection = connection
-    this.#run = run
+    this.#run = own.owned.factsOf(run) ?? toShown(run)
     this.#encoder = encoder
-    own.owned.viewerComes(run)
+    own.owned.viewerComes(this.#run)
     own.shown.add(this)
   }
 
