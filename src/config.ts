@@ -79,7 +79,7 @@ export const environmentSchema = Type.Object({
   RATE_LIMIT_VISITORS: integer(0, 1_000_000, 60, 'new visitors or unknown keys of an address a minute; 0 for no limit'),
   RUNS_PER_OWNER: integer(0, 100_000, 20, 'runs of one owner at once; 0 for no limit'),
   VIEWERS_PER_OWNER: integer(0, 100_000, 100, 'open streams of one owner at once; 0 for no limit'),
-  OVERLOAD_MS: integer(0, 60_000, 100, 'mean lateness beyond which new runs are refused; 0 refuses none'),
+  OVERLOAD_MS: integer(0, 60_000, 50, 'mean lateness beyond which new runs are refused; 0 refuses none'),
   LOG_LEVEL: Type.Union(
     ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'].map((level) => Type.Literal(level)),
     { default: 'info', description: 'fatal error warn info debug trace silent' },

@@ -65,10 +65,17 @@ export interface Stage {
   startTwo(): Promise<readonly [Contender, Contender]>
   /** The bare server of idle connections. */
   startIdle(more: Environment): Promise<Idle>
+  /** Processes that never pause, on the contender's processor: each takes as much of it as the contender may. */
+  occupy(count: number): Occupants
   storesCpuMs(): { readonly postgresMs: number; readonly redisMs: number }
   /** Of what is on the stage, by name. */
   readVersions(): Promise<Readonly<Record<string, string>>>
   close(): Promise<void>
+}
+
+export interface Occupants {
+  cpuMs(): number
+  end(): Promise<void>
 }
 
 export interface Pinning {
@@ -192,6 +199,8 @@ export async function openStage(
       RATE_LIMIT_RUNS: '0',
       RATE_LIMIT_READS: '0',
       RATE_LIMIT_VISITORS: '0',
+      // What it holds is to be seen, and not what it would take upon itself; `shed` sets it.
+      OVERLOAD_MS: '0',
       ...more,
     })
     await untilReady(launched.url)
@@ -259,6 +268,13 @@ export async function openStage(
     async startIdle(more) {
       const { url, weigh, end } = await launch(['scripts/bench/contenders/idle.ts'], more)
       return { url: new URL(url), weigh, end }
+    },
+    occupy(count) {
+      const children = Array.from({ length: count }, () => spawnPinned(process.execPath, ['-e', 'for (;;);'], {}))
+      const ends = children.map(ownChild)
+      const end = async () => void (await Promise.all(ends.map((each) => each())))
+      ending.push(end)
+      return { cpuMs: () => children.reduce((sum, { pid = 0 }) => sum + cpuMsOf(pid), 0), end }
     },
     storesCpuMs: () => ({
       postgresMs: opened === undefined ? 0 : cpuMsOfTree(opened.pg.pid),

@@ -129,13 +129,15 @@ t.test(
     t.notMatch(text, '### Burst')
     const [offered, held] = [
       {
-        '1200 streams, with load shedding': [{ streams: 1200, offered: 3000, held: 1600, overloaded: 1390, gated: 10 }],
+        '300 streams, with load shedding': [
+          { streams: 300, processorShare: 0.25, offered: 3000, held: 1600, overloaded: 1390, gated: 10 },
+        ],
       },
       { gateway: [{ streams: 600 }] },
     ]
     const shed: Comparison = { ...cost, measure: 'shed', setting: 'steady arrivals', rounds: offered }
     const capacity: Comparison = { ...cost, measure: 'capacity', setting: 'gateway', rounds: held }
-    t.match(report([shed, capacity]), '| 1200 streams, with load shedding | 2.0 | 3 000 | 1 600 | 1 390 | 10 |')
+    t.match(report([shed, capacity]), '| 300 streams, with load shedding | 2.0 | 3 000 | 1 600 | 1 390 | 10 |')
     const document = 'before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n'
     const inserted = insertReport(document, text)
     t.ok(inserted.startsWith('before\n<!-- bench:begin -->\n') && inserted.endsWith('<!-- bench:end -->\nafter\n'))
