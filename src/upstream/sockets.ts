@@ -1,14 +1,13 @@
 /**
- * The connections to providers, and the pace at which they are read. A provider sends a token at a time, each in a packet of its
- * own; a process that reads hundreds of replies so spends most of its time on reading. So a socket that has brought something
- * reads on when whoever is told of it has a use for more (`rest`). Until then its bytes are the kernel's: nothing is read, and
- * nothing is held here.
+ * The connections to providers, and the pace at which they are read. A provider sends a token at a time, each in a packet
+ * of its own, and a process that reads hundreds of replies that way does little else. So a socket that has brought
+ * something reads on when there is a use for more (`rest`). Until then its bytes stay in the kernel, and nothing is held here.
  *
- * Node stops reading from a socket whose buffer is full, and reads on when the stream asks for more (`_read`). Both are used as they
- * are: the buffer is full with the first byte, and the stream's question is passed on later. Whatever else a socket
- * does, its end and its death too, is seen when it is read.
+ * Node stops reading from a socket whose buffer is full, and reads on when the stream asks for more (`_read`). Both are used
+ * as they are: the buffer is full with the first byte, and the stream's question is passed on later. Whatever happens to
+ * the connection meanwhile, its end and its death too, is seen when it is read; what the kernel has received is read before.
  *
- * Not what nobody should wait for: the beginning of a reply, and one that comes faster than any model speaks.
+ * What nobody should wait for does not rest: the beginning of a reply, and one that comes faster than any model speaks.
  */
 import { createRequire } from 'node:module'
 import type { Socket } from 'node:net'
@@ -46,16 +45,15 @@ export function createAgent(rest?: Rest): Agent {
 
 function createPacedConnect(rest: Rest): buildConnector.connector {
   const build: typeof buildConnector = load('undici/lib/core/connect.js')
+  // Handed on to `net.connect` and `tls.connect`, which undici's types do not say. What is written does not wait for it.
+  const fullWithOneByte = { highWaterMark: 1 } as object
   const connect = build({ timeout: connectMs, allowH2: false, ...fullWithOneByte })
   return (options, callback) =>
     connect(options, (...result) => {
-      const [, socket] = result
-      if (socket !== null) pace(socket, rest)
+      if (result[0] === null) pace(result[1], rest)
       callback(...result)
     })
 }
-
-const fullWithOneByte = { highWaterMark: 1 } as object
 
 function pace(socket: Socket, rest: Rest): void {
   const read = socket._read.bind(socket)

@@ -206,3 +206,18 @@ t.test('a reply that is cut while it rests is over at once, and reading on is no
   t.doesNotThrow(readOn)
   await sleep(settleMs)
 })
+
+t.test('where nobody listens, that is what it says', async (t) => {
+  const server = createServer()
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  const dispatcher = createAgent((readOn) => readOn())
+  t.teardown(() => dispatcher.destroy())
+  const limits = { firstByteMs: 10_000, idleMs: 10_000, totalMs: 20_000 }
+  const url = new URL(`http://127.0.0.1:${port}/`)
+  const exchange = openExchange({ dispatcher, url, headers: {}, body: '{}', ...limits })
+  t.equal(await readToEnd(exchange), '')
+  t.match(exchange.error, { code: 'ECONNREFUSED' })
+})
