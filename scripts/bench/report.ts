@@ -389,8 +389,7 @@ function pair(comparison: Comparison | undefined): readonly string[] {
   if (comparison === undefined) return []
   return section(
     'Two processes',
-    `The same ${comparison.setting} on one process, and shared out to two on the same stores: processor time for each token, of
-all processes together. What two serve with a processor each follows from that, and was not measured as throughput. ${dates([comparison])}`,
+    `One process, and two on the same stores, with ${comparison.setting}: processor time for each token, of all processes together. What two serve with a processor each follows from that, and was not measured as throughput. ${dates([comparison])}`,
     table(
       ['', 'processes', 'Postgres', 'Redis'],
       ['one process', 'two processes'].map((name) => [
