@@ -10,7 +10,7 @@
  * the last one the model may not call tools any more.
  *
  * What happens at each await when something dies there: reading the history while the database is away is tried again
- * for `waitMs`, and so is the checkpoint before tools, because both stand between an accepted message and its
+ * for a while (patience.ts), and so is the checkpoint before tools, because both stand between an accepted message and its
  * reply; then the run fails. A stop aborts the signal, which ends provider, pause, tools and agent at once. The process
  * dies: the run is taken over with what log and checkpoint hold (takeover.ts).
  */
@@ -24,7 +24,8 @@ import { type AskModel, estimateTools, iterateAsked } from './ask.ts'
 import type { EndedCall } from './draft.ts'
 import type { Estimator } from './estimate.ts'
 import type { RunFacts, RunRequest } from './model.ts'
-import { type ActiveRun, pause, type RunDeps } from './run.ts'
+import { patiently } from './patience.ts'
+import type { ActiveRun, RunDeps } from './run.ts'
 import { limitTime, type ToolAnswer, type Tools } from './tools.ts'
 import { fitMessages, windowTokens } from './window.ts'
 
@@ -54,9 +55,6 @@ type TellEvent = Parameters<MakeReply>[1]
 /** Calls of the model in one reply. */
 export const stepsMax = 8
 const toolsAtOnceMax = 8
-const waitMs = 30_000
-const pauseFirstMs = 100
-const pauseMaxMs = 2000
 /** Of the window: what is kept free for a reply whose length the request alone says. */
 const wantedShareMax = 0.5
 /** Of the text that an agent asks a model for; the rest is left where it is. */
@@ -64,21 +62,6 @@ const askedUnitsMax = 2_000_000
 
 export function createReplies(options: ReplyOptions): MakeReply {
   const { askModel, tools, agents, desk, touch, estimator } = options
-
-  /** Tries what needs the database until it answers, for {@link waitMs}. */
-  async function patiently<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
-    const giveUpAt = performance.now() + waitMs
-    for (let pauseMs = pauseFirstMs; ; pauseMs = Math.min(pauseMs * 2, pauseMaxMs)) {
-      try {
-        return await work()
-      } catch (error) {
-        const passes = error instanceof Problem && error.code === 'db_unavailable'
-        if (!passes || performance.now() + pauseMs > giveUpAt) throw error
-        await pause(pauseMs, signal)
-        signal.throwIfAborted()
-      }
-    }
-  }
 
   /** What the models of a plan are told: as much of the conversation as fits into the window, the newest of it. */
   function fit(
