@@ -106,8 +106,9 @@ interface AcceptRow {
   readonly model: string
   readonly request: RunRequest
   readonly created_at: string
-  /** The new message of the user is the session's first one. */
-  readonly is_first: boolean
+  /** The new message of the user is the session's first one; null when nothing was written. */
+  readonly is_first: boolean | null
+  /** Of the session, when it is. */
   readonly context: unknown
 }
 
@@ -210,7 +211,7 @@ export function createAccept(options: AcceptOptions) {
           changes?.changed(row.session_id)
           const run = toFacts(ids, row.session_id, row, wishes)
           const { message } = plan
-          if (!row.is_first || message === undefined) return { run, isNew: true }
+          if (row.is_first !== true || message === undefined) return { run, isNew: true }
           return { run, isNew: true, history: historyOfFirst(ids.userMessage, message, row.context) }
         } else if (row.active_run_id !== null && (wishes.on_busy ?? 'reject') === 'reject') {
           throw sessionBusy(row.active_run_id)
@@ -280,6 +281,8 @@ export function createAccept(options: AcceptOptions) {
       when session.message_count - ${written}::int >= (choice.value -> 'later' ->> 'from')::int then choice.value -> 'later'
       else choice.value
     end)`
+    // Its message and the reply, and nothing before. One that waits in the queue is answered later, and then looks for itself.
+    const isFirst = sql`(session.message_count = 2 and run.status = 'running' and not ${answersCalls}::boolean)`
     // Only what may make its session inserts one: of a session that is purged at this moment, nothing may come back.
     const session = sessionExists
       ? sql`
@@ -375,7 +378,7 @@ export function createAccept(options: AcceptOptions) {
       select
         request.prior_run, request.at_limit, request.not_found, request.answered_twice, request.active_run_id, run.session_id, run.status,
         run.mode, run.provider, run.model, run.request, ${isoTime(sql`run.created_at`)} as created_at,
-        session.message_count = 2 and run.status = 'running' and not ${answersCalls}::boolean as is_first, session.context
+        ${isFirst} as is_first, case when ${isFirst} then session.context end as context
       from request left join run on true left join session on true`,
       'often',
     )
