@@ -12,20 +12,14 @@
  * within the append itself, without a promise or a look of its own (`take`), for as long as nothing else is due: the end of the
  * run, a look at the database, a viewer that is full. Then it looks on from where that has led.
  *
- * The rule for what comes from the database: an event is given the id of the real one that it reaches. One delta of
- * one part, or else one `reset`, brings a viewer from where it is to where the database is, so that a connection cut
- * anywhere in between leaves a cursor that means what it says. A cursor that cannot be served is answered with `reset`,
- * never with silence.
- *
- * When neither answers, a follower waits and asks again; its connection's own limits end it.
+ * What a viewer is told, from whichever of the two, is decided in tell.ts. When neither answers, a follower waits and asks
+ * again; its connection's own limits end it.
  */
-import { isDeepStrictEqual } from 'node:util'
-import { compareEventIds, type EventId, type LogEntry, type Part } from '../log/event.ts'
-import { foldEvents, resetEntry } from '../log/fold.ts'
-import type { EventLog, LogPage } from '../log/log.ts'
+import type { EventId, LogEntry, Part } from '../log/event.ts'
+import type { EventLog } from '../log/log.ts'
 import { isTerminal, type RunFacts } from './model.ts'
-import { runStarted } from './run.ts'
-import type { StoredReader, StoredRun } from './stored.ts'
+import type { StoredReader } from './stored.ts'
+import { firstEntry, isAtEnd, mergeDeltas, pageEntriesMax, shorten, tellFromDatabase, tellFromLog } from './tell.ts'
 import type { Ticked, Ticks } from './ticks.ts'
 
 export interface FollowDeps {
@@ -52,10 +46,6 @@ export interface Batch {
   readonly persistPending?: boolean
 }
 
-/** Events of one read from the log; a viewer far behind gets pages, and backpressure between them. */
-const pageEntriesMax = 500
-// What is joined for a viewer is encoded for it alone, and held until its connection takes it.
-const pageUnitsMax = 32 * 1024
 /** Events that are passed on within one append; more are a page of their own. */
 const passedEntriesMax = 20
 const pollDefaultMs = 1000
@@ -69,14 +59,6 @@ export const tickMs = pollDefaultMs / 4
 export function terminalIdOf({ log }: Pick<FollowDeps, 'log'>, run: RunFacts): EventId | undefined {
   if (isTerminal(run.status)) return { generation: run.generation, seq: run.last_seq }
   return log.terminalId(run.id)
-}
-
-/** Where a viewer stands. */
-interface Viewer {
-  /** The last event it has. */
-  readonly cursor: EventId
-  /** What it holds, when that is known: only from the database, or at the very beginning. */
-  readonly held: readonly Part[] | undefined
 }
 
 /** Whoever is shown a run. */
@@ -113,7 +95,7 @@ export class Follower implements Ticked {
   readonly #unwatch: () => void
   /** The last event that was given; undefined before the first. */
   #cursor: EventId | undefined
-  /** See `Viewer`. */
+  /** What the viewer holds, when that is known: only from the database, or at the very beginning. */
   #held: readonly Part[] | undefined
   // Whole, and small to begin with: any other number would be one on the heap for each viewer.
   #askAt = 0
@@ -314,157 +296,3 @@ export async function* followRun(
 
 /** Whole: see `Follower`. */
 const wholeNow = (): number => Math.floor(performance.now())
-
-/** What every viewer is told first, whatever the rest comes from. */
-const firstEntry = (run: RunFacts): LogEntry => ({ generation: 1, seq: 1, event: runStarted(run) })
-
-/**
- * A viewer's merged text is its own, and an event of the log is shared by all who are shown it: so a page ends before the
- * event that would make it long, and a long event goes alone.
- * @returns the page, and whether there is nothing behind it for now
- */
-function shorten(page: LogPage): { readonly page: LogPage; readonly isLast: boolean } {
-  if (page.kind !== 'entries') return { page, isLast: false }
-  const { entries } = page
-  let units = 0
-  const end = entries.findIndex(({ event }) => {
-    if (event.type === 'delta') units += event.data.text.length
-    return units > pageUnitsMax
-  })
-  const length = Math.max(1, end)
-  if (end < 0 || length === entries.length) return { page, isLast: entries.length < pageEntriesMax }
-  return { page: { ...page, entries: entries.slice(0, length) }, isLast: false }
-}
-
-function isAtEnd(log: EventLog, run: RunFacts, cursor: EventId | undefined): boolean {
-  const terminal = log.terminalId(run.id)
-  return cursor !== undefined && terminal !== undefined && compareEventIds(cursor, terminal) === 0
-}
-
-/**
- * What the log has for a viewer: events, or none when there is nothing new.
- * @returns undefined when the log cannot tell
- */
-async function tellFromLog(
-  log: EventLog,
-  run: RunFacts,
-  cursor: EventId | undefined,
-  page: LogPage,
-): Promise<readonly LogEntry[] | undefined> {
-  if (page.kind === 'unknown') return undefined
-  const entries = page.kind === 'entries' ? mergeDeltas(page.entries) : await readSnapshot(log, run, page.local, cursor)
-  // A log whose writer lost touch with it before the run ended: what is stored is the truth.
-  if (isTerminal(run.status) && log.terminalId(run.id)?.generation !== run.generation) return undefined
-  const first = entries?.[0]
-  if (entries === undefined || first === undefined || cursor !== undefined || first.event.type === 'run') return entries
-  return [firstEntry(run), ...entries]
-}
-
-/**
- * All that the log holds of a run, as one `reset`, with the `done` behind it when it is there.
- * @returns undefined when the log does not hold the run from its beginning, or is itself behind the cursor
- */
-async function readSnapshot(
-  log: EventLog,
-  run: RunFacts,
-  local: boolean,
-  cursor: EventId | undefined,
-): Promise<LogEntry[] | undefined> {
-  const page = await log.read(run.id, undefined, Number.MAX_SAFE_INTEGER)
-  const end = page.kind === 'entries' ? page.entries.at(-1) : undefined
-  if (page.kind !== 'entries' || end === undefined) return undefined
-  if (!local && cursor !== undefined && end.event.type !== 'done' && compareEventIds(end, cursor) <= 0) return undefined
-  const terminal = end.event.type === 'done' ? [end] : []
-  const told = terminal.length === 0 ? page.entries : page.entries.slice(0, -1)
-  const last = told.at(-1)
-  return last === undefined ? terminal : [resetEntry(run.message_id, foldEvents(told), last), ...terminal]
-}
-
-/** Joins adjacent deltas of a part; the joined one has the id of the last. A single entry stays the object it is. */
-function mergeDeltas(entries: readonly LogEntry[]): readonly LogEntry[] {
-  if (entries.length < 2) return entries
-  const merged: LogEntry[] = []
-  for (const entry of entries) {
-    const last = merged.at(-1)
-    if (
-      entry.event.type === 'delta' &&
-      last?.event.type === 'delta' &&
-      last.event.data.part === entry.event.data.part
-    ) {
-      const { part, offset, text } = last.event.data
-      merged[merged.length - 1] = {
-        ...entry,
-        event: { type: 'delta', data: { part, offset, text: text + entry.event.data.text } },
-      }
-    } else {
-      merged.push(entry)
-    }
-  }
-  return merged
-}
-
-interface Step {
-  readonly entries: readonly LogEntry[]
-  readonly viewer: Viewer
-}
-
-/**
- * Brings a viewer to where the database is.
- * @param isPatient whether a viewer may be ahead of the database: it has seen what the next checkpoint will hold
- */
-function tellFromDatabase(
-  run: RunFacts,
-  { run: row, text, done }: StoredRun,
-  viewer: Viewer,
-  isPatient: boolean,
-): Step {
-  const { cursor } = viewer
-  const order = compareEventIds(cursor, text.cursor ?? { generation: 1, seq: 1 })
-  const isAhead = order > 0 && done === undefined
-  // A process that has claimed the run is putting its text together: what is stored now is less than that will be.
-  const isTakenOver = isAhead && cursor.generation < row.generation
-  const mayCatchUp = isAhead && cursor.generation === row.generation && isPatient
-  const held = order === 0 ? text.parts : viewer.held
-  // At the first event of all, or waiting for the first checkpoint of a new generation, there is nothing to tell yet.
-  const isEarly = text.cursor === undefined && (order === 0 || held !== undefined)
-  if (isTakenOver || mayCatchUp || isEarly) return { entries: [], viewer }
-  const target = text.cursor ?? { generation: row.generation, seq: 1 }
-  const step = stepTo(run, held, text.parts, target)
-  const entries = step === undefined ? [] : [step]
-  if (done !== undefined) entries.push(done)
-  return { entries, viewer: { cursor: done ?? target, held: text.parts } }
-}
-
-/** The one event that brings a viewer from what it holds to what is stored; none when that is the same. */
-function stepTo(
-  run: RunFacts,
-  held: readonly Part[] | undefined,
-  stored: readonly Part[],
-  cursor: EventId,
-): LogEntry | undefined {
-  if (held === undefined) return resetEntry(run.message_id, stored, cursor)
-  if (stored.length < held.length) return resetEntry(run.message_id, stored, cursor)
-  // Not compared as JSON: jsonb gives the members of an object back in an order of its own.
-  const changed = stored.flatMap((part, index) => (isShownAlike(part, held[index]) ? [] : [index]))
-  const index = changed[0]
-  if (index === undefined) return undefined
-  const part = stored[index] as Part
-  const { kind, text: before } = held[index] ?? { kind: index === 0 ? 'text' : undefined, text: '' }
-  if (
-    changed.length > 1 ||
-    (kind !== 'text' && kind !== 'reasoning') ||
-    kind !== part.kind ||
-    !part.text.startsWith(before)
-  ) {
-    return resetEntry(run.message_id, stored, cursor)
-  }
-  const text = part.text.slice(before.length)
-  return { ...cursor, event: { type: 'delta', data: { part: index, offset: before.length, text } } }
-}
-
-/** Seals are stored, and shown to nobody while a reply is made. */
-function isShownAlike({ signature: _seal, ...part }: Part, held: Part | undefined): boolean {
-  if (held === undefined) return false
-  const { signature: _heldSeal, ...rest } = held
-  return isDeepStrictEqual(part, rest)
-}
